@@ -1,0 +1,35 @@
+// Package link carries heartbeat datagrams over the media of ha.cf. Bytes go
+// in and come out; a link neither parses nor authenticates them.
+package link
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+)
+
+// Link is one heartbeat medium of this node. Send and Receive may be called
+// at the same time from different goroutines.
+type Link interface {
+	// Name is the link name as cl_status shows it: the interface, device or host.
+	Name() string
+	// Send sends one datagram to all who listen on the medium. It does not
+	// block; an error concerns this datagram only.
+	Send(b []byte) error
+	// Receive waits for the next datagram, which may be one's own. It returns
+	// ErrClosed after Close; any other error is passing. The data are the
+	// caller's to keep.
+	Receive() (Packet, error)
+	// Close ends the link and every Receive that waits.
+	Close() error
+}
+
+// Packet is one received datagram.
+type Packet struct {
+	Data []byte
+	From netip.AddrPort // zero where the medium has no addresses
+	At   time.Time      // when the kernel received it if it says so, else when it was read
+}
+
+// ErrClosed is returned by Receive after Close.
+var ErrClosed = errors.New("link is closed")

@@ -1,0 +1,99 @@
+package model
+
+import (
+	"net/netip"
+	"strconv"
+	"time"
+)
+
+// CheckType is the kind of a health check (ldirectord.cf checktype).
+type CheckType uint8
+
+// Kinds of health checks.
+const (
+	CheckNone         CheckType = iota
+	CheckNegotiate              // a request and its answer, by the service's protocol
+	CheckConnect                // a TCP connection; ICMP echo for UDP services
+	CheckCombined               // Connects times connect after each successful negotiate
+	CheckPing                   // ICMP echo
+	CheckExternal               // a program's exit status
+	CheckExternalPerl           // a Perl file's exit status
+	CheckOff                    // never checked, always down
+	CheckOn                     // never checked, always up
+)
+
+var checkTypeText = [...]string{"none", "negotiate", "connect", "combined", "ping", "external", "external-perl", "off", "on"}
+
+func (c CheckType) String() string {
+	if int(c) < len(checkTypeText) {
+		return checkTypeText[c]
+	}
+	return "checktype(" + strconv.Itoa(int(c)) + ")"
+}
+
+// Target is one thing to check, complete: two equal targets share one check.
+// All of it comes from the configuration; it is comparable.
+type Target struct {
+	Kind        CheckType
+	Application string         // ldirectord.cf service: "http", "dns", ..., "none"
+	Proto       Protocol       // transport of the virtual service; ProtocolNone for marks
+	Addr        netip.AddrPort // real server and check port; port 0 where none is known
+	Connects    int            // CheckCombined only
+
+	CheckTimeout     time.Duration // connect, ping, external
+	NegotiateTimeout time.Duration // negotiate
+	Tries            int           // ping: echo requests at most
+
+	Request     string // path, name, query ... as configured, with its leading "/"
+	RequestURL  string // http(s): absolute URL of a per-real request; replaces Addr and Request
+	Receive     string // Perl-style regular expression; "" matches all
+	Method      string // GET or HEAD
+	VirtualHost string
+	Login       string
+	Password    string
+	Database    string
+	Secret      string
+
+	// Set for external checks only, so that others can be shared between services.
+	Command     string
+	VirtualAddr netip.AddrPort
+	Mark        uint32
+	RealPort    uint16 // the real server's port as configured
+}
+
+// Status is what a check says of a real server.
+type Status uint8
+
+// Check results. Unknown is not Down: it changes nothing.
+const (
+	Unknown Status = iota
+	Up
+	Down
+)
+
+func (s Status) String() string {
+	switch s {
+	case Up:
+		return "up"
+	case Down:
+		return "down"
+	case Unknown:
+	}
+	return "unknown"
+}
+
+// MarshalText writes up, down or unknown.
+func (s Status) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// Verdict is the result of one check, with the reason in words.
+type Verdict struct {
+	Status   Status
+	Reason   string        // "200 OK", "connection refused", ...; never empty unless Unknown
+	At       time.Time     // when the check ended
+	Duration time.Duration // how long it took
+}
+
+// String is the canonical text: "down: connection refused (1.2ms)".
+func (v Verdict) String() string {
+	return v.Status.String() + ": " + v.Reason + " (" + v.Duration.Round(100*time.Microsecond).String() + ")"
+}
