@@ -131,14 +131,14 @@ type ClusterEventKind uint8
 
 // What the messenger tells the resource manager, in the order it happened.
 const (
-	ClusterNone      ClusterEventKind = iota
-	CommunicationUp                   // own status is active: resources may be negotiated
-	MessageReceived                   // a new Message of another node, each once
-	NodeDied                          // Node has been silent for its deadtime
-	NodeRestarted                     // Node came back with a higher generation before it was declared dead
-	NodeJoined                        // Node is heard again after death (new generation), or for the first time
-	PartitionHealed                   // Node is heard again after death with its old generation: it never died
-	LinkChanged                       // a link to Node went up or down
+	ClusterNone     ClusterEventKind = iota
+	CommunicationUp                  // own status is active: resources may be negotiated
+	MessageReceived                  // a new Message of another node, each once
+	NodeDied                         // Node has been silent for its deadtime
+	NodeRestarted                    // Node came back with a higher generation before it was declared dead
+	NodeJoined                       // Node is heard again after death (new generation), or for the first time
+	PartitionHealed                  // Node is heard again after death with its old generation: it never died
+	LinkChanged                      // a link to Node went up or down
 )
 
 // ClusterEvent is one fact about the cluster, from messenger to crm.
