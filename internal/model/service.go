@@ -162,20 +162,21 @@ func (k *ServiceKey) UnmarshalText(b []byte) (err error) {
 	return err
 }
 
-// Compare orders services as listings show them: tcp, udp, sctp by address
-// and port, then marks.
+// Compare orders services as ipvsadm lists them: IPv4 before IPv6, within a
+// family by transport, address and port; marks come last.
 func (k ServiceKey) Compare(o ServiceKey) int {
 	rank := func(k ServiceKey) int {
 		if k.IsMark() {
 			return 255
 		}
-		return int(k.Proto)
+		return int(k.Family())
 	}
 	return cmp.Or(
 		cmp.Compare(rank(k), rank(o)),
+		cmp.Compare(k.Proto, o.Proto),
 		k.Addr.Compare(o.Addr),
-		cmp.Compare(k.MarkFamily, o.MarkFamily),
 		cmp.Compare(k.Mark, o.Mark),
+		cmp.Compare(k.MarkFamily, o.MarkFamily),
 	)
 }
 

@@ -1,0 +1,66 @@
+// Package api is the face of a running daemon: JSON over HTTP on a Unix
+// socket. Requests come in, what the daemon knows goes out; the package
+// decides nothing and keeps nothing.
+package api
+
+import (
+	"context"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// Version is the version of the JSON documents. It rises when a member
+// changes its meaning or goes away; members may be added at any time.
+const Version = 1
+
+// Daemon is what the server needs of the program it speaks for.
+type Daemon interface {
+	Status(ctx context.Context) (Status, error)
+	Table(ctx context.Context) (Table, error)
+	Flows(ctx context.Context) (Flows, error)
+}
+
+// Status is the answer to "how are you".
+type Status struct {
+	Version   int                  `json:"version"`
+	Node      model.NodeName       `json:"node"`
+	State     string               `json:"state"` // starting, active, standby, stopping
+	Plane     string               `json:"plane"`
+	PlaneInfo model.PlaneInfo      `json:"plane_info"`
+	Mode      string               `json:"mode"` // safety mode: classic; "director" without a cluster
+	Peers     []Peer               `json:"peers"`
+	Resources []model.ResourceView `json:"resources"`
+	Services  []model.ServiceView  `json:"services"`
+	Sentences []string             `json:"sentences"` // what an operator should know, most urgent first
+	PID       int                  `json:"pid"`
+	BadPacket uint64               `json:"bad_packets"` // heartbeat packets dropped because they failed authentication
+}
+
+// Peer is one node of the cluster, this one among them.
+type Peer struct {
+	Name  model.NodeName   `json:"name"`
+	State string           `json:"state"`
+	Self  bool             `json:"self"`
+	Links []model.LinkView `json:"links"`
+}
+
+// Table is the plane's table with its counters.
+type Table struct {
+	Version  int                     `json:"version"`
+	Plane    model.PlaneInfo         `json:"plane"`
+	Services []model.VirtualService  `json:"services"`
+	Counters []model.ServiceCounters `json:"counters"`
+	Rates    []model.ServiceCounters `json:"rates"` // the same per second, over the last second
+}
+
+// Flows lists the plane's connections.
+type Flows struct {
+	Version int    `json:"version"`
+	Flows   []Flow `json:"flows"`
+}
+
+// Flow is one connection.
+type Flow struct {
+	Proto string `json:"proto"`
+	model.Flow
+}

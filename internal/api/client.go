@@ -1,0 +1,68 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"syscall"
+)
+
+// ErrNotRunning is returned when nothing answers on the socket.
+var ErrNotRunning = errors.New("no daemon is running there")
+
+// Client asks a daemon.
+type Client struct {
+	socket string
+	http   *http.Client
+}
+
+// NewClient makes a client of the daemon behind that socket.
+func NewClient(socket string) *Client {
+	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", socket)
+		},
+	}}}
+}
+
+// Status asks for the daemon's status.
+func (c *Client) Status(ctx context.Context) (Status, error) { return get[Status](ctx, c, "status") }
+
+// Table asks for the table with its counters.
+func (c *Client) Table(ctx context.Context) (Table, error) { return get[Table](ctx, c, "table") }
+
+// Flows asks for the connections.
+func (c *Client) Flows(ctx context.Context) (Flows, error) { return get[Flows](ctx, c, "flows") }
+
+func get[T any](ctx context.Context, c *Client, what string) (doc T, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://batuta/v1/"+what, nil)
+	if err != nil {
+		return doc, fmt.Errorf("ask for %s: %w", what, err)
+	}
+	resp, err := c.http.Do(req)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return doc, fmt.Errorf("%w: %s; is it started with the same --run-dir?", ErrNotRunning, c.socket)
+	case errors.Is(err, fs.ErrPermission):
+		return doc, fmt.Errorf("%s belongs to another user: ask as that user, or as root", c.socket)
+	case err != nil:
+		return doc, fmt.Errorf("ask the daemon for %s: %w", what, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		var p problem
+		if json.NewDecoder(resp.Body).Decode(&p) == nil && p.Error != "" {
+			return doc, errors.New(p.Error)
+		}
+		return doc, fmt.Errorf("the daemon answered %s", resp.Status)
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&doc); err != nil {
+		return doc, fmt.Errorf("the daemon's answer about %s: %w", what, err)
+	}
+	return doc, nil
+}
