@@ -55,12 +55,6 @@ type Table struct {
 
 // Flows lists the plane's connections.
 type Flows struct {
-	Version int    `json:"version"`
-	Flows   []Flow `json:"flows"`
-}
-
-// Flow is one connection.
-type Flow struct {
-	Proto string `json:"proto"`
-	model.Flow
+	Version int          `json:"version"`
+	Flows   []model.Flow `json:"flows"`
 }

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"fmt"
 	"net/netip"
 	"strconv"
 	"time"
@@ -84,6 +85,17 @@ func (s Status) String() string {
 
 // MarshalText writes up, down or unknown.
 func (s Status) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads what MarshalText writes; any other word is an error.
+func (s *Status) UnmarshalText(b []byte) error {
+	for v := Unknown; v <= Down; v++ {
+		if v.String() == string(b) {
+			*s = v
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is no status: want up, down or unknown", b)
+}
 
 // Verdict is the result of one check, with the reason in words.
 type Verdict struct {

@@ -1,7 +1,9 @@
 package model
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -171,16 +173,27 @@ const (
 	ResourceFailed
 )
 
+var resourceStateText = [...]string{"unknown", "starting", "running", "stopping", "stopped", "failed"}
+
 func (s ResourceState) String() string {
-	t := [...]string{"unknown", "starting", "running", "stopping", "stopped", "failed"}
-	if int(s) < len(t) {
-		return t[s]
+	if int(s) < len(resourceStateText) {
+		return resourceStateText[s]
 	}
 	return "resource(" + strconv.Itoa(int(s)) + ")"
 }
 
 // MarshalText writes the state's word.
 func (s ResourceState) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads what MarshalText writes; any other word is an error.
+func (s *ResourceState) UnmarshalText(b []byte) error {
+	i := slices.Index(resourceStateText[:], string(b))
+	if i < 0 {
+		return fmt.Errorf("%q is no resource state", b)
+	}
+	*s = ResourceState(i)
+	return nil
+}
 
 // Host is a snapshot of the machine, taken once so that configuration can be
 // understood without touching it again.

@@ -38,7 +38,7 @@ type ServiceCounters struct {
 
 // Flow is one connection that a plane knows.
 type Flow struct {
-	Proto   Protocol       `json:"-"`
+	Proto   Protocol       `json:"proto"`
 	Client  netip.AddrPort `json:"client"`
 	Virtual netip.AddrPort `json:"virtual"`
 	Real    netip.AddrPort `json:"real"`

@@ -36,6 +36,20 @@ func (p Protocol) String() string {
 	return "protocol(" + strconv.Itoa(int(p)) + ")"
 }
 
+// MarshalText writes tcp, udp, sctp or none.
+func (p Protocol) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (p *Protocol) UnmarshalText(b []byte) error {
+	for q := ProtocolNone; q <= SCTP; q++ {
+		if q.String() == string(b) {
+			*p = q
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is no transport: want tcp, udp, sctp or none", b)
+}
+
 // Number is the IP protocol number (IANA), 0 for ProtocolNone.
 func (p Protocol) Number() uint8 {
 	switch p {

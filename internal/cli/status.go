@@ -1,0 +1,109 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/batuta-ha/batuta/internal/api"
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// LSB's exit code of a status query for a program that does not run.
+const exitNotRunning = 3
+
+func newStatusCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "One screen: node, peers, resources, services",
+		Long: `Print how the running daemon and its cluster are. Exit code 0 when it runs, 3
+when it does not.`,
+		Example: "  batuta status\n  batuta status --json",
+		Args:    positional(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			st, err := o.client().Status(cmd.Context())
+			if errors.Is(err, api.ErrNotRunning) {
+				return &exitError{exitNotRunning, err.Error()}
+			}
+			if err != nil {
+				return err
+			}
+			if o.json {
+				return printJSON(cmd.OutOrStdout(), st)
+			}
+			writeStatus(cmd.OutOrStdout(), st, time.Now())
+			return nil
+		},
+	}
+}
+
+func writeStatus(w io.Writer, st api.Status, now time.Time) {
+	fmt.Fprintf(w, "%s is %s; plane %s (%s)\n", st.Node, st.State, st.PlaneInfo.Name, st.PlaneInfo.Detail)
+	for _, s := range st.Sentences {
+		fmt.Fprintln(w, "! "+s)
+	}
+	if len(st.Peers) > 0 {
+		fmt.Fprintf(w, "\nNodes (%s)\n", st.Mode)
+		for _, p := range st.Peers {
+			name := string(p.Name)
+			if p.Self {
+				name += " (this one)"
+			}
+			fmt.Fprintf(w, "  %-20s %-7s %s\n", name, p.State, linksText(p.Links))
+		}
+	}
+	if len(st.Resources) > 0 {
+		fmt.Fprintln(w, "\nResources")
+		for _, r := range st.Resources {
+			where := string(r.Node)
+			if where == "" {
+				where = "nowhere"
+			}
+			fmt.Fprintf(w, "  %-28s %-9s on %s", r.Name, r.State, where)
+			if r.Error != "" {
+				fmt.Fprint(w, ": "+r.Error)
+			}
+			fmt.Fprintln(w)
+		}
+	}
+	for _, s := range st.Services {
+		fmt.Fprintf(w, "\nService %s %s", s.Key, s.Scheduler)
+		if s.Fallback {
+			fmt.Fprint(w, ", on its fallback")
+		}
+		fmt.Fprintln(w)
+		for _, r := range s.Reals {
+			fmt.Fprintf(w, "  %-22s %-5s weight %-4s %s\n", r.Addr, r.Status, weightText(r), checkText(r, now))
+		}
+	}
+}
+
+func weightText(r model.RealView) string {
+	if !r.InTable {
+		return "-"
+	}
+	return fmt.Sprint(r.Weight)
+}
+
+func checkText(r model.RealView, now time.Time) string {
+	if r.Checked.IsZero() {
+		return "not checked yet"
+	}
+	return fmt.Sprintf("%s (%s, %s ago)", r.Reason, r.Took.Round(100*time.Microsecond), now.Sub(r.Checked).Round(time.Second))
+}
+
+func linksText(links []model.LinkView) string {
+	var b []string
+	for _, l := range links {
+		state := "dead"
+		if l.Up {
+			state = "up"
+		}
+		b = append(b, l.Name+" "+state)
+	}
+	return strings.Join(b, ", ")
+}
