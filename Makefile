@@ -1,6 +1,63 @@
-# Batuta: build, test, show. See CONTRIBUTING.md.
-GO ?= go
+# Batuta: build, show, test. `make help` lists the targets; CONTRIBUTING.md explains them.
+GO        ?= go
+CACHE     ?= $(CURDIR)/.cache
+T         ?= 5s
+GOLANGCI  := v2.15.0
+CLANG     ?= clang-14
+# The race detector needs a C compiler; without one the tests run without it and say so.
+RACE      := $(shell command -v gcc >/dev/null 2>&1 && echo -race)
+BATUTA_BIN := $(CURDIR)/bin/batuta
+export BATUTA_BIN
+
+.PHONY: help
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## write bin/batuta
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/batuta ./cmd/batuta
+
+.PHONY: demo
+demo: build ## a whole cluster on this machine, load, both kinds of failover
+	bin/batuta demo
+
+.PHONY: test
+test: build needs unit fuzz lint generated ## everything: unit, root and lab tests, fuzz smoke, lint, generated code
+
+.PHONY: needs
+needs: ## say what of `make test` this machine has to leave out
+	@scripts/needs
+
+.PHONY: unit
+unit: build ## all Go tests, as root with the kernel and lab tests
+	$(GO) test $(RACE) -timeout 15m ./...
+
+.PHONY: fuzz
+fuzz: ## each fuzz target for T (default 5s)
+	@GO='$(GO)' T='$(T)' scripts/fuzz
+
+.PHONY: lint
+lint: $(CACHE)/bin/golangci-lint-$(GOLANGCI) ## gofmt, go vet and the linters of .golangci.yml
+	@test -z "$$(gofmt -l cmd internal bpf *.go)" || { gofmt -l cmd internal bpf *.go; echo 'run gofmt -w on these files'; exit 1; }
+	$(CACHE)/bin/golangci-lint-$(GOLANGCI) run ./...
+
+$(CACHE)/bin/golangci-lint-$(GOLANGCI):
+	@mkdir -p $(CACHE)/bin
+	GOBIN=$(CACHE)/bin GOFLAGS= $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
+	@mv $(CACHE)/bin/golangci-lint $@
+
+.PHONY: generate
+generate: ## eBPF objects from bpf/ (needs clang 14 and libbpf-dev)
+	CLANG='$(CLANG)' $(GO) generate ./...
+
+.PHONY: generated
+generated: ## generate again and compare with what is committed
+	@CLANG='$(CLANG)' MAKE='$(MAKE)' scripts/generated
+
+.PHONY: bench
+bench: ## benchmarks of the pure parts
+	$(GO) test -run '^$$' -bench . -benchmem ./internal/...
+
+.PHONY: clean
+clean: ## remove what the build wrote
+	rm -rf bin
