@@ -17,7 +17,7 @@ const module = "github.com/batuta-ha/batuta/"
 
 // room is one package of the house: its level, and what it may not touch.
 // Imports go down only. Rooms of one level do not import each other unless
-// `knows` names the neighbour, with the reason in a comment.
+// `knows` names the neighbor, with the reason in a comment.
 type room struct {
 	level int
 	pure  bool // no network, processes, clock, logging, global rand, goroutines
@@ -53,8 +53,9 @@ var rooms = map[string]room{
 
 	"internal/api": {level: 4}, // HTTP on the Unix socket
 
-	"internal/node": {level: 5}, // composition root
-	"internal/lab":  {level: 5}, // namespaces test-bed
+	"internal/node": {level: 5},                                  // composition root
+	"internal/lab":  {level: 5},                                  // namespaces test-bed
+	"internal/demo": {level: 5, knows: []string{"internal/lab"}}, // shows a cluster, in the lab where root allows it
 
 	"internal/cli": {level: 6, knows: nil}, // one file per verb
 	"cmd/batuta":   {level: 7},             // flags, signals, argv[0]
@@ -194,5 +195,5 @@ func checkImport(t *testing.T, file, dir string, r room, name string, test bool)
 	if test && rel == "internal/plane/planetest" {
 		return
 	}
-	t.Errorf("%s (level %d) imports %s (level %d): imports go down only, and neighbours meet in model", file, r.level, rel, other.level)
+	t.Errorf("%s (level %d) imports %s (level %d): imports go down only, and neighbors meet in model", file, r.level, rel, other.level)
 }

@@ -57,13 +57,11 @@ func Load(ctx context.Context, url, want string, w io.Writer) error {
 			default:
 				continue // all slots wait for a dead director: the gap is being measured
 			}
-			probes.Add(1)
-			go func() {
-				defer probes.Done()
+			probes.Go(func() {
 				server := ask(client, url, want)
 				results <- result{time.Now(), server}
 				<-slots
-			}()
+			})
 		}
 	}()
 	flush := time.NewTicker(50 * time.Millisecond)

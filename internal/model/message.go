@@ -2,6 +2,7 @@ package model
 
 import (
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -40,14 +41,15 @@ func (m Message) Lookup(name string) (string, bool) {
 
 // String is the canonical text: "lvs01: resource rsc_hold=all isstable=1".
 func (m Message) String() string {
-	s := string(m.From) + ": " + m.Type
+	var b strings.Builder
+	b.WriteString(string(m.From) + ": " + m.Type)
 	for _, f := range m.Fields {
-		s += " " + f.Name + "=" + f.Value
+		b.WriteString(" " + f.Name + "=" + f.Value)
 	}
 	if m.To != "" {
-		s += " -> " + string(m.To)
+		b.WriteString(" -> " + string(m.To))
 	}
-	return s
+	return b.String()
 }
 
 // NodeState is a node's status as its cluster sees it (Heartbeat's words).
