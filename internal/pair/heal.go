@@ -1,0 +1,110 @@
+package pair
+
+import (
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// healed: the other node is heard again after it was declared dead, and it
+// never died. Both sides may hold everything.
+func (c *Core) healed() {
+	if c.peer.alive {
+		return // its question came first
+	}
+	c.peer.alive, c.peer.gone, c.peer.stopping = true, false, false
+	if c.state == stateInit || c.state == stateShutdown {
+		return
+	}
+	c.say(model.LevelCritical, "partition-healed", "Cluster node %s returning after partition.", c.cfg.Peer)
+	c.endStandby()
+	c.other, c.otherStable = None, false
+	if !c.peer.batuta {
+		// Heartbeat gives up everything within 2 s and starts anew. We give up everything,
+		// too, and take over when it says that it has stopped.
+		c.giveUpAll()
+		return
+	}
+	c.ask()
+}
+
+// ask tells the other side what we hold, so that both can apply the rule.
+func (c *Core) ask() {
+	c.healing, c.otherStable = true, false
+	c.askAt = c.now.Add(askDelay)
+	c.report(false, infoHeal)
+}
+
+// question answers the other side's ask, and decides.
+func (c *Core) question() {
+	if c.state == stateShutdown {
+		return
+	}
+	c.peer.alive = true
+	c.endStandby()
+	c.report(false, infoHealed)
+	c.decide()
+}
+
+// decide applies the rule that both sides know: what is held once stays;
+// if anything is held twice, the side that holds more resources keeps all it
+// has, then the side listed first in ha.cf, and the other releases all it has.
+func (c *Core) decide() {
+	c.healing = false
+	if c.hold&c.Other() == None {
+		if c.state == stateStable {
+			c.report(true, "")
+		}
+		return
+	}
+	mine, theirs := c.weight(c.hold), c.weight(c.Other())
+	if mine < theirs || mine == theirs && !c.cfg.First {
+		c.say(model.LevelCritical, "split-lost", "%s and %s both held [%v]: %s keeps its resources, this node releases all of its own",
+			c.cfg.Self, c.cfg.Peer, c.hold&c.Other(), c.cfg.Peer)
+		c.giveUpAll()
+		return
+	}
+	c.say(model.LevelCritical, "split-won", "%s and %s both held [%v]: this node keeps its resources, %s releases all of its own",
+		c.cfg.Self, c.cfg.Peer, c.hold&c.Other(), c.cfg.Peer)
+	c.other, c.otherStable, c.won = None, false, true
+	c.needsFailback = true
+	c.out = append(c.out, Reannounce{c.hold})
+	c.report(true, "")
+}
+
+// weight is the number of resources in a set.
+func (c *Core) weight(s Set) int {
+	n := 0
+	if s&Local != None {
+		n += c.cfg.LocalResources
+	}
+	if s&Foreign != None {
+		n += c.cfg.ForeignResources
+	}
+	return n
+}
+
+// giveUpAll releases everything and then negotiates like a node that has just come up.
+func (c *Core) giveUpAll() {
+	c.endStandby()
+	c.forget(forOwn, forTakeover, forCleaning)
+	c.hold, c.found, c.cleaning = None, None, false
+	c.healing, c.otherStable, c.won, c.needsFailback = false, false, false, false
+	c.peer.open = false
+	c.rejoining = true
+	c.report(false, infoLeaving)
+	c.state, c.takeoverAt = stateStarting, time.Time{}
+	c.release(All, forRejoin)
+}
+
+// conflict is found when both sides have settled and claim the same.
+func (c *Core) conflict() {
+	if c.peer.batuta {
+		c.ask()
+		return
+	}
+	if !c.audited {
+		c.audited = true
+		c.say(model.LevelError, "double-claim", "both %s and %s claim [%v]: stop heartbeat on one of them", c.cfg.Self, c.cfg.Peer, c.hold&c.Other())
+	}
+}

@@ -1,0 +1,407 @@
+package pair
+
+import (
+	"strconv"
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// Comments of reports that carry meaning. The first three are Heartbeat's;
+// the others are understood by Batuta only and ignored by the original.
+const (
+	infoShutdown = "shutdown"
+	infoStandby  = "standby"
+	infoOwn      = "req_our_resources()"
+	infoHeal     = "heal"     // after a split: this is what I hold; what do you?
+	infoHealed   = "healed"   // the answer to that
+	infoLeaving  = "leaving"  // a split was lost, everything is being released
+	infoCleaning = "cleaning" // leftovers of an earlier life are being released
+	infoKept     = "kept"     // what was offered could not be released
+)
+
+// cluster takes a fact from the messenger.
+func (c *Core) cluster(e model.ClusterEvent) {
+	if v := e.View.Find(c.cfg.Peer); v != nil && c.cfg.Peer != "" {
+		c.peer.batuta = v.Batuta
+		c.peer.active = v.State == model.NodeActive
+		if e.Kind == model.CommunicationUp {
+			c.peer.alive = v.State == model.NodeActive || v.State == model.NodeUp
+		}
+	}
+	if e.Kind == model.CommunicationUp {
+		c.communicationUp()
+		return
+	}
+	if e.Node != c.cfg.Peer && e.Message.From != c.cfg.Peer || c.cfg.Peer == "" {
+		return
+	}
+	switch e.Kind {
+	case model.MessageReceived:
+		c.message(e.Message)
+	case model.NodeDied:
+		c.died()
+	case model.NodeRestarted:
+		c.say(model.LevelWarning, "node-restarted", "node %s restarted before it was missed", c.cfg.Peer)
+		c.newLife()
+	case model.NodeJoined:
+		c.newLife()
+	case model.PartitionHealed:
+		c.healed()
+	case model.CommunicationUp, model.LinkChanged, model.ClusterNone:
+	}
+}
+
+// newLife forgets what the other node said before.
+func (c *Core) newLife() {
+	c.endStandby()
+	c.other, c.otherStable, c.healing = None, false, false
+	c.peer.alive, c.peer.open, c.peer.stopping, c.peer.gone, c.peer.report = true, false, false, false, 0
+}
+
+func (c *Core) communicationUp() {
+	if c.state != stateInit {
+		return
+	}
+	c.up = true
+	c.send("starting")
+	c.state = stateStarting
+	if !c.peer.alive || c.peer.gone {
+		c.takeAll()
+		return
+	}
+	c.takeoverAt = c.now.Add(takeoverDelay)
+}
+
+// died takes over from the other node, which was silent for its deadtime.
+func (c *Core) died() {
+	stopped := c.peer.gone
+	c.newLife()
+	c.peer.alive, c.peer.active = false, false
+	if c.state == stateInit || c.state == stateShutdown {
+		return
+	}
+	c.needsFailback = true
+	if c.state == stateStable && c.hold == All && c.failed == None {
+		return
+	}
+	if !stopped {
+		c.say(model.LevelWarning, "takeover", "Resources being acquired from %s", c.cfg.Peer)
+	}
+	c.takeAll()
+}
+
+// takeAll claims and starts everything that is not held: the other node holds nothing.
+func (c *Core) takeAll() {
+	c.endStandby()
+	c.other, c.otherStable, c.healing = None, false, false
+	c.forget(forRejoin, forCleaning)
+	c.rejoining, c.cleaning, c.found = false, false, None
+	c.needsFailback = true
+	c.state, c.takeoverAt = stateStable, time.Time{}
+	missing := All&^c.hold | c.failed
+	c.hold = All
+	c.report(true, infoOwn)
+	if missing != None {
+		c.acquire(missing, forTakeover)
+	}
+}
+
+// message takes one message of the other node.
+func (c *Core) message(m model.Message) {
+	switch m.Type {
+	case "resource":
+		c.onResource(m)
+	case "starting":
+		c.onStarting()
+	case "ask_resources":
+		c.onAsk(m)
+	case "hb_takeover":
+		c.onTakeover(m)
+	case "shutdone":
+		c.onShutdone()
+	}
+}
+
+// onStarting answers a node that has come up, or that asks anew where we are.
+func (c *Core) onStarting() {
+	if c.state == stateInit {
+		return
+	}
+	c.otherStable = false
+	c.peer.stopping, c.peer.gone = false, false
+	if c.won {
+		// The loser of a split has released: nobody else answers for our addresses now.
+		c.won = false
+		c.out = append(c.out, Reannounce{c.hold})
+	}
+	if c.state == stateShutdown {
+		c.report(false, infoShutdown)
+		return
+	}
+	c.report(c.state == stateStable, "")
+}
+
+// onResource takes the other node's report of what it claims.
+func (c *Core) onResource(m model.Message) {
+	set, ok := ParseSet(m.Get("rsc_hold"))
+	if c.state == stateInit || !ok {
+		return
+	}
+	full := m.Get("rtype") == "full"
+	if full {
+		// A retransmitted report may come after newer ones. A node that numbers its
+		// reports begins with the first after it has recognized us, so that one
+		// without a number is older than any with.
+		n, _ := strconv.ParseUint(m.Get("report"), 16, 64)
+		if c.peer.report > 0 && n <= c.peer.report {
+			return
+		}
+		c.peer.report = n
+	}
+	if c.state == stateStarting {
+		c.received()
+	}
+	switch {
+	case full || set == None:
+		c.other = set
+	default:
+		c.other |= set
+	}
+	info := m.Get("info")
+	if info == infoShutdown {
+		// Whatever was being handed over: all of it comes with the end of the stop.
+		c.peer.stopping = true
+		c.endStandby()
+	}
+	switch m.Get("isstable") {
+	case "1":
+		c.peer.open = false
+		if !c.otherStable {
+			c.otherStable = true
+			if c.state != stateShutdown {
+				c.report(c.state == stateStable, "")
+			}
+		}
+	case "0":
+		c.otherStable = false
+		c.peer.open = full && info == ""
+	}
+	switch {
+	case info == infoKept && c.standby == standbyOther:
+		c.say(model.LevelError, "standby-failed", "%s could not release [%v] and keeps it", c.cfg.Peer, c.standbySet.Mirror())
+		c.endStandby()
+	case info == infoHeal:
+		c.question()
+	case c.healing && full:
+		c.decide()
+	}
+}
+
+// onShutdone takes over from a node that has released everything.
+func (c *Core) onShutdone() {
+	c.peer.gone, c.peer.stopping = true, false
+	c.other, c.otherStable = None, false
+	if c.state == stateInit || c.state == stateShutdown {
+		return
+	}
+	c.say(model.LevelInfo, "takeover", "Received shutdown notice from %s. Resources being acquired from %s", c.cfg.Peer, c.cfg.Peer)
+	c.takeAll()
+}
+
+// report tells the other node what we claim, and whether we have settled.
+func (c *Core) report(stable bool, info string) {
+	if info == "" && !stable && c.found != None {
+		info = infoCleaning
+	}
+	f := []model.Field{{Name: "rsc_hold", Value: c.hold.String()}, {Name: "rtype", Value: "full"},
+		{Name: "isstable", Value: map[bool]string{true: "1", false: "0"}[stable]}}
+	if info != "" {
+		f = append(f, model.Field{Name: "info", Value: info})
+	}
+	if c.peer.batuta {
+		c.reports++
+		f = append(f, model.Field{Name: "report", Value: strconv.FormatUint(c.reports, 16)})
+	}
+	c.send("resource", f...)
+	if c.state == stateStarting {
+		c.received()
+	}
+}
+
+// received is entered with the first report, sent or seen.
+func (c *Core) received() {
+	c.state = stateReceived
+	if c.takeoverAt.IsZero() {
+		c.takeoverAt = c.now.Add(takeoverDelay)
+	}
+}
+
+// expire ends what has taken too long.
+func (c *Core) expire() {
+	if !c.due(c.standbyAt) || c.standby == standbyNot {
+		return
+	}
+	c.say(model.LevelWarning, "standby-timeout", "%s did not go on with the hand-over of [%v] in time", c.cfg.Peer, c.standbySet)
+	c.endStandby()
+	c.otherStable = true
+}
+
+func (c *Core) due(t time.Time) bool { return !t.IsZero() && !t.After(c.now) }
+
+// consider does what the state as a whole asks for, whatever led to it.
+func (c *Core) consider() {
+	if c.state == stateStarting || c.state == stateReceived {
+		c.settle()
+	}
+	if c.state != stateStable {
+		if c.state != stateStarting && c.state != stateReceived {
+			c.takeoverAt = time.Time{}
+		}
+		c.askAt, c.giveUpAt = time.Time{}, time.Time{}
+		return
+	}
+	c.takeoverAt = time.Time{}
+	settled := c.peer.alive && !c.peer.gone && c.otherStable && c.standby == standbyNot && !c.healing
+	if settled && c.hold&c.Other() != None {
+		c.conflict()
+	} else if settled {
+		c.audited = false
+	}
+	if c.healing {
+		settled = false
+	}
+	if settled && len(c.ops) == 0 {
+		c.move()
+	}
+	c.askAgain()
+}
+
+// settle ends the negotiation when there is nothing more to wait for.
+func (c *Core) settle() {
+	if c.rejoining || c.cleaning {
+		return
+	}
+	both := c.state == stateReceived && c.peer.batuta && c.peer.open
+	late := c.due(c.takeoverAt) && !c.peer.stopping
+	if !c.otherStable && !both && !late {
+		return
+	}
+	own := Local &^ c.hold
+	if c.other&Foreign != None {
+		own = None
+	}
+	if left := c.found &^ own; left != None {
+		// What an earlier life left running must be gone before anyone may take it.
+		c.cleaning = true
+		c.release(left, forCleaning)
+		return
+	}
+	c.found = None
+	c.state, c.takeoverAt = stateStable, time.Time{}
+	if own != None {
+		c.acquire(own, forOwn)
+	}
+	c.report(true, "")
+}
+
+// move hands over, or takes, what lies in the wrong place while both sides are settled.
+func (c *Core) move() {
+	if c.failed&c.hold == None {
+		c.giveUpAt = time.Time{}
+	}
+	switch {
+	case c.hold&Local == None && c.other&Foreign == None:
+		// Nobody has our set: the other held it, and restarted within its deadtime.
+		c.acquire(Local, forOwn)
+		c.report(true, "")
+	case c.due(c.giveUpAt):
+		c.giveUpAt = time.Time{}
+		c.offer(c.failed&c.hold, false)
+	case c.needsFailback && (!c.cfg.Failback || c.hold&Foreign == None):
+		c.needsFailback = false
+	case c.needsFailback:
+		c.needsFailback = false
+		c.offer(Foreign, true)
+	}
+}
+
+// askAgain makes sure that no lost word leaves us waiting for ever.
+func (c *Core) askAgain() {
+	unsure := c.peer.alive && c.peer.active && !c.peer.gone && !c.peer.stopping && c.standby == standbyNot && (c.healing || !c.otherStable)
+	switch {
+	case !unsure:
+		c.askAt = time.Time{}
+	case c.askAt.IsZero():
+		c.askAt = c.now.Add(askDelay)
+	case c.due(c.askAt):
+		c.askAt = c.now.Add(askDelay)
+		if c.healing {
+			c.report(false, infoHeal)
+		} else {
+			c.send("starting")
+		}
+	}
+}
+
+// finished goes on with what an operation was for.
+func (c *Core) finished(f Finished) {
+	at := -1
+	for i, op := range c.ops {
+		if op.id == f.Op {
+			at = i
+		}
+	}
+	if at < 0 {
+		return
+	}
+	op := c.ops[at]
+	c.ops = append(c.ops[:at], c.ops[at+1:]...)
+	if !op.release && f.Failed&c.hold != None {
+		c.failed |= f.Failed & c.hold
+		c.giveUpAt = c.now.Add(giveUpDelay)
+		c.say(model.LevelError, "start-failed", "resources of the %v set did not start; offering the set to %s in %v", f.Failed, c.cfg.Peer, giveUpDelay)
+	}
+	switch op.why {
+	case forOwn:
+		if c.state == stateStable && c.standby == standbyNot {
+			c.report(true, infoOwn)
+		}
+	case forTakeover:
+		c.say(model.LevelInfo, "takeover-complete", "mach_down takeover complete for node %s.", c.cfg.Peer)
+	case forGift:
+		c.sendAsk(c.standbySet, "done")
+		c.endStandby()
+		c.report(true, "")
+	case forGiving:
+		c.given(f.Failed)
+	case forRejoin:
+		c.rejoining = false
+		c.state, c.takeoverAt = stateStarting, c.now.Add(takeoverDelay)
+		c.send("starting")
+	case forCleaning:
+		c.cleaning, c.found = false, None
+	case forStop:
+		// After a failed stop the other node must not believe that all is released.
+		if f.Failed == None && c.up {
+			c.send("shutdone", model.Field{Name: "st", Value: "dead"})
+		}
+		c.out = append(c.out, Stopped{f.Failed})
+	case forNothing:
+	}
+}
+
+// stop hands everything over and ends.
+func (c *Core) stop() {
+	if c.state == stateShutdown {
+		return
+	}
+	c.endStandby()
+	c.forget(forOwn, forTakeover, forRejoin, forCleaning)
+	c.healing, c.rejoining, c.cleaning, c.found = false, false, false, None
+	c.state, c.hold = stateShutdown, None
+	if c.up {
+		c.report(false, infoShutdown)
+	}
+	c.release(All, forStop)
+}

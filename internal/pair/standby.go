@@ -1,0 +1,148 @@
+package pair
+
+import (
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// A hand-over of a set X, always named in terms of the node S that gives it:
+//
+//	S  ask_resources X me        the offer
+//	T  ask_resources X other     accepted
+//	S  resource ... standby      X is no longer claimed; released; then
+//	S  ask_resources X done      released
+//	T  ask_resources X done      acquired
+//
+// and both report that they are settled.
+
+// offer begins a hand-over to the other node.
+func (c *Core) offer(s Set, failback bool) {
+	c.say(model.LevelNotice, "standby", "%s wants to go standby [%v]", c.cfg.Self, s)
+	c.otherStable = false
+	c.standby, c.standbySet, c.standbyAt = standbyMe, s, c.now.Add(answerDelay)
+	c.offered = failback
+	c.sendAsk(s, "me")
+}
+
+func (c *Core) sendAsk(s Set, info string) {
+	c.send("ask_resources", model.Field{Name: "rsc_hold", Value: s.String()}, model.Field{Name: "info", Value: info})
+}
+
+// endStandby ends a hand-over, finished or not. What was claimed stays claimed.
+func (c *Core) endStandby() {
+	if c.offered && c.standby == standbyMe && c.hold&Foreign != None {
+		c.needsFailback = true // it was refused or overtaken: offer it again
+	}
+	if c.standby == standbyMe && c.failed&c.hold != None {
+		c.giveUpAt = c.now.Add(giveUpDelay)
+	}
+	c.standby, c.standbySet, c.standbyAt, c.offered = standbyNot, None, time.Time{}, false
+	c.forget(forGift, forGiving)
+}
+
+// releasing tells whether the accepted offer is being released now.
+func (c *Core) releasing() bool {
+	for _, op := range c.ops {
+		if op.why == forGiving {
+			return true
+		}
+	}
+	return false
+}
+
+// onAsk takes the other node's step of a hand-over.
+func (c *Core) onAsk(m model.Message) {
+	if c.state == stateInit || c.state == stateShutdown {
+		return
+	}
+	set := All
+	if w, ok := m.Lookup("rsc_hold"); ok {
+		if set, ok = ParseSet(w); !ok || set == None {
+			c.say(model.LevelError, "protocol", "%s: ask_resources names no set of resources: %q", c.cfg.Peer, w)
+			return
+		}
+	}
+	switch info := m.Get("info"); {
+	case info == "me":
+		c.onOffer(set)
+	case info == "other" && c.standby == standbyMe && !c.releasing():
+		c.standbySet = set
+		c.standbyAt = c.now.Add(workDelay)
+		c.hold &^= set
+		c.otherStable = false
+		c.report(false, infoStandby)
+		c.release(set, forGiving)
+	case info == "done" && c.standby == standbyOther:
+		c.standby, c.standbyAt = standbyDone, c.now.Add(workDelay)
+		c.acquire(c.standbySet.Mirror(), forGift)
+	case info == "done" && c.standby == standbyDone && !c.receiving():
+		c.say(model.LevelNotice, "standby-complete", "Standby resource acquisition done [%v] by %s", c.standbySet, c.cfg.Peer)
+		c.endStandby()
+		c.report(true, "")
+	default:
+		c.say(model.LevelWarning, "protocol", "%s: ask_resources %v %q is not expected now: ignored", c.cfg.Peer, set, info)
+	}
+}
+
+// receiving tells whether a gift is being acquired now.
+func (c *Core) receiving() bool {
+	for _, op := range c.ops {
+		if op.why == forGift {
+			return true
+		}
+	}
+	return false
+}
+
+// onOffer accepts a set from the other node, or ignores the offer as the protocol demands.
+func (c *Core) onOffer(set Set) {
+	c.say(model.LevelNotice, "standby", "%s wants to go standby [%v]", c.cfg.Peer, set)
+	crossed := c.standby == standbyMe && !c.releasing() && c.peer.batuta && !c.cfg.First
+	switch {
+	case crossed:
+		// Both offered at once. The node listed second takes the other's offer and drops
+		// its own; Heartbeat ignores both, and both wait 10 s for nothing.
+		c.endStandby()
+	case c.state != stateStable || c.standby != standbyNot || !c.otherStable || c.healing:
+		c.say(model.LevelWarning, "standby-ignored", "the offer of %s is ignored: %v, hand-over under way: %v, %s settled: %v",
+			c.cfg.Peer, c.state, c.standby != standbyNot, c.cfg.Peer, c.otherStable)
+		return
+	}
+	c.otherStable = false
+	c.standby, c.standbySet, c.standbyAt = standbyOther, set, c.now.Add(workDelay)
+	c.sendAsk(set, "other")
+}
+
+// given ends the release of an offered set.
+func (c *Core) given(failed Set) {
+	if failed &= c.standbySet; failed != None {
+		// Handing over what still runs here would make it run twice. Heartbeat does so,
+		// or reboots the machine; we keep it, and say so.
+		c.say(model.LevelCritical, "stop-failed", "resources of the %v set could not be stopped: the set stays here; stop them by hand, then hand over again", failed)
+		back := c.standbySet
+		c.endStandby()
+		c.needsFailback = false
+		c.acquire(back, forOwn)
+		c.report(true, infoKept)
+		return
+	}
+	c.sendAsk(c.standbySet, "done")
+	c.standby, c.standbyAt = standbyDone, c.now.Add(workDelay)
+}
+
+// onTakeover goes standby at the other node's request.
+func (c *Core) onTakeover(m model.Message) {
+	word := m.Get("rsc_hold")
+	asked, err := ParseTakeover(word)
+	if err != nil {
+		c.say(model.LevelError, "protocol", "%s: hb_takeover: %v", c.cfg.Peer, err)
+		return
+	}
+	give := asked.Mirror()
+	if err := c.CanStandby(give); err != nil {
+		c.say(model.LevelWarning, "standby-refused", "%s asks for [%v], refused: %v", c.cfg.Peer, give, err)
+		return
+	}
+	c.offer(give, false)
+}
