@@ -51,14 +51,18 @@ func (c *crew) start(t Task) (stop func()) {
 			err = errEnded
 		}
 		if err != nil && !errors.Is(err, context.Canceled) {
-			err = fmt.Errorf("%s: %w", t, err)
-			c.mu.Lock()
-			c.errs = append(c.errs, err)
-			c.mu.Unlock()
-			c.cancel(err)
+			c.fail(fmt.Errorf("%s: %w", t, err))
 		}
 	}()
 	return func() { cancel(); <-done }
+}
+
+// fail notes what went wrong and ends all tasks.
+func (c *crew) fail(err error) {
+	c.mu.Lock()
+	c.errs = append(c.errs, err)
+	c.mu.Unlock()
+	c.cancel(err)
 }
 
 // wait ends all that still runs, waits, and returns what went wrong.

@@ -1,0 +1,119 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/batuta-ha/batuta/internal/api"
+	"github.com/batuta-ha/batuta/internal/config"
+	"github.com/batuta-ha/batuta/internal/director"
+	"github.com/batuta-ha/batuta/internal/logfile"
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// DirectorOptions say how to run the director alone.
+type DirectorOptions struct {
+	Config string // an ldirectord.cf
+	Plane  string // one of PlaneNames
+	DryRun bool   // memory plane, nothing on the host changes
+	Hooks  bool   // with DryRun: run hooks all the same
+	Events string // with DryRun: file of changes; implies Hooks
+	Table  string // with DryRun: file of the table
+	RunDir string
+	Stderr io.Writer
+	Hangup <-chan struct{}
+}
+
+// RunDirector checks and balances what one ldirectord.cf describes, until ctx
+// ends; then the services go by the rules of cleanstop.
+func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
+	o.Config = absolute(o.Config)
+	dir, err := openRunDir(o.RunDir)
+	if err != nil {
+		return err
+	}
+	defer dir.close()
+	host, err := Host("")
+	if err != nil {
+		return err
+	}
+	cfg, problems := config.Director(config.File(o.Config), host)
+	for _, p := range problems {
+		fmt.Fprintln(o.Stderr, p)
+	}
+	if config.Failed(problems) {
+		return ErrBadConfig
+	}
+	stderr := stderrSink(o.Stderr)
+	if o.DryRun {
+		o.Plane = "memory"
+	}
+	p, err := openPlane(planeOptions{name: o.Plane, holdAll: true, eventsLog: o.Events, tableFile: o.Table, sink: stderr})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.Close()) }()
+	loop, err := director.New(director.Config{
+		Director: *cfg,
+		Plane:    p,
+		Sink: fanOut(stderr, logfile.Ldirectord(logfile.LdirectordOptions{
+			LogFile: cfg.LogFile, Instance: cfg.Name, PID: os.Getpid(), Sink: stderr})),
+		Load: func() (*model.Director, error) { return loadDirector(o.Config, "") },
+	})
+	if err != nil {
+		return err
+	}
+	loop.SetActive(!o.DryRun || o.Hooks || o.Events != "")
+	d := &loneDirector{node: host.NodeName, loop: loop, plane: p, rates: newRateMeter(p)}
+	server, err := api.Listen(dir.socket(), d)
+	if err != nil {
+		return err
+	}
+	c := newCrew(context.WithoutCancel(ctx))
+	c.start(server)
+	c.start(d.rates)
+	stop := c.start(loop)
+	for {
+		select {
+		case <-o.Hangup:
+			loop.Reload()
+			continue
+		case <-ctx.Done():
+		case <-c.ctx.Done():
+		}
+		break
+	}
+	stop() // the table first, by the rules of cleanstop, while the API still answers
+	return c.wait()
+}
+
+// loadDirector reads an ldirectord.cf for a reload: any error refuses it, and
+// says the first thing to mend.
+func loadDirector(file string, name model.NodeName) (*model.Director, error) {
+	host, err := Host(name)
+	if err != nil {
+		return nil, err
+	}
+	cfg, problems := config.Director(config.File(file), host)
+	if !config.Failed(problems) {
+		return cfg, nil
+	}
+	errorCount := 0
+	var first config.Problem
+	for _, p := range problems {
+		if p.Severity == config.Error {
+			if errorCount == 0 {
+				first = p
+			}
+			errorCount++
+		}
+	}
+	if errorCount > 1 {
+		return nil, fmt.Errorf("%s (and %d more; see batuta check-config %s)", first, errorCount-1, file)
+	}
+	return nil, fmt.Errorf("%s", first)
+}
+

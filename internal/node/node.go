@@ -1,0 +1,348 @@
+// Package node is the composition root: it builds a running daemon of all the
+// parts and is the only place that knows every one of them. Configuration and
+// flags come in; tasks are built, supervised, and stopped in the right order.
+// It decides nothing about services or resources itself.
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	mathrand "math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/agent"
+	"github.com/batuta-ha/batuta/internal/announce"
+	"github.com/batuta-ha/batuta/internal/api"
+	"github.com/batuta-ha/batuta/internal/config"
+	"github.com/batuta-ha/batuta/internal/crm"
+	"github.com/batuta-ha/batuta/internal/director"
+	"github.com/batuta-ha/batuta/internal/link"
+	"github.com/batuta-ha/batuta/internal/logfile"
+	"github.com/batuta-ha/batuta/internal/messenger"
+	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/plane"
+)
+
+// Options say how to run a node of a cluster.
+type Options struct {
+	HaD              string         // directory of ha.cf, authkeys, haresources
+	Node             model.NodeName // "" for the machine's own name
+	Plane            string         // one of PlaneNames
+	HeartbeatAddress netip.Addr     // bind heartbeats to it; zero for all addresses
+	RunDir           string
+	StateDir         string
+	Stderr           io.Writer
+	Hangup           <-chan struct{} // a value asks for a reload
+}
+
+// ErrBadConfig is wrapped when the configuration has errors; they have been
+// written to Options.Stderr, all of them.
+var ErrBadConfig = errors.New("the configuration has errors; nothing was started")
+
+const (
+	// A clean stop is given this long for its resource scripts.
+	stopTimeout = 60 * time.Second
+	// How long heartbeats go on after the resources are released, so that the
+	// other node can ask again for a message that it missed.
+	farewell = 1 * time.Second
+)
+
+// Run is the node daemon. It returns nil after a clean hand-over.
+func Run(ctx context.Context, o Options) error {
+	dir, err := openRunDir(o.RunDir)
+	if err != nil {
+		return err
+	}
+	defer dir.close()
+	cluster, err := loadCluster(o)
+	if err != nil {
+		return err
+	}
+	n := &clusterNode{Options: o, cluster: cluster, hb: *cluster.Heartbeat}
+	defer n.closeAll()
+	if err := n.build(); err != nil {
+		return err
+	}
+	server, err := api.Listen(dir.socket(), n)
+	if err != nil {
+		return err
+	}
+	return n.run(ctx, server)
+}
+
+// loadCluster reads the ha.d directory and reports every problem.
+func loadCluster(o Options) (*model.Cluster, error) {
+	host, err := Host(o.Node)
+	if err != nil {
+		return nil, err
+	}
+	cluster, problems := config.Load(config.Dir(o.HaD), host, config.Options{Strict: true})
+	for _, p := range problems {
+		fmt.Fprintln(o.Stderr, p)
+	}
+	if config.Failed(problems) {
+		return nil, ErrBadConfig
+	}
+	return cluster, nil
+}
+
+// clusterNode is a node with its parts.
+type clusterNode struct {
+	Options
+	cluster   *model.Cluster
+	hb        model.Heartbeat
+	sink      model.Sink
+	plane     plane.Plane // nil where no resource balances
+	book      *addressBook
+	network   *announce.Network
+	messenger *messenger.Loop
+	crm       *crm.Loop
+	directors map[string]*director.Loop
+	rates     *rateMeter
+	closers   []io.Closer
+	stopping  <-chan struct{}
+}
+
+// closeAll closes what build opened, last first.
+func (n *clusterNode) closeAll() {
+	for i := len(n.closers) - 1; i >= 0; i-- {
+		if err := n.closers[i].Close(); err != nil && !errors.Is(err, link.ErrClosed) {
+			n.sink(model.Event{At: time.Now(), Level: model.LevelWarning, Source: "node", Kind: "close-failed", Text: err.Error()})
+		}
+	}
+}
+
+// build makes every part; nothing runs yet.
+func (n *clusterNode) build() error {
+	stderr := stderrSink(n.Stderr)
+	clusterLog := logfile.Heartbeat(logfile.HeartbeatOptions{
+		LogFile: n.hb.LogFile, DebugFile: n.hb.DebugFile, Host: string(n.hb.Self), PID: os.Getpid(), Sink: stderr})
+	n.sink = fanOut(stderr, clusterLog)
+	if err := n.buildDirectors(stderr); err != nil {
+		return err
+	}
+	n.network = announce.New(announce.Options{Sink: n.sink})
+	n.closers = append(n.closers, n.network)
+	if err := n.buildMessenger(); err != nil {
+		return err
+	}
+	return n.buildCRM()
+}
+
+func (n *clusterNode) buildDirectors(stderr model.Sink) error {
+	n.directors = map[string]*director.Loop{}
+	if len(n.cluster.Directors) == 0 {
+		return nil
+	}
+	p, err := openPlane(planeOptions{name: n.Plane, sink: n.sink})
+	if err != nil {
+		return err
+	}
+	n.plane, n.book, n.rates = p, newAddressBook(p), newRateMeter(p)
+	n.closers = append(n.closers, p)
+	for _, d := range n.cluster.Directors {
+		own := logfile.Ldirectord(logfile.LdirectordOptions{LogFile: d.LogFile, Instance: d.Name, PID: os.Getpid(), Sink: stderr})
+		loop, err := director.New(director.Config{
+			Director: d,
+			Plane:    p,
+			Sink:     fanOut(stderr, own),
+			Load:     n.reloader(d),
+			Keep:     true, // another node takes over; the table stays until the plane is closed
+		})
+		if err != nil {
+			return fmt.Errorf("director %s: %w", d.Name, err)
+		}
+		n.directors[d.Name] = loop
+	}
+	return nil
+}
+
+// reloader reads one ldirectord.cf again.
+func (n *clusterNode) reloader(d model.Director) func() (*model.Director, error) {
+	return func() (*model.Director, error) { return loadDirector(d.File, n.hb.Self) }
+}
+
+func (n *clusterNode) buildMessenger() error {
+	links, err := openLinks(n.hb.Media, n.HeartbeatAddress)
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		n.closers = append(n.closers, l)
+	}
+	id, err := messenger.OpenIdentity(n.StateDir, n.hb.GenerationTime, time.Now())
+	if err != nil {
+		return fmt.Errorf("this node's identity: %w", err)
+	}
+	n.messenger, err = messenger.New(messenger.Config{
+		Heartbeat:   n.hb,
+		Links:       links,
+		Generation:  id.Generation,
+		UUID:        id.UUID,
+		Rand:        seeded(),
+		Sink:        n.sink,
+		LoadAverage: loadAverage,
+	})
+	return err
+}
+
+// openLinks opens all media, or none.
+func openLinks(media []model.Medium, source netip.Addr) ([]link.Link, error) {
+	var links []link.Link
+	for _, m := range media {
+		l, err := link.Open(m, link.Options{Source: source})
+		if err != nil {
+			for _, l := range links {
+				l.Close()
+			}
+			return nil, fmt.Errorf("heartbeat medium %s %s: %w", m.Kind, m.Name, err)
+		}
+		links = append(links, l)
+	}
+	return links, nil
+}
+
+func (n *clusterNode) buildCRM() (err error) {
+	n.crm, err = crm.New(crm.Config{
+		Self:     n.hb.Self,
+		Peer:     peerOf(n.hb),
+		Nodes:    n.hb.Nodes,
+		Groups:   n.cluster.Groups,
+		Failback: n.hb.Failback,
+		Agents:   n.agentFor,
+		Send:     n.messenger.Send,
+		Sink:     n.sink,
+	})
+	return err
+}
+
+// peerOf is the other node; "" for a cluster of one.
+func peerOf(hb model.Heartbeat) model.NodeName {
+	for _, p := range hb.Nodes {
+		if p != hb.Self {
+			return p
+		}
+	}
+	return ""
+}
+
+// agentFor finds the agent of a resource: built in where it concerns
+// addresses and balancing, a script otherwise.
+func (n *clusterNode) agentFor(r model.Resource) (agent.Agent, error) {
+	switch agent.KindOf(r) {
+	case agent.KindAddress:
+		a, err := n.network.Address(r)
+		if err != nil {
+			return nil, err
+		}
+		if n.book == nil {
+			return a, nil
+		}
+		return heldAddress{address: a, addr: a.Addr(), book: n.book}, nil
+	case agent.KindDirector:
+		name := "ldirectord.cf"
+		if len(r.Args) > 0 {
+			name = r.Args[0]
+		}
+		loop := n.directors[name]
+		if loop == nil {
+			return nil, fmt.Errorf("resource %s: no director of that name was configured", r.Text)
+		}
+		return balancer{loop: loop}, nil
+	default:
+		return agent.Script(r, agent.ScriptOptions{HaD: n.HaD, Settings: n.hb.Recorded, Self: n.hb.Self})
+	}
+}
+
+// run starts the tasks in their order and stops them in theirs: first the
+// resources go, then the heartbeats, then all else.
+func (n *clusterNode) run(ctx context.Context, server *api.Server) error {
+	n.stopping = ctx.Done()
+	c := newCrew(context.WithoutCancel(ctx))
+	c.start(server)
+	for _, d := range n.directors {
+		c.start(d)
+	}
+	if n.rates != nil {
+		c.start(n.rates)
+	}
+	c.start(n.messenger)
+	c.start(&feeder{loop: n.crm, events: n.messenger.Events()})
+	n.watch(ctx, c)
+	if c.ctx.Err() == nil {
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+		err := n.crm.Stop(stop)
+		cancel()
+		if err != nil {
+			c.fail(fmt.Errorf("hand the resources over: %w", err))
+		}
+		rest(farewell, c.ctx)
+	}
+	return c.wait()
+}
+
+// watch waits for the end and passes reload requests on.
+func (n *clusterNode) watch(ctx context.Context, c *crew) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.ctx.Done():
+			return
+		case <-n.Hangup:
+			for _, d := range n.directors {
+				d.Reload()
+			}
+		}
+	}
+}
+
+// rest waits, unless the crew ends first.
+func rest(d time.Duration, ctx context.Context) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+}
+
+// feeder is the resource manager as a task: its events come from the messenger.
+type feeder struct {
+	loop   *crm.Loop
+	events <-chan model.ClusterEvent
+}
+
+func (f *feeder) Run(ctx context.Context) error { return f.loop.Run(ctx, f.events) }
+func (f *feeder) Ready() <-chan struct{}        { return f.loop.Ready() }
+func (f *feeder) String() string                { return f.loop.String() }
+
+// seeded makes a source of chance for the loops, which take none of their own.
+func seeded() *mathrand.Rand {
+	var s [16]byte
+	_, _ = rand.Read(s[:]) // never fails (crypto/rand)
+	return mathrand.New(mathrand.NewPCG(binary.LittleEndian.Uint64(s[:8]), binary.LittleEndian.Uint64(s[8:])))
+}
+
+// loadAverage is the line that a beat carries.
+func loadAverage() string {
+	b, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// absolute makes a path independent of the working directory.
+func absolute(p string) string {
+	if a, err := filepath.Abs(p); err == nil {
+		return a
+	}
+	return p
+}

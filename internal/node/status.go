@@ -1,0 +1,173 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+
+	"github.com/batuta-ha/batuta/internal/api"
+	"github.com/batuta-ha/batuta/internal/director"
+	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/plane"
+)
+
+var _ api.Daemon = (*clusterNode)(nil)
+
+// Status describes the node, its cluster and its services.
+func (n *clusterNode) Status(context.Context) (api.Status, error) {
+	view := n.messenger.View()
+	st := api.Status{
+		Version: api.Version, Node: n.hb.Self, Mode: "classic", PID: os.Getpid(),
+		Peers: []api.Peer{}, Resources: n.crm.Resources(), Services: []model.ServiceView{},
+	}
+	for _, v := range view.Nodes {
+		st.Peers = append(st.Peers, api.Peer{Name: v.Name, State: v.State.String(), Self: v.Name == n.hb.Self, Links: v.Links})
+	}
+	if n.plane != nil {
+		st.PlaneInfo = n.plane.Info()
+		st.Plane = st.PlaneInfo.Name
+	}
+	for _, name := range slices.Sorted(maps.Keys(n.directors)) {
+		st.Services = append(st.Services, n.directors[name].Services()...)
+	}
+	st.State = n.state(view, st.Resources)
+	st.Sentences = sentences(st)
+	return st, nil
+}
+
+// state is the node's own: what it does for the cluster now.
+func (n *clusterNode) state(v model.View, resources []model.ResourceView) string {
+	select {
+	case <-n.stopping:
+		return "stopping"
+	default:
+	}
+	if self := v.Find(n.hb.Self); self == nil || self.State != model.NodeActive {
+		return "starting"
+	}
+	if slices.ContainsFunc(resources, func(r model.ResourceView) bool { return r.State == model.ResourceRunning }) {
+		return "active"
+	}
+	return "standby"
+}
+
+// sentences say what an operator should know, most urgent first.
+func sentences(st api.Status) []string {
+	var urgent, later []string
+	for _, r := range st.Resources {
+		switch {
+		case r.State == model.ResourceFailed:
+			urgent = append(urgent, fmt.Sprintf("resource %s failed here: %s", r.Name, r.Error))
+		case r.Node == "" && st.State != "starting":
+			urgent = append(urgent, fmt.Sprintf("resource %s runs nowhere", r.Name))
+		}
+	}
+	for _, s := range st.Services {
+		up := 0
+		for _, r := range s.Reals {
+			if r.Status == model.Up {
+				up++
+			}
+		}
+		switch {
+		case s.Fallback:
+			urgent = append(urgent, fmt.Sprintf("service %s: no real server is up, the fallback answers", s.Key))
+		case up == 0 && len(s.Reals) > 0:
+			urgent = append(urgent, fmt.Sprintf("service %s: no real server is up", s.Key))
+		case up < len(s.Reals):
+			later = append(later, fmt.Sprintf("service %s: %d of %d real servers are up", s.Key, up, len(s.Reals)))
+		}
+	}
+	for _, p := range st.Peers {
+		if p.Self {
+			continue
+		}
+		if p.State == model.NodeDead.String() {
+			later = append(later, fmt.Sprintf("node %s is dead: nobody is left to take over from this one", p.Name))
+			continue
+		}
+		for _, l := range p.Links {
+			if !l.Up {
+				later = append(later, fmt.Sprintf("heartbeat link %s to %s is dead", l.Name, p.Name))
+			}
+		}
+	}
+	return append(append([]string{}, urgent...), later...)
+}
+
+// Table reads the plane's table with counters.
+func (n *clusterNode) Table(ctx context.Context) (api.Table, error) {
+	if n.plane == nil {
+		return api.Table{}, errNoPlane
+	}
+	return tableOf(ctx, n.plane, n.rates)
+}
+
+// Flows lists the plane's connections.
+func (n *clusterNode) Flows(ctx context.Context) (api.Flows, error) {
+	if n.plane == nil {
+		return api.Flows{}, errNoPlane
+	}
+	return flowsOf(ctx, n.plane)
+}
+
+var errNoPlane = fmt.Errorf("this node balances nothing: no resource of haresources is ldirectord")
+
+func tableOf(ctx context.Context, p plane.Plane, m *rateMeter) (api.Table, error) {
+	t, err := p.Read(ctx)
+	if err != nil {
+		return api.Table{}, fmt.Errorf("read the table: %w", err)
+	}
+	counters, err := p.Counters(ctx)
+	if err != nil {
+		return api.Table{}, fmt.Errorf("read the counters: %w", err)
+	}
+	return api.Table{Version: api.Version, Plane: p.Info(), Services: notNil(t.Services), Counters: notNil(counters), Rates: notNil(m.last())}, nil
+}
+
+func flowsOf(ctx context.Context, p plane.Plane) (api.Flows, error) {
+	flows, err := p.Flows(ctx)
+	if err != nil {
+		return api.Flows{}, fmt.Errorf("list the connections: %w", err)
+	}
+	return api.Flows{Version: api.Version, Flows: notNil(flows)}, nil
+}
+
+// notNil makes an absent list an empty one, which JSON shows as [].
+func notNil[T any](s []T) []T {
+	if s == nil {
+		return []T{}
+	}
+	return s
+}
+
+// loneDirector answers for `batuta director`.
+type loneDirector struct {
+	node  model.NodeName
+	loop  *director.Loop
+	plane plane.Plane
+	rates *rateMeter
+}
+
+var _ api.Daemon = (*loneDirector)(nil)
+
+// Status describes the director's services.
+func (d *loneDirector) Status(context.Context) (api.Status, error) {
+	info := d.plane.Info()
+	st := api.Status{
+		Version: api.Version, Node: d.node, State: "active", Plane: info.Name, PlaneInfo: info, Mode: "director", PID: os.Getpid(),
+		Peers: []api.Peer{}, Resources: []model.ResourceView{}, Services: notNil(d.loop.Services()),
+	}
+	st.Sentences = sentences(st)
+	return st, nil
+}
+
+// Table reads the plane's table with counters.
+func (d *loneDirector) Table(ctx context.Context) (api.Table, error) {
+	return tableOf(ctx, d.plane, d.rates)
+}
+
+// Flows lists the plane's connections.
+func (d *loneDirector) Flows(ctx context.Context) (api.Flows, error) { return flowsOf(ctx, d.plane) }
