@@ -1,0 +1,158 @@
+package plane
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// servers makes candidates A, B, C, ... with these weights.
+func servers(weights ...int) []Candidate {
+	var c []Candidate
+	for i, w := range weights {
+		c = append(c, Candidate{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), 80), Weight: w})
+	}
+	return c
+}
+
+// choices writes down n choices, each connection staying open.
+func choices(s *Scheduler, of []Candidate, n int) string {
+	var b strings.Builder
+	for range n {
+		i := s.Next(of, netip.MustParseAddr("192.0.2.1"))
+		if i < 0 {
+			b.WriteByte('-')
+			continue
+		}
+		b.WriteByte('A' + byte(i))
+		of[i].Active++
+	}
+	return b.String()
+}
+
+func TestSchedulers(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		weights []int
+		want    string
+	}{
+		{"rr", []int{1, 1, 1}, "ABCABCABC"},
+		{"rr", []int{9, 0, 1}, "ACACAC"},
+		{"rr", []int{0, 0}, "--"},
+		{"rr", nil, "--"},
+		// the example of the LVS project's description of wrr
+		{"wrr", []int{4, 3, 2}, "AABABCABCAABABCABC"},
+		{"wrr", []int{300, 200, 100}, "AABABC"},
+		{"wrr", []int{0, 5, 0}, "BBB"},
+		{"wrr", []int{0, 0}, "--"},
+		{"lc", []int{1, 5}, "ABAB"},
+		{"wlc", []int{1, 3}, "ABBBABBB"},
+		{"sed", []int{1, 3}, "BBABBBAB"},
+		{"nq", []int{1, 3}, "BABBBBAB"},
+		{"fo", []int{1, 3, 2}, "BBBB"},
+		{"ovf", []int{2, 3}, "BBBAAA"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got := choices(&Scheduler{Name: c.name}, servers(c.weights...), len(c.want))
+			if got != c.want {
+				t.Errorf("weights %v: chose %s, want %s", c.weights, got, c.want)
+			}
+		})
+	}
+}
+
+func TestRotationGoesOnWhenServersComeAndGo(t *testing.T) {
+	var s Scheduler
+	all := servers(1, 1, 1, 1)
+	if got := choices(&s, all, 2); got != "AB" {
+		t.Fatalf("chose %s, want AB", got)
+	}
+	if i := s.Next([]Candidate{all[0], all[2], all[3]}, netip.Addr{}); i != 1 {
+		t.Errorf("after B left, chose index %d, want C", i)
+	}
+	if got := choices(&s, all, 3); got != "DAB" {
+		t.Errorf("after B came back: %s, want DAB", got)
+	}
+}
+
+// Whatever the scheduler and the candidates: a choice is usable, and there is
+// one whenever one is usable.
+func TestAnySchedulerChoosesWhatMayBeChosen(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := &Scheduler{Name: rapid.SampledFrom(Schedulers).Draw(t, "name")}
+		for range 20 {
+			of := servers(rapid.SliceOfN(rapid.OneOf(rapid.IntRange(0, 3), rapid.IntRange(0, 65535)), 0, 6).Draw(t, "weights")...)
+			for i := range of {
+				of[i].Skip = rapid.Bool().Draw(t, "skip")
+				of[i].Active = rapid.Uint64Range(0, 5).Draw(t, "active")
+			}
+			i := s.Next(of, netip.AddrFrom4([4]byte{192, 0, 2, rapid.Byte().Draw(t, "client")}))
+			if i >= 0 && !usable(of[i]) {
+				t.Fatalf("chose %+v", of[i])
+			}
+			if i < 0 && slices.ContainsFunc(of, usable) {
+				t.Fatalf("chose none of %+v", of)
+			}
+		}
+	})
+}
+
+func TestHashingMovesOnlyClientsOfTheLostServer(t *testing.T) {
+	s := &Scheduler{Name: "sh"}
+	all := servers(1, 1, 1, 1)
+	for n := range 1000 {
+		client := netip.AddrFrom4([4]byte{10, 9, byte(n >> 8), byte(n)})
+		before := s.Next(all, client)
+		after := s.Next(all[:3], client)
+		if before != 3 && before != after {
+			t.Fatalf("%v moved from %d to %d when 3 left", client, before, after)
+		}
+	}
+}
+
+func TestOverloaded(t *testing.T) {
+	r := model.RealServer{Upper: 8, Lower: 4}
+	for _, c := range []struct {
+		was         bool
+		connections uint64
+		r           model.RealServer
+		want        bool
+	}{
+		{false, 7, r, false}, {false, 8, r, true}, {true, 4, r, true}, {true, 3, r, false},
+		{true, 6, model.RealServer{Upper: 8}, true}, {true, 5, model.RealServer{Upper: 8}, false},
+		{true, 100, model.RealServer{}, false},
+	} {
+		if got := Overloaded(c.was, c.connections, c.r); got != c.want {
+			t.Errorf("Overloaded(%v, %d, upper %d lower %d) = %v, want %v", c.was, c.connections, c.r.Upper, c.r.Lower, got, c.want)
+		}
+	}
+}
+
+func TestAffinityHoldsNetworksForTheirTime(t *testing.T) {
+	p := model.Persistence{Enabled: true, Timeout: time.Minute, Netmask: netip.MustParseAddr("255.255.255.0")}
+	now := time.Unix(1000, 0)
+	real := netip.MustParseAddrPort("10.0.0.1:80")
+	var a Affinity
+	a.Remember(p, netip.MustParseAddr("192.0.2.1"), real, now)
+	for _, c := range []struct {
+		client string
+		after  time.Duration
+		want   bool
+	}{
+		{"192.0.2.77", 0, true}, {"192.0.3.1", 0, false}, {"192.0.2.1", 59 * time.Second, true}, {"192.0.2.1", time.Minute, false},
+	} {
+		if got, ok := a.Find(p, netip.MustParseAddr(c.client), now.Add(c.after)); ok != c.want || ok && got != real {
+			t.Errorf("%s after %v: %v, %v; want %v", c.client, c.after, got, ok, c.want)
+		}
+	}
+	a.Forget(real)
+	if _, ok := a.Find(p, netip.MustParseAddr("192.0.2.1"), now); ok {
+		t.Error("remembered after Forget")
+	}
+}
