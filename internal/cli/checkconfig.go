@@ -1,0 +1,54 @@
+package cli
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/batuta-ha/batuta/internal/config"
+	"github.com/batuta-ha/batuta/internal/node"
+)
+
+func newCheckConfigCommand(o *options) *cobra.Command {
+	var kind string
+	cmd := &cobra.Command{
+		Use:   "check-config FILE...",
+		Short: "Report every problem of configuration files at once",
+		Long: `Read configuration files and print every problem with its place:
+
+  path:line:col: error|warning|note: text
+
+The kind of a file follows from its name (ldirectord.cf or *.cf, ha.cf, authkeys,
+haresources) or from --kind. A directory is read as an ha.d directory, with
+checks across its files. Exit code 0 without errors, 78 with any.`,
+		Example: "  batuta check-config /etc/ha.d\n  batuta check-config --kind ldirectord draft.txt",
+		Args:    positional(cobra.MinimumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			host, err := node.Host("")
+			if err != nil {
+				return err
+			}
+			var all []config.Problem
+			for _, path := range args {
+				problems, err := checkFile(path, kind, host)
+				if err != nil {
+					return usageError(cmd, err)
+				}
+				all = append(all, problems...)
+			}
+			if o.json {
+				err = printJSON(cmd.OutOrStdout(), map[string]any{"version": 1, "problems": all})
+			} else {
+				for _, p := range all {
+					fmt.Fprintln(cmd.OutOrStdout(), p)
+				}
+			}
+			if err == nil && config.Failed(all) {
+				return &exitError{code: exitBadConfig}
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&kind, "kind", "", "ldirectord, ha.cf, authkeys or haresources, whatever the name")
+	return cmd
+}
