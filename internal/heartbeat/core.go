@@ -1,0 +1,337 @@
+package heartbeat
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// Config is what a Core needs to know. All members but Load are required.
+type Config struct {
+	Heartbeat  model.Heartbeat
+	Generation uint32     // of this life; see NextGeneration
+	UUID       [16]byte   // of this node
+	Rand       *rand.Rand // acknowledgment residues and request delays
+	// Load returns the text of the ld field, the line of /proc/loadavg; nil
+	// leaves it at zeros.
+	Load func() string
+}
+
+// Input is one thing that happens to a Core: Start, which comes first; Datagram, Submit, Running,
+// Excuse or Tick.
+type Input interface{ isInput() }
+
+// Start begins the node's life: the others have initdead from now.
+type Start struct{}
+
+// Datagram is one packet that came in by a link.
+type Datagram struct {
+	Link string
+	Data []byte
+	At   time.Time // when the kernel received it
+}
+
+// Submit asks to send a message reliably to all nodes (Message.To only says
+// whom it is meant for).
+type Submit struct{ Message model.Message }
+
+// Running says that start-up is over: nodes are judged by their own dead time.
+type Running struct{}
+
+// Excuse says that this node was not running from From until now.
+type Excuse struct{ From time.Time }
+
+// Tick says that time has passed; due at Next.
+type Tick struct{}
+
+func (Start) isInput()    {}
+func (Datagram) isInput() {}
+func (Submit) isInput()   {}
+func (Running) isInput()  {}
+func (Excuse) isInput()   {}
+func (Tick) isInput()     {}
+
+// Effect is one thing that a Core wants done: Send, Deliver, Sighted or Note.
+type Effect interface{ isEffect() }
+
+// Send asks to send these bytes on all links. They are never changed again.
+type Send struct{ Data []byte }
+
+// Deliver hands over a new message of another node that is meant for this
+// one, each once. Status messages are Sighted instead.
+type Deliver struct{ Message model.Message }
+
+// Sighted is a finding of the failure detector.
+type Sighted struct{ model.Sighting }
+
+// Note is worth logging.
+type Note struct{ model.Event }
+
+func (Send) isEffect()    {}
+func (Deliver) isEffect() {}
+func (Sighted) isEffect() {}
+func (Note) isEffect()    {}
+
+// Counters are totals since the Core was made.
+type Counters struct {
+	Sent          uint64 `json:"sent"`          // reliable messages, each once
+	Received      uint64 `json:"received"`      // authenticated packets of other nodes
+	Duplicates    uint64 `json:"duplicates"`    // of them, heard before; normal with two links
+	Bad           uint64 `json:"bad"`           // dropped: malformed, or the signature is wrong
+	Unknown       uint64 `json:"unknown"`       // dropped: authenticated, from a node that is not configured
+	Replayed      uint64 `json:"replayed"`      // dropped: an earlier life or an old number
+	Lost          uint64 `json:"lost"`          // messages found missing
+	Requests      uint64 `json:"requests"`      // retransmissions asked for
+	Retransmitted uint64 `json:"retransmitted"` // messages sent again for others
+}
+
+// Core is one node's end of the protocol. It is a step machine for one
+// caller: equal inputs give equal effects.
+type Core struct {
+	cfg   Config
+	hb    *model.Heartbeat
+	self  model.NodeName
+	auth  *Authenticator
+	send  int      // key index in use; see follow
+	enc   Encoding // in use; see follow
+	ttl   string
+	gen   string // own generation as the wire has it
+	out   outbox
+	peers map[model.NodeName]*peer
+	names []model.NodeName // sorted keys of peers
+	det   *Detector
+	count Counters
+
+	lastBad     time.Time // when the latest complaint about a bad packet was made
+	badSince    uint64    // bad packets since then
+	lastUnknown time.Time
+	lastDouble  time.Time
+
+	fields  []Field  // room for the message being sent
+	effects []Effect // of the step in progress
+}
+
+// peer is another node.
+type peer struct {
+	name   model.NodeName
+	in     inbox
+	acked  uint32 // highest of our numbers that it has acknowledged
+	uuid   string // 16 bytes, "" while not known
+	batuta bool
+	state  model.NodeState
+	links  map[string]*path
+}
+
+// path is one link to a peer.
+type path struct {
+	name string
+	up   bool
+	last time.Time
+}
+
+// complaintPeriod spaces events about packets that anybody can send.
+const complaintPeriod = time.Minute
+
+// New makes a Core, whose life begins with Start.
+func New(cfg Config) (*Core, error) {
+	hb := &cfg.Heartbeat
+	auth, err := NewAuthenticator(hb.Keys)
+	switch {
+	case err != nil:
+		return nil, err
+	case !slices.Contains(hb.Nodes, hb.Self):
+		return nil, fmt.Errorf("heartbeat: node %q is not among the configured nodes %v", hb.Self, hb.Nodes)
+	case cfg.Generation == 0:
+		return nil, errors.New("heartbeat: generation 0 would be refused by every peer; use NextGeneration")
+	case cfg.Rand == nil:
+		return nil, errors.New("heartbeat: a source of chance is missing")
+	}
+	c := &Core{cfg: cfg, hb: hb, self: hb.Self, auth: auth, send: hb.Keys.Send, enc: Netstring,
+		gen: hex32(cfg.Generation), fields: make([]Field, 0, 32), peers: map[model.NodeName]*peer{}}
+	for _, n := range hb.Nodes {
+		if n == c.self || c.peers[n] != nil {
+			continue
+		}
+		p := &peer{name: n, state: model.NodeInit, links: map[string]*path{}}
+		p.in.forget(cfg.Rand)
+		c.peers[n] = p
+		c.names = append(c.names, n)
+	}
+	slices.Sort(c.names)
+	pings := 0
+	for _, m := range hb.Media {
+		switch m.Kind {
+		case model.Ping:
+			pings += max(1, len(m.Hosts))
+		case model.PingGroup:
+			pings++
+		case model.MediumNone, model.Broadcast, model.Unicast, model.Multicast, model.Serial:
+		}
+	}
+	c.ttl = fmt.Sprint(1 + len(c.names) + pings + hb.HopFudge)
+	c.det = NewDetector(time.Time{}, c.names, hb.DeadTime, hb.InitDead)
+	return c, nil
+}
+
+// Counters returns the totals so far.
+func (c *Core) Counters() Counters { return c.count }
+
+// Step takes one input and returns what is to be done, in order.
+func (c *Core) Step(now time.Time, in Input) []Effect {
+	c.effects = nil
+	switch in := in.(type) {
+	case Start:
+		c.det = NewDetector(now, c.names, c.hb.DeadTime, c.hb.InitDead)
+	case Datagram:
+		c.receive(now, in)
+	case Submit:
+		c.submit(now, in.Message)
+	case Running:
+		c.det.Running()
+	case Excuse:
+		c.det.Excuse(in.From, now)
+		if late := now.Sub(in.From); late > c.hb.WarnTime {
+			c.note(now, model.LevelWarning, "own-delay", string(c.self),
+				"this node was not running for %v; the silence of others during that time does not count", late.Round(time.Millisecond))
+		}
+	case Tick:
+		c.tick(now)
+	}
+	return c.effects
+}
+
+// Next returns when Tick is due; the zero time if never.
+func (c *Core) Next() time.Time {
+	next := c.det.Next()
+	for _, n := range c.names {
+		p := c.peers[n]
+		if p.listens() {
+			for i := range p.in.missing {
+				next = earlier(next, p.in.missing[i].due)
+			}
+		}
+		for _, l := range p.links {
+			if l.up {
+				next = earlier(next, c.linkDeadline(p, l))
+			}
+		}
+	}
+	return next
+}
+
+func (c *Core) linkDeadline(p *peer, l *path) time.Time {
+	w := c.det.nodes[p.name]
+	return l.last.Add(c.det.DeadTime(p.name) + w.excuse + settle)
+}
+
+// tick declares deaths, links that fell silent, and asks for what is missing.
+func (c *Core) tick(now time.Time) {
+	for _, d := range c.det.Expired(now) {
+		p := c.peers[d.Node]
+		c.note(now, model.LevelWarning, "node-dead", string(d.Node), "node %s: is dead", d.Node)
+		p.in.forget(c.cfg.Rand)
+		p.acked = 0
+		p.state = model.NodeDead
+		c.sight(model.Sighting{Kind: model.SightingSilent, Node: d.Node, At: d.At})
+	}
+	for _, n := range c.names {
+		p := c.peers[n]
+		for _, name := range sortedLinks(p.links) {
+			if l := p.links[name]; l.up && !now.Before(c.linkDeadline(p, l)) {
+				l.up = false
+				c.note(now, model.LevelWarning, "link-dead", string(n)+":"+name, "Link %s:%s dead.", n, name)
+				c.sight(model.Sighting{Kind: model.SightingLinkDown, Node: n, At: now, Link: name})
+			}
+		}
+		if !p.listens() {
+			continue
+		}
+		for i := range p.in.missing {
+			if g := &p.in.missing[i]; !now.Before(g.due) {
+				g.due = now.Add(c.hb.MaxRexmitDelay)
+				c.count.Requests++
+				seq := fmt.Sprint(g.seq) // decimal, unlike everything else (§4)
+				c.sendControl(now, p, Field{Name: "t", Value: "NS_rexmit"}, Field{Name: "dest", Value: string(n)},
+					Field{Name: "firstseq", Value: seq}, Field{Name: "lastseq", Value: seq})
+			}
+		}
+	}
+}
+
+// listens tells whether the peer answers requests (§6.4).
+func (p *peer) listens() bool { return p.state == model.NodeUp || p.state == model.NodeActive }
+
+// askDelay is the time until a missing number is asked for. The original
+// sends neighboring numbers in reversed order as a matter of course, so some
+// patience is due; Batuta does not.
+func (c *Core) askDelay(p *peer) func() time.Duration {
+	return func() time.Duration {
+		lo, hi := 50*time.Millisecond, c.hb.MaxRexmitDelay
+		switch {
+		case p.batuta:
+			lo, hi = time.Millisecond, min(hi, 20*time.Millisecond)
+		case hi < 100*time.Millisecond:
+			lo = 0
+		}
+		if hi <= lo {
+			return lo
+		}
+		return lo + time.Duration(c.cfg.Rand.Int64N(int64(hi-lo)))
+	}
+}
+
+// touch marks a link to a peer as up.
+func (c *Core) touch(now time.Time, p *peer, d Datagram) {
+	l := p.links[d.Link]
+	if l == nil {
+		l = &path{name: d.Link}
+		p.links[d.Link] = l
+	}
+	if d.At.After(l.last) {
+		l.last = d.At
+	}
+	// A packet so old that the link would be dead again at once says nothing.
+	if !l.up && now.Before(c.linkDeadline(p, l)) {
+		l.up = true
+		c.note(now, model.LevelInfo, "link-up", string(p.name)+":"+d.Link, "Link %s:%s up.", p.name, d.Link)
+		c.sight(model.Sighting{Kind: model.SightingLinkUp, Node: p.name, At: d.At, Link: d.Link})
+	}
+}
+
+// follow adapts to an original peer. It verifies netstring packets with the
+// key that it sends with itself, whatever our index says (§3.4), and an old
+// one may speak text only (§2). Batuta peers need neither, and crc, which
+// proves nothing, is never followed.
+func (c *Core) follow(now time.Time, p *peer, pkt *Packet, index int) {
+	if p.batuta {
+		c.enc, c.send = Netstring, c.hb.Keys.Send
+		return
+	}
+	c.enc = pkt.Encoding
+	if index == c.send || c.auth.Method(index) == model.AuthCRC {
+		return
+	}
+	c.send = index
+	c.note(now, model.LevelNotice, "key-followed", string(p.name),
+		"node %s signs with key %d and can verify nothing else: sending with key %d (authkeys selects %d)", p.name, index, index, c.hb.Keys.Send)
+}
+
+func (c *Core) sight(s model.Sighting) { c.effects = append(c.effects, Sighted{s}) }
+
+func (c *Core) note(now time.Time, level model.Level, kind, subject, format string, args ...any) {
+	c.effects = append(c.effects, Note{model.Event{At: now, Level: level, Source: "heartbeat", Kind: kind,
+		Subject: subject, Text: fmt.Sprintf(format, args...)}})
+}
+
+func sortedLinks(m map[string]*path) []string {
+	names := make([]string, 0, len(m))
+	for n := range m {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	return names
+}

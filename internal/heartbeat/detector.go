@@ -1,0 +1,163 @@
+package heartbeat
+
+import (
+	"slices"
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// settle is how long a death waits after its deadline for packets that the
+// kernel had already received but that were not read yet. They carry the time
+// of reception, so a beat that came in time counts as one.
+const settle = 2 * time.Millisecond
+
+// Detector knows when each node was last heard and until when its silence is
+// tolerated: exactly, not in steps of a polling period. Only accepted status
+// messages are beats (§7.4). A node is judged by the dead time that it
+// announced itself; while the cluster starts, by the initial dead time.
+//
+// Time during which this node itself was not running is no silence of others:
+// see Excuse.
+type Detector struct {
+	deadTime time.Duration // of nodes that have not announced theirs
+	initDead time.Duration // while starting
+	starting bool
+	start    time.Time
+	nodes    map[model.NodeName]*watch
+	names    []model.NodeName // sorted keys of nodes
+	pause    span             // the latest time when this node was not running
+}
+
+// watch is what is known of one node's beats.
+type watch struct {
+	last   time.Time     // latest beat; start of the detector while none was heard
+	dead   time.Duration // announced by the node; 0 until it did
+	excuse time.Duration // of the silence since last, what was our own absence
+	heard  bool
+	silent bool // declared dead; until it is heard again
+}
+
+// span is a stretch of time.
+type span struct{ from, to time.Time }
+
+// after returns how much of the span lies after t.
+func (s span) after(t time.Time) time.Duration {
+	if t.Before(s.from) {
+		t = s.from
+	}
+	return max(0, s.to.Sub(t))
+}
+
+// NewDetector watches the nodes from start on. Until Running, initDead
+// applies to all of them.
+func NewDetector(start time.Time, nodes []model.NodeName, deadTime, initDead time.Duration) *Detector {
+	d := &Detector{deadTime: deadTime, initDead: initDead, starting: true, start: start, nodes: map[model.NodeName]*watch{}}
+	for _, n := range nodes {
+		d.nodes[n] = &watch{last: start}
+		d.names = append(d.names, n)
+	}
+	slices.Sort(d.names)
+	return d
+}
+
+// Running ends the starting phase: from now on each node's own dead time counts.
+func (d *Detector) Running() { d.starting = false }
+
+// Heard enters a beat of a watched node that was received at that time and
+// announced that dead time. It returns how long the node had been silent, our
+// own absence excluded; 0 for the first beat.
+func (d *Detector) Heard(n model.NodeName, at time.Time, dead time.Duration) (silence time.Duration) {
+	w := d.nodes[n]
+	if w.heard {
+		silence = max(0, at.Sub(w.last)-w.excuse)
+	}
+	w.heard, w.silent = true, false
+	if dead > 0 {
+		w.dead = dead
+	}
+	if at.After(w.last) {
+		w.last = at
+		w.excuse = d.pause.after(at)
+	}
+	return silence
+}
+
+// Excuse says that this node was not running (stopped, starved, suspended)
+// from then until now. The deadlines of all nodes move by that time, or by the
+// part of it that came after their latest beat: a pause of our own must never
+// look like the death of others.
+func (d *Detector) Excuse(from, to time.Time) {
+	if d.pause.from.IsZero() || from.After(d.pause.to) {
+		d.pause = span{from: from, to: to}
+	} else {
+		d.pause.to = to
+	}
+	for _, w := range d.nodes {
+		w.excuse += span{from, to}.after(w.last)
+	}
+}
+
+// Silent tells whether the node is declared dead.
+func (d *Detector) Silent(n model.NodeName) bool { return d.nodes[n].silent }
+
+// HeardOnce tells whether the node has ever been heard.
+func (d *Detector) HeardOnce(n model.NodeName) bool { return d.nodes[n].heard }
+
+// DeadTime returns the silence that the node is allowed.
+func (d *Detector) DeadTime(n model.NodeName) time.Duration {
+	w := d.nodes[n]
+	switch {
+	case d.starting:
+		return d.initDead
+	case w.dead > 0:
+		return w.dead
+	}
+	return d.deadTime
+}
+
+// deadline is the moment at which the node's silence is too long.
+func (d *Detector) deadline(n model.NodeName) time.Time {
+	w := d.nodes[n]
+	return w.last.Add(d.DeadTime(n) + w.excuse)
+}
+
+// Next returns the earliest moment at which Expired has something to say; the
+// zero time if no node is alive.
+func (d *Detector) Next() (next time.Time) {
+	for _, n := range d.names {
+		if !d.nodes[n].silent {
+			next = earlier(next, d.deadline(n).Add(settle))
+		}
+	}
+	return next
+}
+
+// Expired declares dead whose deadline has passed, and returns them, sorted
+// by name, with the time of the deadline. Each death is returned once.
+func (d *Detector) Expired(now time.Time) []Death {
+	var deaths []Death
+	for _, n := range d.names {
+		if w := d.nodes[n]; !w.silent && !now.Before(d.deadline(n).Add(settle)) {
+			w.silent = true
+			deaths = append(deaths, Death{Node: n, At: d.deadline(n), Silence: now.Sub(w.last), Heard: w.heard})
+		}
+	}
+	return deaths
+}
+
+// Death is one node that has been silent for too long.
+type Death struct {
+	Node    model.NodeName
+	At      time.Time     // the deadline
+	Silence time.Duration // since its latest beat, or since the start
+	Heard   bool          // it had been heard before
+}
+
+// earlier returns the earlier of two times; the zero time means never.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}

@@ -1,0 +1,12 @@
+// Package heartbeat speaks the protocol of Linux-HA Heartbeat 3.0.6: packet
+// encodings, signatures, reliable delivery and the failure detector.
+//
+// Datagrams, messages to send and the passing of time come in; datagrams to
+// send, messages to deliver, sightings of nodes and things worth logging go
+// out. The Core is one deterministic step machine: it receives the time and a
+// seeded source of chance, and never touches sockets, clocks, files or
+// goroutines. What a death or a return means is decided elsewhere (member).
+//
+// Section numbers in comments (§) are those of docs/heartbeat-protocol, the
+// description of the original's behavior on the wire.
+package heartbeat

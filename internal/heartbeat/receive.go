@@ -1,0 +1,289 @@
+package heartbeat
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// transport names the fields that belong to delivery, not to the message.
+var transport = []string{"t", "src", "srcuuid", "dest", "destuuid", "seq", "hg", "ts", "ld", "ttl", "auth"}
+
+// receive takes one datagram from the wire to its meaning.
+func (c *Core) receive(now time.Time, d Datagram) {
+	if d.At.IsZero() || d.At.After(now) {
+		d.At = now
+	}
+	pkt, err := Parse(d.Data)
+	if err != nil {
+		c.bad(now, d.Link, err)
+		return
+	}
+	index, err := c.auth.Verify(&pkt)
+	if err != nil {
+		c.bad(now, d.Link, err)
+		return
+	}
+	src := model.NodeName(strings.ToLower(pkt.Get("src")))
+	if src == c.self {
+		c.own(now, d.Link, &pkt)
+		return
+	}
+	p := c.peers[src]
+	if p == nil {
+		c.unknown(now, d.Link, src)
+		return
+	}
+	typ := pkt.Get("t")
+	if ts, ok := hexField(&pkt, "ts"); typ == "" || !ok || ts == 0 {
+		c.bad(now, d.Link, fmt.Errorf("%w: from %s without type or time", ErrMalformed, src))
+		return
+	}
+	c.count.Received++
+	gen, _ := hexField(&pkt, "hg") // a missing one counts as 0 (§4)
+	if p.in.known && gen < p.in.generation {
+		c.count.Replayed++
+		return
+	}
+	c.touch(now, p, d)
+	if uuid := pkt.Get("srcuuid"); len(uuid) == 16 {
+		p.uuid = uuid
+	}
+	if strings.HasPrefix(typ, "NS_") {
+		if c.forUs(&pkt) {
+			c.control(now, p, typ, &pkt)
+		}
+		return
+	}
+	seq, ok := hexField(&pkt, "seq")
+	if !ok || seq == 0 {
+		c.bad(now, d.Link, fmt.Errorf("%w: %s from %s without a sequence number", ErrMalformed, typ, src))
+		return
+	}
+	if typ == "status" {
+		c.status(now, d, p, &pkt, gen, seq, index)
+		return
+	}
+	// Only a status message begins a new life or ends a silence; what comes
+	// before it is lost and will not be missed (§6.1, §7.5).
+	if p.in.known && (gen > p.in.generation || p.state == model.NodeDead) {
+		return
+	}
+	p.in.known, p.in.generation = true, gen
+	if !c.enter(now, p, seq) {
+		return
+	}
+	if c.forUs(&pkt) {
+		c.effects = append(c.effects, Deliver{message(p.name, typ, &pkt)})
+	}
+}
+
+// message strips the transport fields.
+func message(from model.NodeName, typ string, pkt *Packet) model.Message {
+	m := model.Message{Type: typ, From: from, To: model.NodeName(pkt.Get("dest"))}
+	for _, f := range pkt.Fields {
+		if !slices.Contains(transport, f.Name) {
+			m.Fields = append(m.Fields, model.Field{Name: f.Name, Value: f.Value})
+		}
+	}
+	return m
+}
+
+// enter accounts for a reliable message and tells whether it is new.
+func (c *Core) enter(now time.Time, p *peer, seq uint32) bool {
+	before := p.in.last
+	v, lost := p.in.accept(seq, now, c.askDelay(p))
+	if lost > 0 {
+		c.count.Lost += uint64(lost)
+		c.note(now, model.LevelWarning, "packets-lost", string(p.name), "%d lost packet(s) for [%s] [%d:%d]", lost, p.name, before, seq)
+	}
+	switch v {
+	case repeat, refuse: // with two links, what is old mostly took the slower one
+		c.count.Duplicates++
+		return false
+	case late:
+		c.closed(now, p)
+	case restart:
+		c.note(now, model.LevelWarning, "tracking-reset", string(p.name),
+			"%d messages of %s are missing, too many to ask for: going on from number %d", lost, p.name, seq)
+	case fresh:
+	}
+	c.acknowledge(now, p, seq)
+	return true
+}
+
+func (c *Core) closed(now time.Time, p *peer) {
+	if len(p.in.missing) == 0 {
+		c.note(now, model.LevelInfo, "packets-complete", string(p.name), "No pkts missing from %s!", p.name)
+	}
+}
+
+func (c *Core) acknowledge(now time.Time, p *peer, seq uint32) {
+	if n, ok := p.in.ack(seq); ok {
+		c.sendControl(now, p, Field{Name: "t", Value: "NS_ackmsg"}, Field{Name: "dest", Value: string(p.name)},
+			Field{Name: "ackseq", Value: hex32(n)})
+	}
+}
+
+// status takes a heartbeat: it may begin a life, end a silence or do neither.
+func (c *Core) status(now time.Time, d Datagram, p *peer, pkt *Packet, gen, seq uint32, index int) {
+	kind := model.SightingBeat
+	switch {
+	case !c.det.HeardOnce(p.name):
+		kind = model.SightingJoined
+	case gen > p.in.generation && p.state == model.NodeDead:
+		kind = model.SightingJoined
+	case gen > p.in.generation:
+		kind = model.SightingRestarted
+	case p.state == model.NodeDead:
+		kind = model.SightingReturned
+	}
+	if gen > p.in.generation || !p.in.known {
+		if p.in.known {
+			p.in.forget(c.cfg.Rand)
+			p.acked = 0
+		}
+		p.in.known, p.in.generation, p.in.statusSeq = true, gen, 0
+	}
+	if kind == model.SightingReturned && seq <= p.in.statusSeq {
+		c.count.Replayed++ // an old packet does not raise the dead (§7.5)
+		return
+	}
+	if !c.enter(now, p, seq) || seq <= p.in.statusSeq {
+		return // known already, or newer ones came first
+	}
+	p.in.statusSeq = seq
+	p.batuta = pkt.Get("batuta") != ""
+	c.follow(now, p, pkt, index)
+	if s := model.ParseNodeState(pkt.Get("st")); s != model.NodeUnknown {
+		p.state = s
+	}
+	dead := time.Duration(0)
+	if ms, ok := hexField(pkt, "dt"); ok {
+		dead = time.Duration(ms) * time.Millisecond
+	}
+	silence := c.det.Heard(p.name, d.At, dead)
+	if kind == model.SightingBeat && c.hb.WarnTime > 0 && silence > c.hb.WarnTime {
+		c.note(now, model.LevelWarning, "late-heartbeat", string(p.name), "Late heartbeat: Node %s: interval %d ms", p.name, silence.Milliseconds())
+	}
+	c.sight(model.Sighting{Kind: kind, Node: p.name, At: d.At, State: p.state, Generation: gen,
+		DeadTime: c.det.nodes[p.name].dead, Batuta: p.batuta})
+}
+
+// control handles the messages of delivery itself, which are not reliable.
+func (c *Core) control(now time.Time, p *peer, typ string, pkt *Packet) {
+	switch typ {
+	case "NS_ackmsg":
+		n, ok := hexField(pkt, "ackseq")
+		if ok && n > p.acked && n <= c.out.seq {
+			p.acked = n
+		}
+	case "NS_nak_rexmit":
+		// The peer no longer has it: stop asking (§6.5).
+		if n, ok := hexField(pkt, "firstseq"); ok && p.in.fill(n) {
+			c.note(now, model.LevelWarning, "packet-gone", string(p.name), "node %s cannot send message %d again: %s", p.name, n, pkt.Get("info"))
+			c.closed(now, p)
+			c.acknowledge(now, p, n)
+		}
+	case "NS_rexmit":
+		first, e1 := strconv.ParseUint(pkt.Get("firstseq"), 10, 32)
+		last, e2 := strconv.ParseUint(pkt.Get("lastseq"), 10, 32)
+		if e1 == nil && e2 == nil && first > 0 {
+			c.resend(now, p, first, min(last, uint64(c.out.seq)))
+		}
+	}
+}
+
+// resend answers a request: the identical bytes, a refusal for what is no
+// longer kept, silence for what was never sent (§6.4, §6.5).
+func (c *Core) resend(now time.Time, p *peer, first, last uint64) {
+	for n, budget := first, maxResend; n <= last && budget > 0; n++ {
+		if uint32(n) <= p.acked {
+			n = min(uint64(p.acked), last) // skip the acknowledged ones in one go
+			continue
+		}
+		budget--
+		s := c.out.find(uint32(n))
+		if s == nil {
+			info := "seqno not found"
+			if n+historySize <= uint64(c.out.seq) {
+				info = "seqno too low"
+			}
+			c.sendControl(now, p, Field{Name: "t", Value: "NS_nak_rexmit"}, Field{Name: "firstseq", Value: hex32(uint32(n))},
+				Field{Name: "dest", Value: string(p.name)}, Field{Name: "info", Value: info})
+			continue
+		}
+		if !s.resent.IsZero() && now.Sub(s.resent) < c.hb.MaxRexmitDelay-resendMargin {
+			continue
+		}
+		s.resent = now
+		c.count.Retransmitted++
+		c.effects = append(c.effects, Send{s.data})
+	}
+}
+
+// forUs tells whether a packet is meant for this node: by uuid if it names
+// one, else by name, else for everyone (§4).
+func (c *Core) forUs(pkt *Packet) bool {
+	if u := pkt.Get("destuuid"); len(u) == 16 && strings.Trim(u, "\x00") != "" {
+		return u == string(c.cfg.UUID[:])
+	}
+	dest, ok := pkt.Lookup("dest")
+	return !ok || dest == string(c.self)
+}
+
+// own looks at a packet that bears our own name: mostly our own broadcast
+// come back. With a later generation, or our generation and a number that we
+// have not used, it is somebody else's.
+func (c *Core) own(now time.Time, link string, pkt *Packet) {
+	gen, _ := hexField(pkt, "hg")
+	seq, _ := hexField(pkt, "seq")
+	if gen < c.cfg.Generation || gen == c.cfg.Generation && seq <= c.out.seq {
+		return
+	}
+	if !c.lastDouble.IsZero() && now.Sub(c.lastDouble) < complaintPeriod {
+		return
+	}
+	c.lastDouble = now
+	c.note(now, model.LevelError, "name-used-twice", string(c.self),
+		"another node on link %s calls itself %s (generation %d, ours is %d): give each node its own name", link, c.self, gen, c.cfg.Generation)
+}
+
+// bad counts a packet that is no packet or not from a key holder, and says so
+// once in a while.
+func (c *Core) bad(now time.Time, link string, err error) {
+	c.count.Bad++
+	c.badSince++
+	if !c.hb.LogBadPackets || !c.lastBad.IsZero() && now.Sub(c.lastBad) < complaintPeriod {
+		return
+	}
+	c.note(now, model.LevelError, "bad-packet", link,
+		"dropped %d packet(s) on link %s that fail authentication, the latest: %v; check that authkeys is the same on all nodes", c.badSince, link, err)
+	c.lastBad, c.badSince = now, 0
+}
+
+func (c *Core) unknown(now time.Time, link string, src model.NodeName) {
+	c.count.Unknown++
+	if !c.lastUnknown.IsZero() && now.Sub(c.lastUnknown) < complaintPeriod {
+		return
+	}
+	c.lastUnknown = now
+	c.note(now, model.LevelError, "unknown-node", string(src),
+		"dropped a packet of %q on link %s, which is not in ha.cf; add a node line, or give that cluster its own port or key", src, link)
+}
+
+// hexField reads a lower-case hexadecimal number.
+func hexField(p *Packet, name string) (uint32, bool) {
+	v, ok := p.Lookup(name)
+	if !ok {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(v, 16, 32)
+	return uint32(n), err == nil
+}
+
+func hex32(n uint32) string { return strconv.FormatUint(uint64(n), 16) }

@@ -1,0 +1,269 @@
+package link
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// ErrNotSupported is wrapped by Open for media that are not built yet.
+var ErrNotSupported = errors.New("heartbeat medium is not supported yet")
+
+// Options changes how a medium is opened. The zero value is the original's way.
+type Options struct {
+	// Source, if valid, is the local address to send from and to receive on,
+	// instead of any. Several nodes can then share one host's loopback.
+	Source netip.Addr
+	// Warn, if set, takes what did not work but is not needed.
+	Warn func(error)
+}
+
+func (o Options) warn(format string, args ...any) {
+	if o.Warn != nil {
+		o.Warn(fmt.Errorf(format, args...))
+	}
+}
+
+// Open opens one medium of ha.cf. It fails if the interface does not exist or
+// the port cannot be had; an interface that vanishes later does not end the
+// link, which returns with it.
+func Open(m model.Medium, opt Options) (Link, error) {
+	switch m.Kind {
+	case model.Broadcast:
+		return openUDP(m, opt, bcast(m, opt))
+	case model.Unicast:
+		return openUDP(m, opt, ucast(m, opt))
+	case model.Multicast, model.Serial, model.Ping, model.PingGroup, model.MediumNone:
+	}
+	return nil, fmt.Errorf("%s %s: %w; use bcast or ucast", m.Kind, m.Name, ErrNotSupported)
+}
+
+// sockets says how a medium's two sockets differ from plain ones (§11).
+type sockets struct {
+	receive   netip.AddrPort       // where the receiving socket is bound
+	send      netip.AddrPort       // where the sending one is; port 0 for any
+	onSend    []func(fd int) error // options of the sending socket
+	onReceive []func(fd int) error // options of the receiving socket
+}
+
+// reopenAfter is the time between two attempts to get back sockets of an
+// interface that vanished.
+const reopenAfter = 250 * time.Millisecond
+
+// udp is a medium over IPv4 UDP: one socket to send, one to receive.
+type udp struct {
+	medium model.Medium
+	opt    Options
+	how    sockets
+
+	buf [64 << 10]byte // of the one goroutine that receives
+	oob [128]byte
+
+	mu     sync.Mutex
+	in     *net.UDPConn // replaced when the interface comes back
+	out    *net.UDPConn
+	tried  time.Time
+	closed bool
+}
+
+var _ Link = (*udp)(nil)
+
+func openUDP(m model.Medium, opt Options, how sockets) (Link, error) {
+	if !m.Peer.IsValid() || !m.Peer.Addr().Unmap().Is4() || m.Peer.Port() == 0 {
+		return nil, fmt.Errorf("%s %s: %v is not an IPv4 address with a port", m.Kind, m.Interface, m.Peer)
+	}
+	u := &udp{medium: m, opt: opt, how: how}
+	var err error
+	u.in, u.out, err = u.open()
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", m.Kind, m.Interface, err)
+	}
+	return u, nil
+}
+
+// open makes the pair of sockets.
+func (u *udp) open() (in, out *net.UDPConn, err error) {
+	if u.medium.Interface != "" {
+		if _, err := net.InterfaceByName(u.medium.Interface); err != nil {
+			return nil, nil, fmt.Errorf("no interface of that name: %w", err)
+		}
+	}
+	if in, err = u.socket(u.how.receive, append(u.how.onReceive, stamp)); err != nil {
+		return nil, nil, fmt.Errorf("cannot receive on %v: %w", u.how.receive, err)
+	}
+	if out, err = u.socket(u.how.send, u.how.onSend); err != nil {
+		_ = in.Close()
+		return nil, nil, fmt.Errorf("cannot send: %w", err)
+	}
+	return in, out, nil
+}
+
+// socket makes one socket, bound to the device where that is permitted.
+func (u *udp) socket(at netip.AddrPort, options []func(fd int) error) (*net.UDPConn, error) {
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var inner error
+		err := c.Control(func(fd uintptr) {
+			for _, set := range options {
+				if inner = set(int(fd)); inner != nil {
+					return
+				}
+			}
+			if u.medium.Interface == "" {
+				return
+			}
+			if err := unix.BindToDevice(int(fd), u.medium.Interface); errors.Is(err, unix.EPERM) {
+				u.opt.warn("%s %s: not permitted to bind the socket to the interface (needs CAP_NET_RAW): packets of other interfaces are heard too", u.medium.Kind, u.medium.Interface)
+			} else if err != nil {
+				inner = fmt.Errorf("binding to the interface: %w", err)
+			}
+		})
+		return errors.Join(err, inner)
+	}}
+	pc, err := lc.ListenPacket(context.Background(), "udp4", at.String())
+	if err != nil {
+		return nil, err
+	}
+	return pc.(*net.UDPConn), nil
+}
+
+func (u *udp) Name() string { return u.medium.Name }
+
+// Send does not wait: a full socket buffer drops the datagram, and the next
+// beat or a retransmission makes up for it.
+func (u *udp) Send(b []byte) error {
+	u.mu.Lock()
+	out, closed := u.out, u.closed
+	u.mu.Unlock()
+	if closed {
+		return fmt.Errorf("link %s: %w", u.medium.Name, ErrClosed)
+	}
+	raw, err := out.SyscallConn()
+	if err == nil {
+		to := &unix.SockaddrInet4{Port: int(u.medium.Peer.Port()), Addr: u.medium.Peer.Addr().Unmap().As4()}
+		var sent error
+		err = raw.Write(func(fd uintptr) bool {
+			sent = unix.Sendto(int(fd), b, unix.MSG_DONTWAIT, to)
+			return true
+		})
+		err = errors.Join(err, sent)
+	}
+	if err != nil && gone(err) {
+		u.reopen()
+	}
+	return err
+}
+
+// gone tells whether an error can mean that the interface was deleted. Its
+// sockets stay bound to an index that no interface will have again.
+func gone(err error) bool {
+	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) || errors.Is(err, net.ErrClosed) ||
+		errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EINVAL)
+}
+
+// reopen replaces both sockets if the interface is there, now and then.
+func (u *udp) reopen() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.closed || time.Since(u.tried) < reopenAfter {
+		return
+	}
+	u.tried = time.Now()
+	in, out, err := u.open()
+	if err != nil {
+		return
+	}
+	oldIn, oldOut := u.in, u.out
+	u.in, u.out = in, out
+	_ = oldIn.Close() // wakes Receive, which goes on with the new one
+	_ = oldOut.Close()
+}
+
+// Receive reads from whatever socket is current. It is for one goroutine.
+func (u *udp) Receive() (Packet, error) {
+	for {
+		u.mu.Lock()
+		in, closed := u.in, u.closed
+		u.mu.Unlock()
+		if closed {
+			return Packet{}, ErrClosed
+		}
+		n, on, _, from, err := in.ReadMsgUDPAddrPort(u.buf[:], u.oob[:])
+		switch {
+		case err == nil:
+			return Packet{Data: append([]byte(nil), u.buf[:n]...), From: from, At: arrived(time.Now(), u.oob[:on])}, nil
+		case errors.Is(err, net.ErrClosed), errors.Is(err, unix.ECONNREFUSED):
+			// Replaced, closed, or a dead peer's kernel answered: look again.
+			continue
+		default:
+			return Packet{}, fmt.Errorf("link %s: %w", u.medium.Name, err)
+		}
+	}
+}
+
+func (u *udp) Close() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.closed {
+		return nil
+	}
+	u.closed = true
+	return errors.Join(u.in.Close(), u.out.Close())
+}
+
+// setInt makes a socket option of an integer.
+func setInt(level, name, value int, what string) func(fd int) error {
+	return func(fd int) error {
+		if err := unix.SetsockoptInt(fd, level, name, value); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		return nil
+	}
+}
+
+var (
+	reuseAddr = setInt(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1, "SO_REUSEADDR")
+	reusePort = setInt(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1, "SO_REUSEPORT")
+	broadcast = setInt(unix.SOL_SOCKET, unix.SO_BROADCAST, 1, "SO_BROADCAST")
+	dontRoute = setInt(unix.SOL_SOCKET, unix.SO_DONTROUTE, 1, "SO_DONTROUTE")
+	lowDelay  = setInt(unix.IPPROTO_IP, unix.IP_TOS, 0x10, "IP_TOS")
+	// stamp asks the kernel when each packet came, so that a late reader still
+	// knows. Without it the time of reading is used: no error.
+	stamp = func(fd int) error {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1)
+		return nil
+	}
+)
+
+// maxAge bounds what is believed of a kernel time stamp: it is wall time, and
+// a clock that is set meanwhile must not move beats far into the past.
+const maxAge = time.Minute
+
+// arrived turns the kernel's time stamp (socket(7), SO_TIMESTAMPNS) into a
+// time on the caller's monotonic clock; now if there is none to believe.
+func arrived(now time.Time, oob []byte) time.Time {
+	for len(oob) > 0 {
+		head, data, rest, err := unix.ParseOneSocketControlMessage(oob)
+		if err != nil {
+			return now
+		}
+		if head.Level == unix.SOL_SOCKET && head.Type == unix.SO_TIMESTAMPNS && len(data) >= 16 {
+			at := time.Unix(int64(binary.NativeEndian.Uint64(data)), int64(binary.NativeEndian.Uint64(data[8:])))
+			if age := time.Duration(now.UnixNano() - at.UnixNano()); age > 0 && age < maxAge {
+				return now.Add(-age)
+			}
+			return now
+		}
+		oob = rest
+	}
+	return now
+}

@@ -1,0 +1,126 @@
+package messenger
+
+import (
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/heartbeat"
+	"github.com/batuta-ha/batuta/internal/member"
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// Core is heartbeat and member joined: a deterministic step machine for one
+// caller. Start comes first; then Receive, Send and Tick in any order.
+type Core struct {
+	hb  *heartbeat.Core
+	mb  *member.Core
+	due time.Time // when the next step was wanted at the latest
+	lag time.Duration
+	out Output
+}
+
+// Output is what one step wants done, each list in order.
+type Output struct {
+	Datagrams [][]byte // to be sent on all links
+	Events    []model.ClusterEvent
+	Notes     []model.Event
+}
+
+// NewCore joins the two; their life begins with Start.
+func NewCore(cfg heartbeat.Config) (*Core, error) {
+	hb, err := heartbeat.New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	mb, err := member.New(cfg.Heartbeat, cfg.Generation)
+	if err != nil {
+		return nil, err
+	}
+	return &Core{hb: hb, mb: mb, lag: cfg.Heartbeat.Keepalive / 4}, nil
+}
+
+// Start sends the first messages of this life.
+func (c *Core) Start(now time.Time) Output {
+	return c.step(now, func() {
+		c.beat(now, heartbeat.Start{})
+		c.member(now, member.Start{})
+	})
+}
+
+// Receive takes a datagram that came in by the link of that name, which the
+// kernel received at that time.
+func (c *Core) Receive(now time.Time, link string, data []byte, at time.Time) Output {
+	return c.step(now, func() { c.beat(now, heartbeat.Datagram{Link: link, Data: data, At: at}) })
+}
+
+// Send sends a message reliably.
+func (c *Core) Send(now time.Time, m model.Message) Output {
+	return c.step(now, func() { c.beat(now, heartbeat.Submit{Message: m}) })
+}
+
+// Tick does what time demands. It is to be called at Next, after everything
+// that was received until then.
+func (c *Core) Tick(now time.Time) Output {
+	return c.step(now, func() {
+		c.member(now, member.Tick{})
+		c.beat(now, heartbeat.Tick{})
+	})
+}
+
+// Next returns when Tick is due; the zero time before Start.
+func (c *Core) Next() time.Time {
+	a, b := c.mb.Next(), c.hb.Next()
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// View returns a snapshot of the membership.
+func (c *Core) View() model.View { return c.mb.View() }
+
+// Counters returns the totals of the protocol.
+func (c *Core) Counters() heartbeat.Counters { return c.hb.Counters() }
+
+// step carries out one input. If this node comes much later than it wanted
+// to, it was stopped or starved: that time must not count against others.
+func (c *Core) step(now time.Time, do func()) Output {
+	c.out = Output{}
+	if !c.due.IsZero() && now.Sub(c.due) > c.lag {
+		c.beat(now, heartbeat.Excuse{From: c.due})
+	}
+	do()
+	if c.due = c.Next(); c.due.Before(now) {
+		c.due = now
+	}
+	return c.out
+}
+
+func (c *Core) beat(now time.Time, in heartbeat.Input) {
+	for _, e := range c.hb.Step(now, in) {
+		switch e := e.(type) {
+		case heartbeat.Send:
+			c.out.Datagrams = append(c.out.Datagrams, e.Data)
+		case heartbeat.Deliver:
+			c.member(now, member.Received{Message: e.Message})
+		case heartbeat.Sighted:
+			c.member(now, member.Sighting{Sighting: e.Sighting})
+		case heartbeat.Note:
+			c.out.Notes = append(c.out.Notes, e.Event)
+		}
+	}
+}
+
+func (c *Core) member(now time.Time, in member.Input) {
+	for _, e := range c.mb.Step(now, in) {
+		switch e := e.(type) {
+		case member.Submit:
+			c.beat(now, heartbeat.Submit{Message: e.Message})
+		case member.Running:
+			c.beat(now, heartbeat.Running{})
+		case member.Event:
+			c.out.Events = append(c.out.Events, e.ClusterEvent)
+		case member.Note:
+			c.out.Notes = append(c.out.Notes, e.Event)
+		}
+	}
+}

@@ -1,0 +1,308 @@
+package messenger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/heartbeat"
+	"github.com/batuta-ha/batuta/internal/link"
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// Config is what a Loop needs. Sink and LoadAverage may be nil.
+type Config struct {
+	Heartbeat   model.Heartbeat
+	Links       []link.Link   // Run closes them when it ends
+	Generation  uint32        // of this life; see NextGeneration
+	UUID        [16]byte      // of this node; see NodeUUID
+	Rand        *rand.Rand    // used by the loop only
+	Sink        model.Sink    // what is worth logging
+	LoadAverage func() string // text of the ld field
+}
+
+// ErrStopped is returned by Send after the loop has ended.
+var ErrStopped = errors.New("the messenger has stopped")
+
+const (
+	drainLimit  = 1024                   // packets taken in one go before time is looked at
+	linkBackoff = 100 * time.Millisecond // after a link failed to receive
+)
+
+// Loop is one node's messenger: one goroutine decides, one for each link
+// reads, one hands out events.
+type Loop struct {
+	cfg   Config
+	ready chan struct{}
+
+	mu   sync.Mutex // guards what core points to
+	core *Core
+
+	queue   sync.Mutex // guards pending, waiting and stopped
+	pending []model.Message
+	waiting []model.ClusterEvent
+	stopped bool
+
+	wake     chan struct{} // something is pending
+	evented  chan struct{} // something is waiting
+	arrivals chan arrival
+	events   chan model.ClusterEvent
+	failing  map[link.Link]bool // links whose latest Send failed
+}
+
+// arrival is a packet and where it came from.
+type arrival struct {
+	link string
+	link.Packet
+}
+
+// New checks the configuration. Nothing is sent before Run.
+func New(cfg Config) (*Loop, error) {
+	if len(cfg.Links) == 0 {
+		return nil, errors.New("heartbeat: no link; ha.cf needs at least one bcast or ucast line")
+	}
+	l := &Loop{cfg: cfg, ready: make(chan struct{}), wake: make(chan struct{}, 1), evented: make(chan struct{}, 1),
+		arrivals: make(chan arrival, drainLimit), events: make(chan model.ClusterEvent), failing: map[link.Link]bool{}}
+	core, err := NewCore(heartbeat.Config{Heartbeat: cfg.Heartbeat, Generation: cfg.Generation, UUID: cfg.UUID,
+		Rand: cfg.Rand, Load: cfg.LoadAverage})
+	if err != nil {
+		return nil, err
+	}
+	l.core = core
+	return l, nil
+}
+
+// String names the task.
+func (l *Loop) String() string { return "heartbeat " + string(l.cfg.Heartbeat.Self) }
+
+// Ready is closed when the first messages are out.
+func (l *Loop) Ready() <-chan struct{} { return l.ready }
+
+// Events returns the stream of cluster events, in order, none left out. The
+// loop never waits for its reader. It is closed when Run ends.
+func (l *Loop) Events() <-chan model.ClusterEvent { return l.events }
+
+// View returns a snapshot of the membership.
+func (l *Loop) View() model.View {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.core.View()
+}
+
+// Counters returns the totals of the protocol.
+func (l *Loop) Counters() heartbeat.Counters {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.core.Counters()
+}
+
+// Send queues a reliable message for all nodes and returns at once. Messages
+// of one goroutine keep their order. What is queued when Run is told to end
+// is still sent. The error is ErrStopped, or says what the wire cannot carry.
+func (l *Loop) Send(m model.Message) error {
+	if err := sendable(m); err != nil {
+		return err
+	}
+	l.queue.Lock()
+	defer l.queue.Unlock()
+	if l.stopped {
+		return ErrStopped
+	}
+	l.pending = append(l.pending, m)
+	signal(l.wake)
+	return nil
+}
+
+func sendable(m model.Message) error {
+	if m.Type == "" {
+		return errors.New("heartbeat: a message without a type")
+	}
+	for _, f := range m.Fields {
+		if !heartbeat.ValidField(f.Name) {
+			return fmt.Errorf("heartbeat: message %s: field name %q cannot be sent", m.Type, f.Name)
+		}
+	}
+	return nil
+}
+
+// Run talks to the cluster until ctx ends, and returns nil then. It may be
+// called once: the next life needs the next generation.
+func (l *Loop) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	inner, stop := context.WithCancel(context.Background())
+	for _, k := range l.cfg.Links {
+		wg.Go(func() { l.read(inner, k) })
+	}
+	wg.Go(func() { l.hand(inner) })
+	l.decide(ctx)
+	l.queue.Lock()
+	l.stopped = true
+	l.queue.Unlock()
+	l.sendPending()
+	stop()
+	var err error
+	for _, k := range l.cfg.Links {
+		err = errors.Join(err, k.Close())
+	}
+	wg.Wait()
+	return err
+}
+
+// decide is the loop: it sleeps until a packet, a message or a deadline, takes
+// all packets that are there, and only then lets time pass. A late loop thus
+// first hears everyone out.
+func (l *Loop) decide(ctx context.Context) {
+	l.do(l.core.Start)
+	close(l.ready)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		timer.Reset(time.Until(l.next()))
+		select {
+		case <-ctx.Done():
+			return
+		case a := <-l.arrivals:
+			l.receive(a)
+		case <-l.wake:
+		case <-timer.C:
+		}
+		l.drain()
+		l.sendPending()
+		if !time.Now().Before(l.next()) {
+			l.do(l.core.Tick)
+		}
+	}
+}
+
+func (l *Loop) next() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.core.Next()
+}
+
+// drain takes the packets that have been read, up to a bound so that a flood
+// cannot keep the loop from its own beats.
+func (l *Loop) drain() {
+	for range drainLimit {
+		select {
+		case a := <-l.arrivals:
+			l.receive(a)
+		default:
+			return
+		}
+	}
+}
+
+func (l *Loop) receive(a arrival) {
+	l.do(func(now time.Time) Output { return l.core.Receive(now, a.link, a.Data, a.At) })
+}
+
+func (l *Loop) sendPending() {
+	l.queue.Lock()
+	pending := l.pending
+	l.pending = nil
+	l.queue.Unlock()
+	for _, m := range pending {
+		l.do(func(now time.Time) Output { return l.core.Send(now, m) })
+	}
+}
+
+// do takes one step and carries out what it wants.
+func (l *Loop) do(step func(now time.Time) Output) {
+	l.mu.Lock()
+	out := step(time.Now())
+	l.mu.Unlock()
+	for _, d := range out.Datagrams {
+		for _, k := range l.cfg.Links {
+			l.sent(k, k.Send(d))
+		}
+	}
+	for _, n := range out.Notes {
+		l.note(n)
+	}
+	if len(out.Events) > 0 {
+		l.queue.Lock()
+		l.waiting = append(l.waiting, out.Events...)
+		l.queue.Unlock()
+		signal(l.evented)
+	}
+}
+
+// sent reports when a link begins to fail and when it works again, not each
+// datagram: the cluster lives on the other links, or on the next beat.
+func (l *Loop) sent(k link.Link, err error) {
+	if (err != nil) == l.failing[k] {
+		return
+	}
+	l.failing[k] = err != nil
+	e := model.Event{At: time.Now(), Source: "heartbeat", Subject: k.Name()}
+	if err != nil {
+		e.Level, e.Kind, e.Text = model.LevelError, "link-send-failed", fmt.Sprintf("link %s cannot send: %v; trying on", k.Name(), err)
+	} else {
+		e.Level, e.Kind, e.Text = model.LevelNotice, "link-send-works", fmt.Sprintf("link %s can send again", k.Name())
+	}
+	l.note(e)
+}
+
+func (l *Loop) note(e model.Event) {
+	if l.cfg.Sink != nil {
+		l.cfg.Sink(e)
+	}
+}
+
+// read is the goroutine of one link.
+func (l *Loop) read(ctx context.Context, k link.Link) {
+	for {
+		p, err := k.Receive()
+		switch {
+		case errors.Is(err, link.ErrClosed):
+			return
+		case err != nil:
+			select {
+			case <-time.After(linkBackoff):
+			case <-ctx.Done():
+				return
+			}
+			continue
+		}
+		select {
+		case l.arrivals <- arrival{k.Name(), p}:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// hand is the goroutine that gives events to their reader, at its pace.
+func (l *Loop) hand(ctx context.Context) {
+	defer close(l.events)
+	for {
+		l.queue.Lock()
+		waiting := l.waiting
+		l.waiting = nil
+		l.queue.Unlock()
+		for _, e := range waiting {
+			select {
+			case l.events <- e:
+			case <-ctx.Done():
+				return
+			}
+		}
+		select {
+		case <-l.evented:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// signal wakes whoever waits on a channel with room for one.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,94 @@
+package messenger
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/heartbeat"
+)
+
+// Files of the state directory, in the original's form so that a node can
+// change from one to the other and back (§19.1).
+const (
+	generationFile = "hb_generation"
+	uuidFile       = "hb_uuid"
+)
+
+// NextGeneration returns the generation of a new life and has stored it on
+// disk when it returns, so that no later life can repeat it. byTime is
+// hbgenmethod time: the stored one is not looked at. An unreadable file is an
+// error: guessing could make every peer refuse this node.
+func NextGeneration(dir string, now time.Time, byTime bool) (uint32, error) {
+	name := filepath.Join(dir, generationFile)
+	stored := uint32(0)
+	if !byTime {
+		b, err := os.ReadFile(name)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			return 0, fmt.Errorf("generation: %w", err)
+		default:
+			if stored, err = heartbeat.ParseGeneration(string(b)); err != nil {
+				return 0, fmt.Errorf("%s: %w; remove the file to go on from the current time", name, err)
+			}
+		}
+	}
+	g := heartbeat.NextGeneration(stored, now)
+	return g, store(name, []byte(heartbeat.FormatGeneration(g)))
+}
+
+// NodeUUID returns the identity of this node: the stored one, or a new random
+// one (RFC 9562 version 4), which is then stored.
+func NodeUUID(dir string, random io.Reader) (id [16]byte, err error) {
+	name := filepath.Join(dir, uuidFile)
+	b, err := os.ReadFile(name)
+	switch {
+	case err == nil && len(b) == len(id):
+		return [16]byte(b), nil
+	case err == nil:
+		return id, fmt.Errorf("%s: %d bytes instead of 16; remove the file to get a new identity", name, len(b))
+	case !errors.Is(err, fs.ErrNotExist):
+		return id, fmt.Errorf("uuid: %w", err)
+	}
+	if _, err := io.ReadFull(random, id[:]); err != nil {
+		return id, fmt.Errorf("uuid: %w", err)
+	}
+	id[6] = id[6]&0x0f | 0x40
+	id[8] = id[8]&0x3f | 0x80
+	return id, store(name, id[:])
+}
+
+// store writes a file so that after a crash it holds the old content or the
+// new one, and after its return the new one.
+func store(name string, content []byte) (err error) {
+	dir := filepath.Dir(name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, "."+filepath.Base(name)+"-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name())
+		}
+	}()
+	_, err = f.Write(content)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err = os.Rename(f.Name(), name); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
