@@ -24,7 +24,6 @@ const (
 func (c *Core) cluster(e model.ClusterEvent) {
 	if v := e.View.Find(c.cfg.Peer); v != nil && c.cfg.Peer != "" {
 		c.peer.batuta = v.Batuta
-		c.peer.active = v.State == model.NodeActive
 		if e.Kind == model.CommunicationUp {
 			c.peer.alive = v.State == model.NodeActive || v.State == model.NodeUp
 		}
@@ -56,7 +55,7 @@ func (c *Core) cluster(e model.ClusterEvent) {
 func (c *Core) newLife() {
 	c.endStandby()
 	c.other, c.otherStable, c.healing = None, false, false
-	c.peer.alive, c.peer.open, c.peer.stopping, c.peer.gone, c.peer.report = true, false, false, false, 0
+	c.peer = other{alive: true, batuta: c.peer.batuta}
 }
 
 func (c *Core) communicationUp() {
@@ -77,7 +76,7 @@ func (c *Core) communicationUp() {
 func (c *Core) died() {
 	stopped := c.peer.gone
 	c.newLife()
-	c.peer.alive, c.peer.active = false, false
+	c.peer.alive = false
 	if c.state == stateInit || c.state == stateShutdown {
 		return
 	}
@@ -328,7 +327,7 @@ func (c *Core) move() {
 
 // askAgain makes sure that no lost word leaves us waiting for ever.
 func (c *Core) askAgain() {
-	unsure := c.peer.alive && c.peer.active && !c.peer.gone && !c.peer.stopping && c.standby == standbyNot && (c.healing || !c.otherStable)
+	unsure := c.peer.alive && !c.peer.gone && !c.peer.stopping && c.standby == standbyNot && (c.healing || !c.otherStable)
 	switch {
 	case !unsure:
 		c.askAt = time.Time{}

@@ -215,26 +215,33 @@ type operation struct {
 	why     reason
 }
 
+// other is what is known of the other node in its present life.
+type other struct {
+	alive    bool
+	batuta   bool
+	open     bool   // its last report: not settled, and busy with nothing
+	stopping bool   // it announced its stop
+	gone     bool   // it has released everything and ends
+	report   uint64 // number of its last report
+}
+
 // Core is one node's half of the negotiation. Make it with New.
 type Core struct {
 	cfg         Config
 	state       state
 	up          bool // communication has come up
-	hold, other Set  // what we claim; what the other claims, in its own terms
+	hold        Set  // what we claim
+	other       Set  // what the other claims, in its own terms
 	otherStable bool // the other says that it has settled
 	takeoverAt  time.Time
 
-	peer struct {
-		alive, active, batuta bool
-		open                  bool   // its last report: not settled, and busy with nothing
-		stopping, gone        bool   // it announced its stop; it has released everything
-		report                uint64 // number of its last report in this life
-	}
+	peer    other
 	reports uint64
 
 	standby    standby
 	standbySet Set // in terms of the node that hands over
 	standbyAt  time.Time
+	giving     Set  // what was held of the set that is being released
 	offered    bool // the running offer is a failback
 
 	needsFailback bool

@@ -69,6 +69,7 @@ func (c *Core) onAsk(m model.Message) {
 	case info == "other" && c.standby == standbyMe && !c.releasing():
 		c.standbySet = set
 		c.standbyAt = c.now.Add(workDelay)
+		c.giving = c.hold & set
 		c.hold &^= set
 		c.otherStable = false
 		c.report(false, infoStandby)
@@ -80,6 +81,9 @@ func (c *Core) onAsk(m model.Message) {
 		c.say(model.LevelNotice, "standby-complete", "Standby resource acquisition done [%v] by %s", c.standbySet, c.cfg.Peer)
 		c.endStandby()
 		c.report(true, "")
+	case info == "other" && c.standby == standbyNot:
+		// The answer to an offer that we have forgotten: the other must not wait for it.
+		c.report(c.state == stateStable, infoKept)
 	default:
 		c.say(model.LevelWarning, "protocol", "%s: ask_resources %v %q is not expected now: ignored", c.cfg.Peer, set, info)
 	}
@@ -120,7 +124,7 @@ func (c *Core) given(failed Set) {
 		// Handing over what still runs here would make it run twice. Heartbeat does so,
 		// or reboots the machine; we keep it, and say so.
 		c.say(model.LevelCritical, "stop-failed", "resources of the %v set could not be stopped: the set stays here; stop them by hand, then hand over again", failed)
-		back := c.standbySet
+		back := c.giving
 		c.endStandby()
 		c.needsFailback = false
 		c.acquire(back, forOwn)
