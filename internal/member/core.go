@@ -275,6 +275,9 @@ func (c *Core) beat(now time.Time, n *node, s model.Sighting) {
 	if before != n.State {
 		c.note(now, model.LevelInfo, "node-status", string(n.Name), "Status update for node %s: status %s", n.Name, n.State)
 	}
+	if s.Kind != model.SightingBeat {
+		c.sendStatus(now) // a newcomer need not wait for the next beat to hear us
+	}
 	switch s.Kind {
 	case model.SightingJoined:
 		c.event(now, model.NodeJoined, n.Name, model.Message{})
@@ -284,7 +287,6 @@ func (c *Core) beat(now time.Time, n *node, s model.Sighting) {
 	case model.SightingReturned:
 		c.note(now, model.LevelCritical, "partition-healed", string(n.Name),
 			"node %s returning after partition: it was declared dead and lived on, both sides may hold the same resources", n.Name)
-		c.sendStatus(now)
 		c.event(now, model.PartitionHealed, n.Name, model.Message{})
 	default:
 		// The resource manager is told of changes, not of each beat (§16.1).
