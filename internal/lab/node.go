@@ -34,7 +34,19 @@ func (n *Node) known() error {
 }
 
 // Machine returns the drawing's entry for this node.
-func (n *Node) Machine() Machine { return n.machine }
+func (n *Node) Machine() Machine {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.machine
+}
+
+// SetService changes the service that StartService and the next boot start;
+// without arguments the node has none. A running one goes on.
+func (n *Node) SetService(args ...string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.machine.Service = args
+}
 
 // BootID returns what /proc/sys/kernel/random/boot_id says on the node; empty
 // while it is down.
@@ -108,7 +120,7 @@ func (n *Node) ready(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("lab: boot of %s: %w", n.Name, ctx.Err())
 	}
-	if len(n.machine.Service) == 0 {
+	if len(n.Machine().Service) == 0 {
 		return nil
 	}
 	return n.StartService()
@@ -184,20 +196,21 @@ func (n *Node) StartService() error {
 	if err := n.known(); err != nil {
 		return err
 	}
-	if len(n.machine.Service) == 0 {
-		return fmt.Errorf("lab: %s has no service", n.Name)
-	}
 	n.mu.Lock()
+	service := n.machine.Service
 	running := n.service != nil && !n.service.exited()
 	n.mu.Unlock()
+	if len(service) == 0 {
+		return fmt.Errorf("lab: %s has no service", n.Name)
+	}
 	if running {
-		return fmt.Errorf("lab: %s: %s runs already", n.Name, n.machine.Service[0])
+		return fmt.Errorf("lab: %s: %s runs already", n.Name, strings.Join(service, " "))
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
 	}
-	cmd := n.Command(context.Background(), n.machine.Service...)
+	cmd := n.Command(context.Background(), service...)
 	cmd.Stdout, cmd.Stderr = w, w
 	err = cmd.Start()
 	w.Close()
