@@ -1,0 +1,333 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// Defaults and limits of Heartbeat 3.0.6.
+const (
+	defaultKeepalive      = time.Second
+	defaultDeadTime       = 30 * time.Second
+	defaultMaxRexmitDelay = 250 * time.Millisecond
+	defaultUDPPort        = 694
+	maxNodes              = 100
+	maxMedia              = 64
+)
+
+// haLower makes a model.Heartbeat of a rawHaCf.
+type haLower struct {
+	*problems
+	*resolver
+	raw *rawHaCf
+}
+
+// lowerHaCf resolves and completes what was parsed. Keys stays empty: they
+// come from authkeys.
+func lowerHaCf(p *problems, raw *rawHaCf, r *resolver, self model.NodeName) *model.Heartbeat {
+	l := &haLower{p, r, raw}
+	h := &model.Heartbeat{
+		Self:           model.NodeName(strings.ToLower(string(self))),
+		HopFudge:       l.number("hopfudge", 1),
+		MaxRexmitDelay: time.Duration(l.number("max_rexmit_delay", int(defaultMaxRexmitDelay/time.Millisecond))) * time.Millisecond,
+		InnerAuth:      l.text("msgfmt", "classic") == "classic",
+		LogFile:        l.text("logfile", ""),
+		DebugFile:      l.text("debugfile", ""),
+		LogFacility:    l.text("logfacility", ""),
+		SyslogFormat:   l.truth("syslogmsgfmt", true),
+		LogBadPackets:  l.truth("log_badpack", true),
+		GenerationTime: l.text("hbgenmethod", "file") == "time",
+	}
+	l.nodes(h)
+	l.times(h)
+	l.failback(h)
+	l.media(h)
+	for _, d := range raw.all {
+		h.Recorded = append(h.Recorded, model.Setting{Name: d.word, Value: d.rest.text})
+		if e, ok := pendingHaCf[d.word]; ok {
+			e.report(p, d.pos, d.word, d.last().text)
+		}
+	}
+	return h
+}
+
+func (l *haLower) text(name, otherwise string) string {
+	if s, ok := l.raw.settings[name]; ok {
+		return s.last().text
+	}
+	return otherwise
+}
+
+func (l *haLower) number(name string, otherwise int) int {
+	if s, ok := l.raw.settings[name]; ok {
+		n, _ := number(s.last().text)
+		return n
+	}
+	return otherwise
+}
+
+func (l *haLower) truth(name string, otherwise bool) bool {
+	if s, ok := l.raw.settings[name]; ok {
+		b, _ := boolean(s.last().text)
+		return b
+	}
+	return otherwise
+}
+
+func (l *haLower) time(name string, otherwise time.Duration) time.Duration {
+	if s, ok := l.raw.settings[name]; ok {
+		d, _ := duration(s.last().text)
+		return d
+	}
+	return otherwise
+}
+
+// at is where a directive's value stands, or the top of the file.
+func (l *haLower) at(name string) pos {
+	if s, ok := l.raw.settings[name]; ok {
+		return s.last().pos
+	}
+	return top
+}
+
+// crm tells whether a cluster manager takes the place of haresources.
+func (raw *rawHaCf) crm() bool {
+	for _, w := range []string{"crm", "pacemaker"} {
+		if s, ok := raw.settings[w]; ok && !isFalse(s.last().text) {
+			return true
+		}
+	}
+	return false
+}
+
+func (l *haLower) nodes(h *model.Heartbeat) {
+	for _, n := range l.raw.nodes {
+		name := model.NodeName(strings.ToLower(n.text))
+		if slices.Contains(h.Nodes, name) {
+			l.warn(n.pos, fmt.Sprintf("node %s is named twice", name), "remove one of them")
+			continue
+		}
+		h.Nodes = append(h.Nodes, name)
+	}
+	list := make([]string, len(h.Nodes))
+	for i, n := range h.Nodes {
+		list[i] = string(n)
+	}
+	switch {
+	case len(h.Nodes) == 0:
+		l.error(top, "no node is named", "add a line: node NAME1 NAME2")
+	case len(h.Nodes) > maxNodes:
+		l.error(l.raw.nodes[0].pos, fmt.Sprintf("%d nodes are named", len(h.Nodes)), fmt.Sprintf("at most %d", maxNodes))
+	case h.Self == "":
+		l.error(l.raw.nodes[0].pos, "the name of this node is not known", "give it with --node, or in the file nodeinfo beside ha.cf")
+	case !slices.Contains(h.Nodes, h.Self):
+		l.error(l.raw.nodes[0].pos, fmt.Sprintf("this node, %s, is not among the nodes %s", h.Self, strings.Join(list, ", ")),
+			orElse(didYouMean(string(h.Self), list), "name it here as `uname -n` does")+" A file nodeinfo beside ha.cf, or --node, overrides uname")
+	}
+	if len(h.Nodes) > 2 && !l.raw.crm() {
+		l.warn(l.raw.nodes[len(l.raw.nodes)-1].pos, fmt.Sprintf("%d nodes are named, and haresources is for two", len(h.Nodes)), "")
+	}
+	if s, ok := l.raw.settings["autojoin"]; ok && s.last().text != "none" && !l.raw.crm() {
+		l.error(s.last().pos, "autojoin cannot be used with haresources", "write autojoin none")
+	}
+}
+
+func (l *haLower) times(h *model.Heartbeat) {
+	h.Keepalive = l.time("keepalive", defaultKeepalive)
+	h.DeadTime = l.time("deadtime", defaultDeadTime)
+	h.WarnTime = l.time("warntime", h.DeadTime/2)
+	h.DeadPing = l.time("deadping", h.DeadTime)
+	switch {
+	case h.DeadTime > 10*time.Second:
+		h.InitDead = h.DeadTime
+	case h.DeadTime < 6*time.Second:
+		h.InitDead = 12 * time.Second
+	default:
+		h.InitDead = 2 * h.DeadTime
+	}
+	h.InitDead = l.time("initdead", h.InitDead)
+
+	if h.DeadTime <= 2*h.Keepalive {
+		at := l.at("deadtime")
+		if at == top {
+			at = l.at("keepalive")
+		}
+		l.error(at, fmt.Sprintf("deadtime %s is not more than twice the keepalive %s: a node would be dead after one lost heartbeat", h.DeadTime, h.Keepalive),
+			fmt.Sprintf("write a deadtime above %s", 2*h.Keepalive))
+	}
+	if _, own := l.raw.settings["deadping"]; own && h.DeadPing <= 2*h.Keepalive {
+		l.error(l.at("deadping"), fmt.Sprintf("deadping %s is not more than twice the keepalive %s", h.DeadPing, h.Keepalive), fmt.Sprintf("write a deadping above %s", 2*h.Keepalive))
+	}
+	if _, own := l.raw.settings["initdead"]; own {
+		switch {
+		case h.InitDead < h.DeadTime:
+			l.error(l.at("initdead"), fmt.Sprintf("initdead %s is shorter than deadtime %s", h.InitDead, h.DeadTime), fmt.Sprintf("write at least %s", h.DeadTime))
+		case h.InitDead < 10*time.Second:
+			l.warn(l.at("initdead"), fmt.Sprintf("initdead %s is short: a peer whose network comes up late is declared dead at boot", h.InitDead), "write at least 10 seconds")
+		}
+	}
+	if _, own := l.raw.settings["warntime"]; own && h.WarnTime >= h.DeadTime {
+		l.warn(l.at("warntime"), fmt.Sprintf("warntime %s is not below deadtime %s: there is never a warning before a death", h.WarnTime, h.DeadTime), "")
+	}
+}
+
+func (l *haLower) failback(h *model.Heartbeat) {
+	if s, ok := l.raw.settings["nice_failback"]; ok {
+		l.warn(s.pos, "nice_failback is obsolete", "write auto_failback on or off")
+	}
+	s, ok := l.raw.settings["auto_failback"]
+	if !ok {
+		h.Failback = model.FailbackLegacy
+		l.warn(top, "auto_failback is not given: legacy is meant, which is not yet in force; resources stay where they are, as with off", "write auto_failback on or off")
+		return
+	}
+	h.Failback = model.FailbackLegacy
+	if b, isBool := boolean(s.last().text); isBool {
+		h.Failback = model.FailbackOff
+		if b {
+			h.Failback = model.FailbackOn
+		}
+	}
+}
+
+// media resolves the heartbeat paths. Those that are not yet in force are
+// checked and left out.
+func (l *haLower) media(h *model.Heartbeat) {
+	port := uint16(defaultUDPPort)
+	if p, err := l.port("ha-cluster", "udp"); err == nil {
+		port = p
+	}
+	for _, m := range l.raw.media {
+		if m.port == 0 {
+			m.port = int(port)
+		}
+		out, ok := l.medium(m)
+		if _, later := pendingHaCf[m.word]; ok && !later {
+			h.Media = append(h.Media, out)
+		}
+	}
+	switch {
+	case len(l.raw.media) == 0:
+		l.error(top, "no heartbeat path is given: the nodes could not hear each other", "add a line: bcast INTERFACE, or ucast INTERFACE PEER")
+	case len(l.raw.media) > maxMedia:
+		l.error(l.raw.media[maxMedia].at, fmt.Sprintf("%d heartbeat paths are given", len(l.raw.media)), fmt.Sprintf("at most %d", maxMedia))
+	case len(h.Media) == 0 && !Failed(l.list):
+		l.error(l.raw.media[0].at, "no heartbeat path of this file is in force yet: the nodes could not hear each other", "add a line: bcast INTERFACE, or ucast INTERFACE PEER")
+	}
+}
+
+func (l *haLower) medium(m rawMedium) (model.Medium, bool) {
+	first := m.args[0]
+	out := model.Medium{Kind: m.kind, Interface: first.text, Name: first.text}
+	switch m.kind {
+	case model.Broadcast:
+		i, ok := l.networkInterface(first)
+		if ok && !i.Broadcast.IsValid() {
+			l.error(first.pos, fmt.Sprintf("interface %s has no IPv4 broadcast address", first.text), "give it an IPv4 address, or use ucast")
+			return out, false
+		}
+		out.Peer = netip.AddrPortFrom(i.Broadcast, uint16(m.port))
+		return out, ok
+	case model.Unicast:
+		_, ok := l.networkInterface(first)
+		family := model.IPv4
+		if m.word == "ucast6" {
+			family = model.IPv6
+		}
+		a, good := l.hostAddr(m.args[1], family)
+		out.Peer = netip.AddrPortFrom(a, uint16(m.port))
+		return out, l.atMost(m, 2) && ok && good
+	case model.Multicast:
+		return l.multicast(m, out)
+	case model.Serial:
+		if out.Baud = m.baud; out.Baud == 0 {
+			out.Baud = 19200
+		}
+		if !strings.HasPrefix(first.text, "/") {
+			l.error(first.pos, fmt.Sprintf("serial: %q is no device", clip(first.text)), "write its path, as /dev/ttyS0")
+			return out, false
+		}
+		return out, true
+	case model.Ping, model.PingGroup:
+		out.Interface = ""
+		hosts := m.args
+		if m.kind == model.PingGroup {
+			hosts = hosts[1:]
+		}
+		ok := true
+		for _, w := range hosts {
+			a, good := l.hostAddr(w, model.IPv4)
+			out.Hosts = append(out.Hosts, a)
+			ok = ok && good
+		}
+		return out, ok
+	case model.MediumNone:
+	}
+	return out, true
+}
+
+func (l *haLower) atMost(m rawMedium, n int) bool {
+	if len(m.args) > n {
+		l.error(m.args[n].pos, fmt.Sprintf("%s: %q is too much", m.word, clip(m.args[n].text)), "write "+m.word+" "+haDirectives[m.word].form)
+	}
+	return len(m.args) <= n
+}
+
+func (l *haLower) hostAddr(w word, f model.Family) (netip.Addr, bool) {
+	name := w.text
+	if f == model.IPv6 {
+		name = "[" + strings.Trim(name, "[]") + "]"
+	}
+	a, _, err := l.addr(name, f)
+	if err != nil {
+		l.error(w.pos, err.Error(), addressHint(f == model.IPv6))
+	}
+	return a, err == nil
+}
+
+func (l *haLower) networkInterface(w word) (model.Interface, bool) {
+	names := make([]string, len(l.host.Interfaces))
+	for i, n := range l.host.Interfaces {
+		if n.Name == w.text {
+			return n, true
+		}
+		names[i] = n.Name
+	}
+	hint := didYouMean(w.text, names)
+	if hint == "" && len(names) > 0 {
+		hint = "this machine has " + strings.Join(names, ", ")
+	}
+	l.error(w.pos, fmt.Sprintf("there is no network interface %q", clip(w.text)), hint)
+	return model.Interface{}, false
+}
+
+func (l *haLower) multicast(m rawMedium, out model.Medium) (model.Medium, bool) {
+	_, ok := l.networkInterface(m.args[0])
+	group, err := netip.ParseAddr(m.args[1].text)
+	if err != nil || !group.IsMulticast() || group.Is4() != (m.word == "mcast") {
+		l.error(m.args[1].pos, fmt.Sprintf("%s: %q is no multicast group", m.word, clip(m.args[1].text)),
+			map[bool]string{true: "write an address from 224.0.0.0 to 239.255.255.255", false: "write an address of ff00::/8"}[m.word == "mcast"])
+		ok = false
+	}
+	values := [3]int{}
+	for i, limit := range []int{65535, 4, 1} {
+		w := m.args[i+2]
+		n, err := strconv.Atoi(w.text)
+		if err != nil || n < 0 || n > limit || i == 0 && n == 0 {
+			l.error(w.pos, fmt.Sprintf("%s: %q is not a %s up to %d", m.word, clip(w.text), []string{"port", "TTL", "LOOP"}[i], limit), "write "+m.word+" "+haDirectives[m.word].form)
+			ok = false
+		}
+		values[i] = n
+	}
+	ok = l.atMost(m, 5) && ok
+	if ok {
+		out.Peer, out.TTL, out.Loop = netip.AddrPortFrom(group, uint16(values[0])), values[1], values[2] == 1
+	}
+	return out, ok
+}

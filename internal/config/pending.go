@@ -1,0 +1,144 @@
+package config
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// pending is one directive that is understood and accepted, but does nothing
+// yet. The lists below are the only place that says so: taking an entry out
+// is part of putting its directive in force.
+type pending struct {
+	consequence string                  // what happens, or does not, meanwhile
+	fine        func(value string) bool // values with nothing to miss; nil: none
+}
+
+// pendingLdirectord are the directives of ldirectord.cf.
+var pendingLdirectord = map[string]pending{
+	"callback":         {"the program is not run when the file changes", nil},
+	"execute":          {"the other instance is not started", nil},
+	"maintenancedir":   {"files in it take no server out", nil},
+	"monitorfile":      {"check results are not written to it", nil},
+	"emailalert":       {"no mail is sent", nil},
+	"emailalertfrom":   {"no mail is sent", nil},
+	"emailalertfreq":   {"no mail is sent", func(v string) bool { return v == "0" }},
+	"emailalertstatus": {"no mail is sent", func(v string) bool { return v == "none" }},
+	"smtp":             {"no mail is sent", nil},
+	"servicename":      {"it is for mail, and no mail is sent", nil},
+	"comment":          {"it is for mail, and no mail is sent", nil},
+	"logfile":          {"syslog is not written: messages go to standard error only", func(v string) bool { return strings.HasPrefix(v, "/") }},
+	"supervised":       {"messages go to the log file as ever; the director stays in the foreground in any case", func(v string) bool { return v == "no" }},
+	"checktype":        {"real servers are not checked like this and stay out of service", oneOfFunc("negotiate", "connect", "ping", "on", "off")},
+	"service":          {"real servers are not checked like this and stay out of service", oneOfFunc("http", "https", "none")},
+}
+
+// pendingHaCf are the directives of ha.cf.
+var pendingHaCf = map[string]pending{
+	"serial":     {"no heartbeats go over it", nil},
+	"baud":       {"no heartbeats go over serial lines", nil},
+	"mcast":      {"no heartbeats go over it", nil},
+	"mcast6":     {"no heartbeats go over it", nil},
+	"ucast6":     {"no heartbeats go over it", nil},
+	"hbaping":    {"no heartbeats go over it", nil},
+	"rds":        {"no heartbeats go over it", nil},
+	"tipc":       {"no heartbeats go over it", nil},
+	"ping":       {"the host is not asked whether it is there", nil},
+	"ping_group": {"the hosts are not asked whether they are there", nil},
+	"deadping":   {"there are no ping nodes", nil},
+
+	"stonith":      {"a dead node is not fenced before its resources are taken over", nil},
+	"stonith_host": {"a dead node is not fenced before its resources are taken over", nil},
+	"watchdog":     {"a hung machine is not reset", nil},
+
+	"respawn":  {"the program is not started", nil},
+	"failfast": {"the program is not started", nil},
+	"apiauth":  {"there is no client interface to guard", nil},
+	"env":      {"there are no clients to get it", nil},
+
+	"use_logd":       {"messages go to the log files and standard error, not to the logging daemon", isFalse},
+	"conn_logd_time": {"there is no logging daemon", nil},
+	"debug":          {"debug messages are as many as ever", oneOfFunc("0")},
+	"realtime":       {"memory is not locked and the priority is an ordinary one", isFalse},
+	"rtprio":         {"the priority is an ordinary one", nil},
+	"memreserve":     {"memory is not reserved", nil},
+	"coredumps":      {"the system's own setting decides on core dumps", nil},
+	"coreroot":       {"the system's own setting decides on core dumps", nil},
+	"use_apphbd":     {"there is no application heartbeat", isFalse},
+	"autojoin":       {"only nodes that the file names are members", oneOfFunc("none")},
+	"uuidfrom":       {"the node's identity comes from its file", oneOfFunc("file")},
+
+	"compression":             {"large messages are sent as they are", nil},
+	"compression_threshold":   {"large messages are sent as they are", nil},
+	"traditional_compression": {"large messages are sent as they are", isFalse},
+
+	"crm":                   {"there is no such cluster manager, and haresources is not used with it: no resource is managed", isFalse},
+	"pacemaker":             {"there is no such cluster manager, and haresources is not used with it: no resource is managed", isFalse},
+	"crm_daemon_dir":        {"it is for crm only", nil},
+	"crmd_spawns_pengine":   {"it is for crm only", nil},
+	"record_config_changes": {"it is for crm only", nil},
+	"record_pengine_inputs": {"it is for crm only", nil},
+	"enable_config_writes":  {"it is for crm only", nil},
+	"quorum_server":         {"there is no quorum server", nil},
+	"auto_failback":         {"resources stay where they are, as with off", oneOfFunc("on", "off")},
+}
+
+func oneOfFunc(words ...string) func(string) bool {
+	return func(v string) bool { return slices.Contains(words, v) }
+}
+
+func isFalse(v string) bool {
+	b, ok := boolean(v)
+	return ok && !b
+}
+
+// report warns of a directive that is pending.
+func (p pending) report(to *problems, at pos, name, value string) {
+	if p.fine != nil && p.fine(value) {
+		return
+	}
+	if p.fine != nil {
+		name += "=" + clip(value)
+	}
+	to.warn(at, name+" is not yet in force: "+p.consequence, "")
+}
+
+// reportPending warns of every pending directive of an ldirectord.cf.
+func reportPending(p *problems, raw *rawDirector) {
+	all := func(settings map[string]setting) {
+		for name, s := range settings {
+			if name == "service" || name == "checktype" {
+				continue // counts only where a check is made: see reportCheck
+			}
+			if e, ok := pendingLdirectord[name]; ok {
+				e.report(p, s.pos, name, s.value.text)
+			}
+		}
+	}
+	all(raw.settings)
+	for _, e := range raw.execute {
+		pendingLdirectord["execute"].report(p, e.pos, "execute", e.value.text)
+	}
+	for _, v := range raw.virtuals {
+		all(v.settings)
+	}
+}
+
+// reportCheck warns of a kind of check that is pending. Several blocks, or
+// none of their directives, may choose it: the place is that of the directive
+// if there is one, else the virtual line.
+func reportCheck(p *problems, v *rawVirtual, c checks) {
+	at := func(name string) pos {
+		if s, ok := v.settings[name]; ok {
+			return s.pos
+		}
+		return v.pos
+	}
+	if s, ok := v.settings["checktype"]; ok {
+		pendingLdirectord["checktype"].report(p, s.pos, "checktype", s.value.text)
+	}
+	if c.kind == model.CheckNegotiate || c.kind == model.CheckCombined {
+		pendingLdirectord["service"].report(p, at("service"), "service", c.application)
+	}
+}
