@@ -1,6 +1,7 @@
 package pair
 
 import (
+	"strconv"
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/model"
@@ -26,7 +27,11 @@ func (c *Core) offer(s Set, failback bool) {
 }
 
 func (c *Core) sendAsk(s Set, info string) {
-	c.send("ask_resources", model.Field{Name: "rsc_hold", Value: s.String()}, model.Field{Name: "info", Value: info})
+	f := []model.Field{{Name: "rsc_hold", Value: s.String()}, {Name: "info", Value: info}}
+	if info == "done" && c.peer.batuta {
+		f = append(f, model.Field{Name: "report", Value: strconv.FormatUint(c.reports, 16)})
+	}
+	c.send("ask_resources", f...)
 }
 
 // endStandby ends a hand-over, finished or not. What was claimed stays claimed.
@@ -63,7 +68,13 @@ func (c *Core) onAsk(m model.Message) {
 			return
 		}
 	}
-	switch info := m.Get("info"); {
+	info := m.Get("info")
+	if info == "done" {
+		// It says more than any report sent before it that is still on its way.
+		n, _ := strconv.ParseUint(m.Get("report"), 16, 64)
+		c.peer.report = max(c.peer.report, n)
+	}
+	switch {
 	case info == "me":
 		c.onOffer(set)
 	case info == "other" && c.standby == standbyMe && !c.releasing():
@@ -76,9 +87,11 @@ func (c *Core) onAsk(m model.Message) {
 		c.release(set, forGiving)
 	case info == "done" && c.standby == standbyOther:
 		c.standby, c.standbyAt = standbyDone, c.now.Add(workDelay)
+		c.other &^= c.standbySet
 		c.acquire(c.standbySet.Mirror(), forGift)
 	case info == "done" && c.standby == standbyDone && !c.receiving():
 		c.say(model.LevelNotice, "standby-complete", "Standby resource acquisition done [%v] by %s", c.standbySet, c.cfg.Peer)
+		c.other |= c.standbySet.Mirror()
 		c.endStandby()
 		c.report(true, "")
 	case info == "other" && c.standby == standbyNot:
