@@ -106,15 +106,16 @@ func (c *Cmd) Start() (err error) {
 		return c.node.down()
 	}
 	files, passed, err := c.files()
-	defer closeAll(passed)
+	defer func() {
+		closeAll(passed)
+		if err != nil {
+			closeAll(c.ours)
+			c.copies.Wait()
+		}
+	}()
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			closeAll(c.ours)
-		}
-	}()
 	req := initRequest{Op: initExec, Args: c.Args, Env: c.Env, Dir: c.Dir, TTY: c.TTY}
 	j, err := c.s.ask(&req, files...)
 	if err != nil {

@@ -171,7 +171,7 @@ func (l *Lab) prepare(had fs.FS) error {
 			"/etc/hostname":   {Data: []byte(m.Name + "\n")},
 			"/etc/machine-id": {Data: []byte(strings.ReplaceAll(newUUID(), "-", "") + "\n"), Mode: 0o444},
 		}
-		if m.Role == Director {
+		if m.Role == RoleDirector {
 			files["/etc/init.d/apache2"] = File{Data: fallbackScript, Mode: 0o755}
 			maps.Copy(files, cluster)
 		}

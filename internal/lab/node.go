@@ -60,6 +60,9 @@ func (n *Node) BootID() string {
 // Up tells whether the node has power and its init runs.
 func (n *Node) Up() bool { return n.current() != nil }
 
+// off tells that the drawing has the node, and that it has no power.
+func (n *Node) off() bool { return n.known() == nil && !n.Up() }
+
 // current is the session of a node that is up; nil otherwise.
 func (n *Node) current() *session {
 	n.mu.Lock()
@@ -86,7 +89,7 @@ func (n *Node) powerOn() error {
 		}
 	}
 	cfg := bootConfig{
-		Name: n.Name, Root: n.machine.Root, BootID: newUUID(), Forward: n.machine.Role == Director,
+		Name: n.Name, Root: n.machine.Root, BootID: newUUID(), Forward: n.machine.Role == RoleDirector,
 		Interfaces: n.machine.Interfaces, Gateway: n.machine.Gateway, Cut: n.cut, Files: n.machine.Files,
 	}
 	files, err := n.lab.request(switchRequest{Op: opBoot, Node: n.Name, Boot: cfg})

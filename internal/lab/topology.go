@@ -14,18 +14,18 @@ type Role int
 // The roles of the tutorial's drawing.
 const (
 	RoleUnset Role = iota
-	Client
-	Director
-	RealServer
+	RoleClient
+	RoleDirector
+	RoleRealServer
 )
 
 func (r Role) String() string {
 	switch r {
-	case Client:
+	case RoleClient:
 		return "client"
-	case Director:
+	case RoleDirector:
 		return "director"
-	case RealServer:
+	case RoleRealServer:
 		return "real server"
 	}
 	return "unset"
@@ -40,7 +40,7 @@ type Topology struct {
 // Machine is one computer of the drawing.
 type Machine struct {
 	Name       string // node name, at most 10 characters
-	Role       Role   // Director: packets are forwarded, /etc/ha.d is filled
+	Role       Role   // RoleDirector: packets are forwarded, /etc/ha.d is filled
 	Interfaces []Interface
 	Gateway    netip.Addr // default route; invalid: none
 
@@ -101,12 +101,12 @@ const (
 func Tutorial() Topology {
 	t := Topology{Bridges: []string{"outside", "inside"}}
 	t.Machines = append(t.Machines, Machine{
-		Name: "client", Role: Client,
+		Name: "client", Role: RoleClient,
 		Interfaces: []Interface{card("eth0", "outside", "10.1.0.10/24")},
 	})
 	for i, name := range []string{"lvs01", "lvs02"} {
 		t.Machines = append(t.Machines, Machine{
-			Name: name, Role: Director,
+			Name: name, Role: RoleDirector,
 			Interfaces: []Interface{
 				card("eth0", "outside", fmt.Sprintf("10.1.0.%d/24", 1+i)),
 				card("eth1", "inside", fmt.Sprintf("10.240.0.%d/24", 2+i), fmt.Sprintf("10.240.1.%d/24", 2+i)),
@@ -118,7 +118,7 @@ func Tutorial() Topology {
 		name := fmt.Sprintf("web%d", i+1)
 		gateway := netip.MustParsePrefix(address + "/24").Masked().Addr().Next()
 		t.Machines = append(t.Machines, Machine{
-			Name: name, Role: RealServer,
+			Name: name, Role: RoleRealServer,
 			Interfaces: []Interface{card("eth0", "inside", address+"/24")},
 			Gateway:    gateway,
 			Service:    []string{"batuta", "lab", "serve", "--listen", ":80", "--name", name},
