@@ -97,3 +97,11 @@ func count(list []Problem, s Severity) int {
 	}
 	return n
 }
+
+func nodeNames(names ...string) []model.NodeName {
+	out := make([]model.NodeName, len(names))
+	for i, n := range names {
+		out[i] = model.NodeName(n)
+	}
+	return out
+}

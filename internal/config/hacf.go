@@ -131,7 +131,7 @@ var haDirectives = map[string]haDirective{
 		if ok {
 			h.port, _ = number(l.last().text)
 			if h.port > 65535 {
-				h.warn(l.last().pos, fmt.Sprintf("udpport %d is above 65535; port %d is used", h.port, h.port%65536), "write a port below 65536")
+				h.warn(l.last().pos, fmt.Sprintf("udpport %d is above 65535, and port %d is used", h.port, h.port%65536), "write a port below 65536")
 				h.port %= 65536
 			}
 		}
@@ -158,7 +158,7 @@ var haDirectives = map[string]haDirective{
 	"rds":        {form: "INTERFACE HOST", wholeLine: true, read: medium(model.MediumNone, 1)},
 	"tipc":       {form: "...", wholeLine: true, read: medium(model.MediumNone, 1)},
 
-	"auto_failback": {form: "on|off|legacy", read: haWord("on", "off", "legacy", "true", "false", "yes", "no", "y", "n", "1", "0")},
+	"auto_failback": {form: "on|off|legacy", read: haWord("on", "off", "legacy")},
 	"nice_failback": {form: "on|off", read: haBoolean},
 
 	"stonith":      {form: "TYPE FILE", wholeLine: true, read: atLeast(2)},

@@ -184,16 +184,10 @@ func (l *haLower) failback(h *model.Heartbeat) {
 	s, ok := l.raw.settings["auto_failback"]
 	if !ok {
 		h.Failback = model.FailbackLegacy
-		l.warn(top, "auto_failback is not given: legacy is meant, which is not yet in force; resources stay where they are, as with off", "write auto_failback on or off")
+		l.warn(top, "auto_failback is not given: legacy is meant, which is not yet in force, and resources stay where they are, as with off", "write auto_failback on or off")
 		return
 	}
-	h.Failback = model.FailbackLegacy
-	if b, isBool := boolean(s.last().text); isBool {
-		h.Failback = model.FailbackOff
-		if b {
-			h.Failback = model.FailbackOn
-		}
-	}
+	h.Failback = map[string]model.FailbackMode{"on": model.FailbackOn, "off": model.FailbackOff, "legacy": model.FailbackLegacy}[s.last().text]
 }
 
 // media resolves the heartbeat paths. Those that are not yet in force are

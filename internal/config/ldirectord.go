@@ -25,6 +25,7 @@ type rawVirtual struct {
 	mark     string
 	settings map[string]setting
 	reals    []rawReal
+	badReals int // real lines that could not be read
 }
 
 // isMark tells a firewall mark from an address.
@@ -103,7 +104,7 @@ func (c *cfParser) line(lines []string, i int, raw string) {
 		c.flat = isFlat(lines[i+1:])
 	case c.block == nil:
 		if indent > 0 {
-			c.warn(at, "the line is indented but no virtual service is above it; taken as a global directive",
+			c.warn(at, "the line is indented below no virtual service, and is taken as a global directive",
 				"begin it in column 1: ldirectord refuses it like this")
 		}
 		c.directive(nil, at, text)
@@ -190,7 +191,7 @@ func (c *cfParser) cutComment(at pos, text string) string {
 	if !splitsString || end < 0 {
 		return text[:i]
 	}
-	c.warn(at.after(i), "# inside quotes is taken as text", "ldirectord takes it for a comment and refuses the line; write . in a pattern instead")
+	c.warn(at.after(i), "# inside quotes is taken as text", "ldirectord takes it for a comment and refuses the line; in a pattern write . for it")
 	rest := i + end + 1
 	if j := strings.IndexByte(text[rest:], '#'); j >= 0 {
 		return text[:rest+j]

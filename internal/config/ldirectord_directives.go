@@ -128,7 +128,7 @@ func positive(c *cfParser, b *rawVirtual, s *setting) bool {
 	}
 	if n == 0 {
 		if b != nil && len(text) > 1 {
-			c.warn(s.value.pos, fmt.Sprintf("%s: %q is no value; the global one is used", s.word, text), "write a number above 0")
+			c.warn(s.value.pos, fmt.Sprintf("%s: %q is no value, and the global one is used", s.word, text), "write a number above 0")
 			return false
 		}
 		c.error(s.value.pos, s.word+" must be above 0", "write a whole number of at least 1")
@@ -184,11 +184,7 @@ func quoted(c *cfParser, b *rawVirtual, s *setting) bool {
 		if v = bare(b, s); v == "" {
 			break
 		}
-		shown := fmt.Sprintf(" as %q", clip(v))
-		if secretWords[s.word] {
-			shown = ""
-		}
-		c.warn(s.value.pos, fmt.Sprintf("the value of %s has no quotes; taken%s", s.word, shown),
+		c.warn(s.value.pos, "the value of "+s.word+" has no quotes around it, and is taken up to the end of the line",
 			"write "+s.word+`="...": ldirectord refuses it without`)
 	case 1:
 		c.error(s.value.pos, s.word+" lacks a double quote", "write "+s.word+`="..."`)
@@ -201,9 +197,6 @@ func quoted(c *cfParser, b *rawVirtual, s *setting) bool {
 	s.value.text = v
 	return true
 }
-
-// secretWords are the directives whose value is never shown.
-var secretWords = map[string]bool{"passwd": true, "secret": true}
 
 func load(c *cfParser, b *rawVirtual, s *setting) bool {
 	if !quoted(c, b, s) {

@@ -126,33 +126,42 @@ func hostAndPort(w word, six bool) (host, port word, rest word, ok bool) {
 
 // realServer reads a real line into its block.
 func realServer(c *cfParser, b *rawVirtual, s *setting) bool {
-	if !c.rightFamily(b, s, "real") {
-		return false
+	if r, ok := c.realLine(b, s); ok {
+		b.reals = append(b.reals, r)
+	} else {
+		b.badReals++
 	}
-	r := rawReal{pos: s.pos, weight: 1}
+	return false
+}
+
+func (c *cfParser) realLine(b *rawVirtual, s *setting) (r rawReal, ok bool) {
+	if !c.rightFamily(b, s, "real") {
+		return r, false
+	}
+	r = rawReal{pos: s.pos, weight: 1}
 	const form = "write real=ADDRESS[->LAST][:PORT] gate|masq|ipip [WEIGHT] [\"REQUEST\", \"RECEIVE\"]"
-	host, port, rest, ok := hostAndPort(s.value, b.six)
-	if !ok {
+	host, port, rest, found := hostAndPort(s.value, b.six)
+	if !found {
 		hint := form
 		if b.six {
 			hint = "write real6=[ADDRESS]:PORT: IPv6 needs brackets"
 		}
 		c.error(s.value.pos, fmt.Sprintf("%q has no address", clip(s.value.text)), hint)
-		return false
+		return r, false
 	}
 	r.host, r.port = host, port
 	// wordByte takes the - of an arrow for a part of the name.
 	if strings.HasPrefix(rest.text, ">") && strings.HasSuffix(host.text, "-") && port.text == "" {
 		r.host.text = strings.TrimSuffix(host.text, "-")
-		r.last, r.port, rest, ok = hostAndPort(word{rest.after(1), rest.text[1:]}, b.six)
+		r.last, r.port, rest, found = hostAndPort(word{rest.after(1), rest.text[1:]}, b.six)
 	}
 	if b.six && strings.HasPrefix(rest.text, "->") {
 		c.error(rest.pos, "a range of IPv6 addresses", "write one real6 line for each")
-		return false
+		return r, false
 	}
-	if !ok || r.host.text == "" {
+	if !found || r.host.text == "" {
 		c.error(rest.pos, "the range of addresses has no end", "write real=FIRST->LAST:PORT")
-		return false
+		return r, false
 	}
 	if !b.six {
 		c.afterUnderscore(&r.host)
@@ -160,26 +169,23 @@ func realServer(c *cfParser, b *rawVirtual, s *setting) bool {
 	}
 	if r.host.text == "" || rest.text != "" && rest.text[0] != ' ' {
 		c.error(rest.pos, fmt.Sprintf("real server: %q is not understood", clip(rest.text)), form)
-		return false
+		return r, false
 	}
 	tokens, ok := c.tokens(rest)
 	if !ok {
-		return false
+		return r, false
 	}
 	if len(tokens) == 0 {
 		c.error(s.value.pos, "the real server has no forwarding method", "add masq, gate or ipip")
-		return false
+		return r, false
 	}
 	f, err := model.ParseForward(tokens[0].text)
 	if err != nil || tokens[0].quoted {
 		c.error(tokens[0].pos, fmt.Sprintf("unknown forwarding method %q", clip(tokens[0].text)), orElse(didYouMean(tokens[0].text, forwards), "write gate, masq or ipip"))
-		return false
+		return r, false
 	}
 	r.forward = f
-	if c.realOptions(&r, tokens[1:]) {
-		b.reals = append(b.reals, r)
-	}
-	return false
+	return r, c.realOptions(&r, tokens[1:])
 }
 
 // afterUnderscore drops what ldirectord does not see of a name with an

@@ -177,7 +177,7 @@ func (l *cfLower) service(v *rawVirtual) (model.Service, bool) {
 		s.Virtual.OnePacket = false
 	}
 	reals := l.reals(v, key, ok)
-	if len(v.reals) == 0 && !v.bad {
+	if len(v.reals)+v.badReals == 0 && !v.bad {
 		l.warn(v.pos, "the virtual service has no real server", "add a line below it: real=ADDRESS:PORT masq")
 	}
 	if !ok {

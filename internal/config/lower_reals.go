@@ -48,7 +48,7 @@ func (l *cfLower) reals(v *rawVirtual, key model.ServiceKey, usable bool) []mode
 				Target:     checks.target(r, netip.AddrPortFrom(a, port)),
 			}
 			if i, twice := index[c.Addr]; twice {
-				l.warn(r.pos, fmt.Sprintf("real server %s is already on line %d; this line replaces that one", c.Addr, lines[i]), "remove one of them")
+				l.warn(r.pos, fmt.Sprintf("real server %s is already on line %d, which this line replaces", c.Addr, lines[i]), "remove one of them")
 				out[i], lines[i] = c, r.line
 			} else {
 				index[c.Addr] = len(out)

@@ -8,7 +8,7 @@ import (
 // didYouMean is the hint for a word that is not among the known ones: the
 // nearest of them, or "" where none is near.
 func didYouMean(unknown string, known []string) string {
-	best, at := "", len(unknown)/3+2
+	best, at := "", max(1, len(unknown)/3)+1
 	for _, k := range known {
 		d := distance(strings.ToLower(unknown), k)
 		if d < at || d == at && best != "" && k < best {
