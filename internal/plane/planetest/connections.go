@@ -143,14 +143,14 @@ var connectionCases = []testCase{
 
 // randomBytes are the same for a seed, which is logged.
 func randomBytes(s *suite, n int) []byte {
-	seed := rand.Uint64()
-	s.Logf("seed %d", seed)
-	r := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // test data
-	b := make([]byte, 0, n+8)
-	for len(b) < n {
-		b = fmt.Appendf(b, "%016x", r.Uint64())
+	seed := [32]byte{}
+	for i := range seed {
+		seed[i] = byte(rand.Uint32()) //nolint:gosec // test data
 	}
-	return b[:n]
+	s.Logf("seed %x", seed)
+	b := make([]byte, n)
+	_, _ = rand.NewChaCha8(seed).Read(b)
+	return b
 }
 
 func manyConnections(s *suite) {
