@@ -1,0 +1,7 @@
+package ebpf
+
+// The compiler is Debian 12's clang-14, so that the objects come out the same
+// everywhere; CI generates them again and compares.
+//
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -cflags "-O2 -g -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" -type reason -type flow_state -type flow_flag -type real_flag -type address_role -type control -type service_key -type service -type ring_entry -type real -type real_cpu -type counters -type flow -type tuple -type index -type fragment_key -type fragment -type address_key tc ../../../bpf/tc.c
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -cflags "-O2 -g -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" sweep ../../../bpf/sweep.c

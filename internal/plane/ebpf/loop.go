@@ -1,0 +1,134 @@
+package ebpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// sweepEvery is how often silent connections are looked for.
+const sweepEvery = time.Second
+
+// start starts the plane's one goroutine: it sweeps, follows interfaces, and
+// tells the programs when routes change.
+func (p *Plane) start(ctx context.Context) error {
+	// Interfaces and routes are those of the caller's namespace, whatever
+	// thread the goroutine runs on.
+	ns, err := netns.Get()
+	if err != nil {
+		return fmt.Errorf("own network namespace: %w", err)
+	}
+	news, err := subscribe(ctx, ns)
+	if err != nil {
+		_ = ns.Close()
+		return err
+	}
+	// What came between the first scan and the subscription.
+	if err := p.hooks.scan(); err != nil {
+		p.event(model.LevelWarning, "attach-failed", "", err.Error())
+	}
+	p.done.Go(func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		defer func() { _ = ns.Close() }()
+		if err := netns.Set(ns); err != nil {
+			p.event(model.LevelError, "namespace", "", fmt.Sprintf("enter own network namespace: %v", err))
+		}
+		p.loop(ctx, ns, news)
+	})
+	return nil
+}
+
+// news is what the kernel tells.
+type news struct {
+	links  chan netlink.LinkUpdate
+	routes chan netlink.RouteUpdate
+	stop   context.CancelFunc
+}
+
+func subscribe(ctx context.Context, ns netns.NsHandle) (news, error) {
+	ctx, stop := context.WithCancel(ctx)
+	n := news{links: make(chan netlink.LinkUpdate, 256), routes: make(chan netlink.RouteUpdate, 256), stop: stop}
+	if err := netlink.LinkSubscribeWithOptions(n.links, ctx.Done(), netlink.LinkSubscribeOptions{Namespace: &ns, ErrorCallback: func(error) {}}); err != nil {
+		stop()
+		return n, fmt.Errorf("subscribe to interface changes: %w", err)
+	}
+	if err := netlink.RouteSubscribeWithOptions(n.routes, ctx.Done(), netlink.RouteSubscribeOptions{Namespace: &ns, ErrorCallback: func(error) {}}); err != nil {
+		stop()
+		return n, fmt.Errorf("subscribe to route changes: %w", err)
+	}
+	return n, nil
+}
+
+func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news) {
+	defer func() { n.stop() }()
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	full := uint64(0)
+	for {
+		lost := false
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			p.sweepOnce()
+			full = p.warnFull(full)
+			continue
+		case _, ok := <-n.links:
+			lost = !ok
+			for len(n.links) > 0 { // one scan for all that came together
+				<-n.links
+			}
+			if err := p.hooks.scan(); err != nil {
+				p.event(model.LevelWarning, "attach-failed", "", err.Error())
+			}
+		case _, ok := <-n.routes:
+			lost = !ok
+			for len(n.routes) > 0 {
+				<-n.routes
+			}
+		}
+		atomic.AddUint32(&p.t.control.RouteEpoch, 1)
+		if lost && ctx.Err() == nil { // the socket overflowed: listen anew
+			n.stop()
+			fresh, err := subscribe(ctx, ns)
+			if err != nil {
+				p.event(model.LevelError, "subscribe", "", err.Error())
+				fresh = news{stop: func() {}} // routes are still asked again each second
+			}
+			n = fresh
+			if err := p.hooks.scan(); err != nil {
+				p.event(model.LevelWarning, "attach-failed", "", err.Error())
+			}
+		}
+	}
+}
+
+// sweepOnce ends connections that have been silent for too long.
+func (p *Plane) sweepOnce() {
+	if _, err := p.sweep.Run(&ebpf.RunOptions{}); err != nil && !errors.Is(err, context.Canceled) {
+		p.event(model.LevelError, "sweep-failed", "", fmt.Sprintf("sweep connections: %v", err))
+	}
+}
+
+// warnFull says once each time that the table has begun to refuse connections.
+func (p *Plane) warnFull(before uint64) uint64 {
+	now, err := p.count(ReasonTableFull)
+	if err != nil {
+		return before
+	}
+	if now > before {
+		p.event(model.LevelError, "table-full", "", fmt.Sprintf(
+			"connection table is full: %d new connections refused in the last second; open connections go on; raise the number of flows (now %d)",
+			now-before, len(p.t.flows)))
+	}
+	return now
+}

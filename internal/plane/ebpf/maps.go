@@ -1,0 +1,260 @@
+package ebpf
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// abiVersion is BATUTA_ABI of bpf/abi.h.
+const abiVersion = 1
+
+// ErrOtherVersion is wrapped by Open when the pinned maps have another layout
+// than this program's.
+var ErrOtherVersion = errors.New("the pinned table was made by another version of Batuta")
+
+// ErrOtherNamespace is wrapped by Open when the pinned maps carry the table of
+// another network namespace.
+var ErrOtherNamespace = errors.New("the pinned table belongs to another network namespace")
+
+// tables is the plane's maps, as loaded, and those of them that are mapped
+// into memory.
+type tables struct {
+	tcMaps
+	control  *tcControl
+	services []tcService
+	rings    []tcRingEntry
+	reals    []tcReal
+	realCPUs []tcRealCpu // cpus for each real server
+	flows    []tcFlow
+	cpus     int
+	adopted  bool // found pinned, not made
+	mapped   [][]byte
+}
+
+// abiHash names the layout of all maps: any difference means that the pinned
+// ones cannot be used.
+func abiHash(spec *ebpf.CollectionSpec) uint64 {
+	h := fnv.New64a()
+	fmt.Fprintf(h, "abi %d\n", abiVersion)
+	for _, name := range slices.Sorted(maps.Keys(spec.Maps)) {
+		m := spec.Maps[name]
+		if !pinned(name) {
+			continue
+		}
+		fmt.Fprintf(h, "%s %d %d %d %d\n", name, m.Type, m.KeySize, m.ValueSize, m.Flags)
+	}
+	return h.Sum64()
+}
+
+// pinned tells the plane's own maps from the compiler's (.rodata).
+func pinned(name string) bool { return name[0] != '.' }
+
+// openTables adopts the maps pinned in dir, or makes and pins them. spec is
+// given their sizes.
+func openTables(dir string, spec *ebpf.CollectionSpec, o Options, netns uint64) (*tables, error) {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return nil, fmt.Errorf("count processors: %w", err)
+	}
+	want := abiHash(spec)
+	sizes := map[string]int{
+		tcMapControls: 1, tcMapServices: o.MaxServices, tcMapServiceSlots: o.MaxServices,
+		tcMapReals: o.MaxReals, tcMapRealCpus: o.MaxReals * cpus, tcMapRings: o.MaxTurns,
+		tcMapFlows: o.MaxFlows, tcMapFlowIndex: 2 * o.MaxFlows, tcMapFreeSlots: o.MaxFlows,
+		tcMapAddresses: o.MaxServices + o.MaxReals,
+	}
+	for name, n := range sizes {
+		spec.Maps[name].MaxEntries = uint32(n)
+	}
+
+	t := &tables{cpus: cpus}
+	have, err := adopt(dir, spec)
+	if err != nil {
+		return nil, err
+	}
+	if have != nil {
+		t.adopted = true
+		for name, m := range have {
+			spec.Maps[name].MaxEntries = m.MaxEntries()
+		}
+	} else if have, err = create(dir, spec); err != nil {
+		return nil, err
+	}
+	t.assign(have)
+	if err := t.mapAll(); err != nil {
+		t.close()
+		return nil, err
+	}
+
+	switch {
+	case !t.adopted:
+	case t.control.Abi == 0: // a start that was cut short: nobody has used it
+		t.close()
+		if err := os.RemoveAll(filepath.Join(dir, "maps")); err != nil {
+			return nil, err
+		}
+		return openTables(dir, spec, o, netns)
+	case t.control.Abi != want || len(t.realCPUs) != len(t.reals)*cpus:
+		t.close()
+		return nil, otherVersion(dir)
+	case t.control.Netns != netns:
+		t.close()
+		return nil, fmt.Errorf("%s: %w; give each namespace a directory of its own", dir, ErrOtherNamespace)
+	}
+	t.control.Netns = netns
+	t.control.Abi = want // last: from now on the maps are complete
+	return t, nil
+}
+
+// adopt opens the pinned maps; nil if there are none, or if making them was
+// cut short. A complete table that lacks a map is another version's.
+func adopt(dir string, spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
+	have := map[string]*ebpf.Map{}
+	missing := ""
+	for name := range spec.Maps {
+		if !pinned(name) {
+			continue
+		}
+		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, "maps", name), nil)
+		if errors.Is(err, fs.ErrNotExist) {
+			missing = name
+			continue
+		}
+		if err != nil {
+			closeAll(have)
+			return nil, fmt.Errorf("open pinned map %s: %w", name, err)
+		}
+		have[name] = m
+	}
+	if missing == "" {
+		return have, nil
+	}
+	defer closeAll(have)
+	if m := have[tcMapControls]; m != nil {
+		abi := make([]byte, m.ValueSize())
+		if err := m.Lookup(uint32(0), &abi); err != nil || len(abi) < 8 || binary.NativeEndian.Uint64(abi) != 0 {
+			return nil, otherVersion(dir)
+		}
+	}
+	return nil, nil
+}
+
+func otherVersion(dir string) error {
+	return fmt.Errorf("%s: %w; stop the service and remove the directory to start with an empty table", dir, ErrOtherVersion)
+}
+
+// create makes the maps and pins them, in place of whatever was there.
+func create(dir string, spec *ebpf.CollectionSpec) (_ map[string]*ebpf.Map, err error) {
+	path := filepath.Join(dir, "maps")
+	if err := os.RemoveAll(path); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, err
+	}
+	made := map[string]*ebpf.Map{}
+	defer func() {
+		if err != nil {
+			closeAll(made)
+			_ = os.RemoveAll(path)
+		}
+	}()
+	for name, s := range spec.Maps {
+		if !pinned(name) {
+			continue
+		}
+		m, err := ebpf.NewMap(s)
+		if err != nil {
+			return nil, fmt.Errorf("create map %s: %w", name, err)
+		}
+		made[name] = m
+		if err := m.Pin(filepath.Join(path, name)); err != nil {
+			return nil, fmt.Errorf("pin map %s: %w", name, err)
+		}
+	}
+	return made, nil
+}
+
+func closeAll(m map[string]*ebpf.Map) {
+	for _, x := range m {
+		_ = x.Close()
+	}
+}
+
+func (t *tables) assign(m map[string]*ebpf.Map) {
+	t.tcMaps = tcMaps{
+		Addresses: m[tcMapAddresses], Controls: m[tcMapControls], FlowIndex: m[tcMapFlowIndex],
+		Flows: m[tcMapFlows], Fragments: m[tcMapFragments], FreeSlots: m[tcMapFreeSlots],
+		RealCpus: m[tcMapRealCpus], Reals: m[tcMapReals], Reasons: m[tcMapReasons],
+		Rings: m[tcMapRings], ServiceSlots: m[tcMapServiceSlots], Services: m[tcMapServices],
+	}
+}
+
+// replacements names the maps for loading programs.
+func (t *tables) replacements() map[string]*ebpf.Map {
+	return map[string]*ebpf.Map{
+		tcMapAddresses: t.Addresses, tcMapControls: t.Controls, tcMapFlowIndex: t.FlowIndex,
+		tcMapFlows: t.tcMaps.Flows, tcMapFragments: t.Fragments, tcMapFreeSlots: t.FreeSlots,
+		tcMapRealCpus: t.RealCpus, tcMapReals: t.tcMaps.Reals, tcMapReasons: t.Reasons,
+		tcMapRings: t.tcMaps.Rings, tcMapServiceSlots: t.ServiceSlots, tcMapServices: t.tcMaps.Services,
+	}
+}
+
+// mapAll maps the arrays into memory.
+func (t *tables) mapAll() error {
+	control, err := mapArray[tcControl](t, t.Controls)
+	if err != nil {
+		return err
+	}
+	t.control = &control[0]
+	if t.services, err = mapArray[tcService](t, t.tcMaps.Services); err != nil {
+		return err
+	}
+	if t.rings, err = mapArray[tcRingEntry](t, t.tcMaps.Rings); err != nil {
+		return err
+	}
+	if t.reals, err = mapArray[tcReal](t, t.tcMaps.Reals); err != nil {
+		return err
+	}
+	if t.realCPUs, err = mapArray[tcRealCpu](t, t.RealCpus); err != nil {
+		return err
+	}
+	t.flows, err = mapArray[tcFlow](t, t.tcMaps.Flows)
+	return err
+}
+
+// mapArray maps one array map into memory, as elements of type T.
+func mapArray[T any](t *tables, m *ebpf.Map) ([]T, error) {
+	var zero T
+	if int(m.ValueSize()) != int(unsafe.Sizeof(zero)) {
+		return nil, fmt.Errorf("%s: elements of %d bytes, not %d: %w", m, m.ValueSize(), unsafe.Sizeof(zero), ErrOtherVersion)
+	}
+	n := int(m.MaxEntries())
+	size := n * int(m.ValueSize())
+	page := os.Getpagesize()
+	b, err := unix.Mmap(m.FD(), 0, (size+page-1)/page*page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map %s into memory: %w", m, err)
+	}
+	t.mapped = append(t.mapped, b)
+	return unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(b))), n), nil
+}
+
+func (t *tables) close() {
+	for _, b := range t.mapped {
+		_ = unix.Munmap(b)
+	}
+	t.mapped = nil
+	_ = t.tcMaps.Close()
+}

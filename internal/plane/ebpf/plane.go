@@ -1,0 +1,368 @@
+package ebpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+
+	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/plane"
+)
+
+// DefaultDir is where maps and links are pinned.
+const DefaultDir = "/sys/fs/bpf/batuta"
+
+// Options says how to open the plane. The zero value is usable.
+type Options struct {
+	// Dir is the directory of the pins, on a BPF file system. "" is DefaultDir.
+	Dir string
+	// MaxFlows is how many connections the table holds (208 bytes each); 0 is
+	// 262144. Sizes of an adopted table stay as they are.
+	MaxFlows int
+	// MaxServices, MaxReals (a row under each of two services counts twice) and
+	// MaxTurns (of all wrr and rr rings together) bound the table; 0 is 4096,
+	// 8192 and 262144.
+	MaxServices, MaxReals, MaxTurns int
+	// Interfaces tells which interfaces to attach to, among those that are
+	// Ethernet-like, not loopback and not ports of a bridge or bond. nil is all.
+	Interfaces func(name string) bool
+	// Timeouts are how long silent connections stay; zero members are IPVS's.
+	Timeouts Timeouts
+	// Sink is told of interfaces and trouble; nil for nobody.
+	Sink model.Sink
+	// NoTCX attaches as on kernels before 6.6, which have no tcx.
+	NoTCX bool
+}
+
+// Timeouts are how long a connection stays after its last packet, by state.
+type Timeouts struct {
+	SynRecv     time.Duration // half open; 60 s
+	Established time.Duration // 15 min
+	Closing     time.Duration // one side or both have ended, or its real server was deleted; 2 min
+	Closed      time.Duration // reset; 10 s
+	UDP         time.Duration // 5 min
+}
+
+// tickShift makes ticks of nanoseconds, as ticks() of bpf/maps.h does.
+const tickShift = 20
+
+func toTicks(d time.Duration) uint32 { return uint32(d >> tickShift) }
+
+// Plane is the eBPF data plane. Its methods may be called from any goroutine.
+type Plane struct {
+	o    Options
+	sink model.Sink
+
+	mu     sync.Mutex // guards all below; taken by every method
+	closed bool
+	t      *tables
+	in     *ebpf.Program
+	out    *ebpf.Program
+	sweep  *ebpf.Program
+	hooks  *hooks
+	state  *state // what the maps hold, in this process's words
+
+	stop context.CancelFunc
+	done sync.WaitGroup
+}
+
+var _ plane.Plane = (*Plane)(nil)
+
+// Supported tells whether the plane can work here: nil is yes; an error that
+// wraps plane.ErrNotSupported is no, with the way out; any other error means
+// that it could not be found out.
+func Supported() error {
+	for _, h := range []struct {
+		typ   ebpf.ProgramType
+		fn    asm.BuiltinFunc
+		since string
+	}{
+		{ebpf.SchedCLS, asm.FnRedirectNeigh, "5.10"},
+		{ebpf.SchedCLS, asm.FnKtimeGetCoarseNs, "5.11"},
+		{ebpf.Syscall, asm.FnForEachMapElem, "5.14"},
+	} {
+		err := features.HaveProgramHelper(h.typ, h.fn)
+		switch {
+		case errors.Is(err, ebpf.ErrNotSupported):
+			return fmt.Errorf("the eBPF plane needs Linux 5.15 with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF (%v for %v came with %s): use the proxy plane: %w",
+				h.fn, h.typ, h.since, plane.ErrNotSupported)
+		case errors.Is(err, unix.EPERM):
+			return fmt.Errorf("the eBPF plane needs root, or the capabilities BPF and NET_ADMIN: %w", plane.ErrNotSupported)
+		case err != nil:
+			return fmt.Errorf("probe the kernel for eBPF: %w", err)
+		}
+	}
+	return nil
+}
+
+// checkPinDir tells whether dir is, or would be, on a BPF file system.
+func checkPinDir(dir string) error {
+	at := dir
+	for {
+		var st unix.Statfs_t
+		err := unix.Statfs(at, &st)
+		if errors.Is(err, fs.ErrNotExist) && at != "/" {
+			at = filepath.Dir(at)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", at, err)
+		}
+		if uint32(st.Type) != unix.BPF_FS_MAGIC {
+			return fmt.Errorf("%s is not on a BPF file system, where the eBPF plane keeps its table; mount one: mount -t bpf bpf /sys/fs/bpf: %w",
+				dir, plane.ErrNotSupported)
+		}
+		return nil
+	}
+}
+
+func (o *Options) fill() {
+	set := func(n *int, d int) {
+		if *n <= 0 {
+			*n = d
+		}
+	}
+	if o.Dir == "" {
+		o.Dir = DefaultDir
+	}
+	set(&o.MaxFlows, 262144)
+	set(&o.MaxServices, 4096)
+	set(&o.MaxReals, 8192)
+	set(&o.MaxTurns, 262144)
+	after := func(t *time.Duration, d time.Duration) {
+		if *t <= 0 {
+			*t = d
+		}
+	}
+	// The values of IPVS (ipvsadm -L --timeout, and its states' own).
+	after(&o.Timeouts.SynRecv, time.Minute)
+	after(&o.Timeouts.Established, 15*time.Minute)
+	after(&o.Timeouts.Closing, 2*time.Minute)
+	after(&o.Timeouts.Closed, 10*time.Second)
+	after(&o.Timeouts.UDP, 5*time.Minute)
+	if o.Sink == nil {
+		o.Sink = func(model.Event) {}
+	}
+}
+
+// Open loads the programs, adopts the table pinned in o.Dir or makes an empty
+// one, and attaches to the interfaces of the caller's network namespace.
+// Errors: ErrOtherVersion, ErrOtherNamespace; plane.ErrNotSupported where the
+// machine or its set-up is the reason, with what to do about it.
+func Open(o Options) (_ *Plane, err error) {
+	o.fill()
+	if err := checkPinDir(o.Dir); err != nil {
+		return nil, err
+	}
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("lift the limit on locked memory: %w", err)
+	}
+	ns, err := namespace()
+	if err != nil {
+		return nil, err
+	}
+	spec, err := loadTc()
+	if err != nil {
+		return nil, err
+	}
+	p := &Plane{o: o, sink: o.Sink}
+	if p.t, err = openTables(o.Dir, spec, o, ns); err != nil {
+		return nil, explain(err)
+	}
+	defer func() {
+		if err != nil {
+			p.release()
+		}
+	}()
+	p.setTimeouts()
+	if err := p.load(spec); err != nil {
+		return nil, explain(err)
+	}
+	if p.state, err = p.t.readState(); err != nil {
+		return nil, err
+	}
+	if p.hooks, err = openHooks(o, p.in, p.out); err != nil {
+		return nil, explain(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	p.stop = stop
+	if err := p.start(ctx); err != nil {
+		stop()
+		return nil, err
+	}
+	p.warnForwarding()
+	return p, nil
+}
+
+// explain adds the way out to the kernel's bare refusal.
+func explain(err error) error {
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("%v: the eBPF plane needs root, or the capabilities BPF and NET_ADMIN: %w", err, plane.ErrNotSupported)
+	}
+	return err
+}
+
+// namespace is the inode of the caller's network namespace.
+func namespace() (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/net", &st); err != nil {
+		return 0, fmt.Errorf("/proc/thread-self/ns/net: %w", err)
+	}
+	return st.Ino, nil
+}
+
+// load loads the programs onto the tables.
+func (p *Plane) load(spec *ebpf.CollectionSpec) error {
+	sweep, err := loadSweep()
+	if err != nil {
+		return err
+	}
+	for name, m := range sweep.Maps {
+		if pinned(name) {
+			m.MaxEntries = spec.Maps[name].MaxEntries
+		}
+	}
+	get := func(spec *ebpf.CollectionSpec, names ...string) ([]*ebpf.Program, error) {
+		if err := spec.Variables[tcVarCpus].Set(uint32(p.t.cpus)); err != nil {
+			return nil, err
+		}
+		if err := spec.Variables[tcVarMaxFlows].Set(uint32(len(p.t.flows))); err != nil {
+			return nil, err
+		}
+		shared := map[string]*ebpf.Map{}
+		for name, m := range p.t.replacements() {
+			if _, ok := spec.Maps[name]; ok {
+				shared[name] = m
+			}
+		}
+		c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared})
+		if err != nil {
+			return nil, fmt.Errorf("load the eBPF programs: %w", err)
+		}
+		defer c.Close()
+		out := make([]*ebpf.Program, len(names))
+		for i, n := range names {
+			out[i] = c.DetachProgram(n)
+		}
+		return out, nil
+	}
+	progs, err := get(spec, tcProgIngress, tcProgEgress)
+	if err != nil {
+		return err
+	}
+	p.in, p.out = progs[0], progs[1]
+	if progs, err = get(sweep, sweepProgSweep); err != nil {
+		return err
+	}
+	p.sweep = progs[0]
+	return nil
+}
+
+func (p *Plane) setTimeouts() {
+	for state, d := range map[tcFlowState]time.Duration{
+		tcFlowStateFLOW_SYN_RECV:    p.o.Timeouts.SynRecv,
+		tcFlowStateFLOW_ESTABLISHED: p.o.Timeouts.Established,
+		tcFlowStateFLOW_FIN_WAIT:    p.o.Timeouts.Closing,
+		tcFlowStateFLOW_TIME_WAIT:   p.o.Timeouts.Closing,
+		tcFlowStateFLOW_CLOSE:       p.o.Timeouts.Closed,
+		tcFlowStateFLOW_UDP:         p.o.Timeouts.UDP,
+	} {
+		atomic.StoreUint32(&p.t.control.Timeout[state], toTicks(d))
+	}
+}
+
+// warnForwarding says when the stack would not do its part.
+func (p *Plane) warnForwarding() {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
+	if err == nil && strings.TrimSpace(string(b)) == "0" {
+		p.event(model.LevelWarning, "forwarding-off", "",
+			"net.ipv4.ip_forward is 0: no packet reaches a real server by masq; set it: sysctl -w net.ipv4.ip_forward=1")
+	}
+}
+
+func (p *Plane) event(l model.Level, kind, subject, text string) {
+	p.sink(model.Event{At: time.Now(), Level: l, Source: "plane", Kind: kind, Subject: subject, Text: text})
+}
+
+// Info names the plane and the interfaces that it sits on.
+func (p *Plane) Info() model.PlaneInfo {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := model.PlaneInfo{Name: "ebpf"}
+	if p.closed {
+		i.Detail = "closed"
+		return i
+	}
+	i.Size = len(p.t.flows)
+	i.Detail = p.hooks.String()
+	if p.t.adopted {
+		i.Detail += "; table adopted from " + p.o.Dir
+	}
+	return i
+}
+
+// Close lets go of maps and programs. What is pinned stays in force.
+func (p *Plane) Close() error {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return plane.ErrClosed
+	}
+	p.closed = true
+	p.mu.Unlock()
+	p.stop()
+	p.done.Wait()
+	p.release()
+	return nil
+}
+
+func (p *Plane) release() {
+	if p.hooks != nil {
+		p.hooks.close()
+	}
+	for _, prog := range []*ebpf.Program{p.in, p.out, p.sweep} {
+		if prog != nil {
+			_ = prog.Close()
+		}
+	}
+	if p.t != nil {
+		p.t.close()
+	}
+}
+
+// Remove closes the plane and takes everything away that it left in the
+// kernel: programs, table, connections.
+func (p *Plane) Remove() error {
+	if err := p.Close(); err != nil {
+		return err
+	}
+	return Remove(p.o.Dir)
+}
+
+// Remove takes away what a plane pinned in dir has left in the kernel; "" is
+// DefaultDir. It is no error if there is nothing. The plane must be closed.
+func Remove(dir string) error {
+	if dir == "" {
+		dir = DefaultDir
+	}
+	if err := removeHooks(); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("remove pins: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,90 @@
+package ebpf
+
+import (
+	"context"
+
+	"github.com/batuta-ha/batuta/internal/plane"
+)
+
+// Reason is why a packet did not simply go its way: enum reason of bpf/abi.h.
+type Reason uint32
+
+// Reasons up to ReasonRewrite are drops; those from ReasonNoFlow on were
+// carried by the director's own stack instead.
+const (
+	ReasonNone         = Reason(tcReasonREASON_NONE)
+	ReasonNoReal       = Reason(tcReasonREASON_NO_REAL)
+	ReasonTableFull    = Reason(tcReasonREASON_TABLE_FULL)
+	ReasonDeadFlow     = Reason(tcReasonREASON_DEAD_FLOW)
+	ReasonCollision    = Reason(tcReasonREASON_COLLISION)
+	ReasonRace         = Reason(tcReasonREASON_RACE)
+	ReasonLateFragment = Reason(tcReasonREASON_LATE_FRAGMENT)
+	ReasonBadPacket    = Reason(tcReasonREASON_BAD_PACKET)
+	ReasonRewrite      = Reason(tcReasonREASON_REWRITE)
+	ReasonNoFlow       = Reason(tcReasonREASON_NO_FLOW)
+	ReasonTTL          = Reason(tcReasonREASON_TTL)
+	ReasonTooBig       = Reason(tcReasonREASON_TOO_BIG)
+	ReasonNoRoute      = Reason(tcReasonREASON_NO_ROUTE)
+
+	reasons = int(tcReasonREASONS)
+)
+
+var reasonText = [reasons]string{
+	ReasonNone:           "none",
+	ReasonNoReal:         "no-real-server",
+	ReasonTableFull:      "table-full",
+	ReasonDeadFlow:       "deleted",
+	ReasonCollision:      "collision",
+	ReasonRace:           "race",
+	ReasonLateFragment:   "late-fragment",
+	ReasonBadPacket:      "bad-packet",
+	ReasonRewrite:        "rewrite-failed",
+	tcReasonREASON_STACK: "stack",
+	ReasonNoFlow:         "no-connection",
+	ReasonTTL:            "ttl-expired",
+	ReasonTooBig:         "too-big",
+	ReasonNoRoute:        "no-route",
+}
+
+func (r Reason) String() string {
+	if int(r) < reasons {
+		return reasonText[r]
+	}
+	return "unknown"
+}
+
+// Dropped tells drops from packets that the stack carried.
+func (r Reason) Dropped() bool { return r != ReasonNone && r < Reason(tcReasonREASON_STACK) }
+
+// Reasons returns how many packets did not simply go their way, by reason.
+// Reasons that never occurred are left out.
+func (p *Plane) Reasons(context.Context) (map[Reason]uint64, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil, plane.ErrClosed
+	}
+	out := map[Reason]uint64{}
+	for r := range Reason(reasons) {
+		n, err := p.count(r)
+		if err != nil {
+			return nil, err
+		}
+		if n > 0 {
+			out[r] = n
+		}
+	}
+	return out, nil
+}
+
+// count sums one reason over the processors.
+func (p *Plane) count(r Reason) (sum uint64, err error) {
+	per := make([]uint64, p.t.cpus)
+	if err := p.t.tcMaps.Reasons.Lookup(uint32(r), &per); err != nil {
+		return 0, err
+	}
+	for _, n := range per {
+		sum += n
+	}
+	return sum, nil
+}

@@ -1,0 +1,238 @@
+package ebpf
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// state is the table in the plane's own words: which slot of which map holds
+// what. It is rebuilt from the maps at a restart, and changed by Apply only.
+type state struct {
+	services map[model.ServiceKey]*service
+	roles    map[netip.Addr]*[2]int // how many services and reals have the address
+
+	serviceSpace *space
+	realSpace    *space
+	ringSpace    *space
+}
+
+// service is one virtual service and its places in the maps.
+type service struct {
+	key       model.ServiceKey
+	scheduler scheduler
+	slot      uint32
+	reals     map[netip.AddrPort]*real
+	listed    bool // its key is in service_slots
+}
+
+type real struct {
+	model.RealServer
+	slot  uint32
+	local bool
+}
+
+// Addresses and ports lie in the maps as they lie in packets: their bytes, in
+// network order, whatever integer the type shows.
+func wireAddr(a netip.Addr) uint32 {
+	b := a.As4()
+	return binary.NativeEndian.Uint32(b[:])
+}
+
+func addrOfWire(v uint32) netip.Addr {
+	var b [4]byte
+	binary.NativeEndian.PutUint32(b[:], v)
+	return netip.AddrFrom4(b)
+}
+
+func wirePort(p uint16) uint16 {
+	var b [2]byte
+	binary.BigEndian.PutUint16(b[:], p)
+	return binary.NativeEndian.Uint16(b[:])
+}
+
+func portOfWire(v uint16) uint16 {
+	var b [2]byte
+	binary.NativeEndian.PutUint16(b[:], v)
+	return binary.BigEndian.Uint16(b[:])
+}
+
+func wireKey(k model.ServiceKey) tcServiceKey {
+	return tcServiceKey{Addr: wireAddr(k.Addr.Addr()), Port: wirePort(k.Addr.Port()), Proto: k.Proto.Number()}
+}
+
+func protocolOf(number uint8) model.Protocol {
+	for _, p := range []model.Protocol{model.TCP, model.UDP, model.SCTP} {
+		if p.Number() == number {
+			return p
+		}
+	}
+	return model.ProtocolNone
+}
+
+func keyOfWire(k tcServiceKey) model.ServiceKey {
+	return model.ServiceKey{Proto: protocolOf(k.Proto), Addr: netip.AddrPortFrom(addrOfWire(k.Addr), portOfWire(k.Port))}
+}
+
+// readState rebuilds the state from the maps. What a crash left half done (a
+// service without its entry, a real server of no service) is cleared away.
+func (t *tables) readState() (*state, error) {
+	s := &state{
+		services:     map[model.ServiceKey]*service{},
+		roles:        map[netip.Addr]*[2]int{},
+		serviceSpace: newSpace(uint32(len(t.services))),
+		realSpace:    newSpace(uint32(len(t.reals))),
+		ringSpace:    newSpace(uint32(len(t.rings))),
+	}
+	bySlot := map[uint32]*service{}
+	for i := range t.services {
+		row := &t.services[i]
+		if row.Used == 0 {
+			continue
+		}
+		slot := uint32(i)
+		var listed uint32
+		err := t.ServiceSlots.Lookup(row.Key, &listed)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil, fmt.Errorf("read services: %w", err)
+		}
+		if err != nil || listed != slot {
+			atomic.StoreUint64(&row.Ring, 0)
+			row.Used = 0
+			continue
+		}
+		v := &service{key: keyOfWire(row.Key), scheduler: scheduler(row.Scheduler), slot: slot, reals: map[netip.AddrPort]*real{}, listed: true}
+		ring := atomic.LoadUint64(&row.Ring)
+		if !s.serviceSpace.reserve(slot, 1) || !s.ringSpace.reserve(uint32(ring>>32), uint32(ring)) {
+			return nil, fmt.Errorf("service %s: its ring lies in another's: the pinned table is damaged; remove it to start with an empty one", v.key)
+		}
+		bySlot[slot] = v
+		s.services[v.key] = v
+		if err := s.role(t, v.key.Addr.Addr(), 0, +1); err != nil {
+			return nil, err
+		}
+	}
+	for i := range t.reals {
+		row := &t.reals[i]
+		if row.Used == 0 {
+			continue
+		}
+		slot := uint32(i)
+		v := bySlot[row.Service]
+		if v == nil {
+			t.end(slot, nil)
+			continue
+		}
+		r := realOf(row)
+		r.slot = slot
+		s.realSpace.reserve(slot, 1)
+		v.reals[r.Addr] = &r
+		if err := s.role(t, r.Addr.Addr(), 1, +1); err != nil {
+			return nil, err
+		}
+	}
+	// Rings name no real server that has gone, whatever was cut short.
+	for _, v := range s.services {
+		if err := s.publish(t, v); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func realOf(row *tcReal) real {
+	return real{
+		RealServer: model.RealServer{
+			Addr:    netip.AddrPortFrom(addrOfWire(row.Addr), portOfWire(row.Port)),
+			Forward: model.Forward(row.Forward),
+			Weight:  int(row.Weight),
+			Upper:   row.Upper,
+			Lower:   row.Lower,
+		},
+		local: row.Flags&uint8(tcRealFlagREAL_LOCAL) != 0,
+	}
+}
+
+// role counts the services (0) and real servers (1) of an address, and tells
+// the programs, which need it for fragments.
+func (s *state) role(t *tables, a netip.Addr, which, by int) error {
+	n := s.roles[a]
+	if n == nil {
+		n = &[2]int{}
+		s.roles[a] = n
+	}
+	mask := func() (m uint32) {
+		if n[0] > 0 {
+			m |= uint32(tcAddressRoleADDRESS_VIRTUAL)
+		}
+		if n[1] > 0 {
+			m |= uint32(tcAddressRoleADDRESS_REAL)
+		}
+		return m
+	}
+	before := mask()
+	n[which] += by
+	now := mask()
+	if now == before {
+		return nil
+	}
+	key := tcAddressKey{Addr: wireAddr(a)}
+	if now != 0 {
+		return t.Addresses.Put(key, now)
+	}
+	delete(s.roles, a)
+	if err := t.Addresses.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return err
+	}
+	return nil
+}
+
+// end ends all connections of a real server and frees its row. Its counters
+// go to the service, if that stays.
+func (t *tables) end(slot uint32, owner *tcService) {
+	per := t.realCPUs[int(slot)*t.cpus : (int(slot)+1)*t.cpus]
+	for i := range per {
+		if g := atomic.LoadUint32(&per[i].Gen); g&1 == 1 {
+			atomic.StoreUint32(&per[i].Gen, g+1)
+		}
+	}
+	if owner != nil {
+		c := t.realCounters(slot)
+		for i, n := range []uint64{c.Connections, c.PacketsIn, c.PacketsOut, c.BytesIn, c.BytesOut} {
+			owner.Past[i] += n
+		}
+	}
+	t.reals[slot].Used = 0
+}
+
+// begin makes a row alive for new connections.
+func (t *tables) begin(slot uint32) {
+	per := t.realCPUs[int(slot)*t.cpus : (int(slot)+1)*t.cpus]
+	for i := range per {
+		per[i].Count = tcCounters{}
+	}
+	for i := range per {
+		if g := atomic.LoadUint32(&per[i].Gen); g&1 == 0 {
+			atomic.StoreUint32(&per[i].Gen, g+1)
+		}
+	}
+}
+
+// realCounters sums a row over the processors.
+func (t *tables) realCounters(slot uint32) (c model.Counters) {
+	for i := range t.cpus {
+		n := &t.realCPUs[int(slot)*t.cpus+i].Count
+		c.Connections += atomic.LoadUint64(&n.Connections)
+		c.PacketsIn += atomic.LoadUint64(&n.PacketsIn)
+		c.PacketsOut += atomic.LoadUint64(&n.PacketsOut)
+		c.BytesIn += atomic.LoadUint64(&n.BytesIn)
+		c.BytesOut += atomic.LoadUint64(&n.BytesOut)
+	}
+	return c
+}

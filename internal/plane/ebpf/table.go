@@ -1,0 +1,347 @@
+package ebpf
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+
+	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/plane"
+)
+
+// Read returns the table as it lies in the pinned maps.
+func (p *Plane) Read(context.Context) (model.Table, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return model.Table{}, plane.ErrClosed
+	}
+	var t model.Table
+	at := map[uint32]int{}
+	for i := range p.t.services {
+		row := &p.t.services[i]
+		if row.Used == 0 {
+			continue
+		}
+		at[uint32(i)] = len(t.Services)
+		t.Services = append(t.Services, model.VirtualService{Key: keyOfWire(row.Key), Scheduler: scheduler(row.Scheduler).String()})
+	}
+	for i := range p.t.reals {
+		row := &p.t.reals[i]
+		if row.Used == 0 {
+			continue
+		}
+		if n, ok := at[row.Service]; ok {
+			t.Services[n].Reals = append(t.Services[n].Reals, realOf(row).RealServer)
+		}
+	}
+	t.Sort()
+	return t, nil
+}
+
+// batch is one call of Apply: rings are published once for each service, then
+// the connections of deleted real servers end. A packet sees the ring of
+// before or that of after, never one between.
+type batch struct {
+	touched map[*service][]model.Change // changes that need a new ring
+	ended   []ending
+	local   map[netip.Addr]bool // the director's own addresses; nil: not asked yet
+}
+
+type ending struct {
+	slot  uint32
+	owner *service
+}
+
+// Apply carries out changes as the contract says.
+func (p *Plane) Apply(ctx context.Context, changes []model.Change) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return plane.ErrClosed
+	}
+	b := &batch{touched: map[*service][]model.Change{}}
+	var errs []error
+	refuse := func(c model.Change, err error) { errs = append(errs, &plane.RowError{Change: c, Err: err}) }
+	for _, c := range changes {
+		if err := p.change(b, c); err != nil {
+			refuse(c, err)
+		}
+	}
+	for _, v := range slices.SortedFunc(maps.Keys(b.touched), func(x, y *service) int { return cmp.Compare(x.slot, y.slot) }) {
+		if err := p.state.publish(p.t, v); err != nil {
+			for _, c := range b.touched[v] {
+				refuse(c, err)
+			}
+		}
+	}
+	for _, e := range b.ended {
+		p.t.end(e.slot, &p.t.services[e.owner.slot])
+		p.state.realSpace.give(e.slot, 1)
+	}
+	return errors.Join(errs...)
+}
+
+// change carries out one change, up to the ring.
+func (p *Plane) change(b *batch, c model.Change) error {
+	v := p.state.services[c.Service.Key]
+	switch c.Op {
+	case model.ServiceAdd, model.ServiceEdit:
+		sched, err := acceptService(c.Service)
+		if err != nil {
+			return err
+		}
+		if v == nil {
+			if v, err = p.addService(c.Service.Key); err != nil {
+				return err
+			}
+		}
+		v.scheduler = sched
+		b.touched[v] = append(b.touched[v], c)
+	case model.ServiceDelete:
+		if v == nil {
+			return nil
+		}
+		delete(b.touched, v)
+		b.ended = slices.DeleteFunc(b.ended, func(e ending) bool {
+			if e.owner != v {
+				return false
+			}
+			p.t.end(e.slot, nil)
+			p.state.realSpace.give(e.slot, 1)
+			return true
+		})
+		return p.deleteService(v)
+	case model.RealAdd, model.RealEdit:
+		if v == nil {
+			return errors.New("no such service in the table")
+		}
+		local, err := p.acceptReal(b, c.Real)
+		if err != nil {
+			return err
+		}
+		return p.setReal(b, v, c, local)
+	case model.RealDelete:
+		if v == nil || v.reals[c.Real.Addr] == nil {
+			return nil
+		}
+		b.ended = append(b.ended, ending{v.reals[c.Real.Addr].slot, v})
+		delete(v.reals, c.Real.Addr)
+		b.touched[v] = append(b.touched[v], c)
+		return p.state.role(p.t, c.Real.Addr.Addr(), 1, -1)
+	case model.ChangeNone:
+	}
+	return nil
+}
+
+func notYet(format string, a ...any) error {
+	return fmt.Errorf("the eBPF plane has no "+format+" yet: %w", append(a, plane.ErrNotSupported)...)
+}
+
+// acceptService says what this plane cannot carry.
+func acceptService(v model.VirtualService) (scheduler, error) {
+	switch {
+	case v.Key.IsMark():
+		return 0, notYet("firewall-mark services")
+	case v.Key.Family() != model.IPv4:
+		return 0, notYet("IPv6")
+	case v.Key.Proto != model.TCP && v.Key.Proto != model.UDP:
+		return 0, notYet("%s", v.Key.Proto)
+	case v.Key.Addr.Port() == 0:
+		return 0, notYet("services for all ports")
+	case v.Persistence.Enabled:
+		return 0, notYet("persistence")
+	case v.OnePacket:
+		return 0, notYet("one-packet scheduling")
+	case v.SchedFlags != "":
+		return 0, notYet("scheduler flags (%s)", v.SchedFlags)
+	}
+	return parseScheduler(v.Scheduler)
+}
+
+// maxWeight is that of ipvsadm(8).
+const maxWeight = 65535
+
+// acceptReal says what this plane cannot carry, and whether the real server
+// is the director itself.
+func (p *Plane) acceptReal(b *batch, r model.RealServer) (local bool, err error) {
+	a := r.Addr.Addr()
+	switch {
+	case !a.Is4():
+		return false, notYet("IPv6")
+	case r.Weight < 0 || r.Weight > maxWeight:
+		return false, fmt.Errorf("weight %d: must be between 0 and %d", r.Weight, maxWeight)
+	case r.Upper != 0 || r.Lower != 0:
+		return false, notYet("connection thresholds")
+	}
+	switch r.Forward {
+	case model.Masq:
+		if a.IsLoopback() {
+			return false, fmt.Errorf("masq to %s: clients' packets cannot be sent to a loopback address; use gate, with the server listening on the virtual address or on all: %w", a, plane.ErrNotSupported)
+		}
+		if r.Addr.Port() == 0 {
+			return false, errors.New("masq needs the real server's port")
+		}
+		return false, nil
+	case model.Gate:
+		own := a.IsLoopback()
+		if !own {
+			if own, err = b.own(a); err != nil {
+				return false, err
+			}
+		}
+		if !own {
+			return false, notYet("gate to other hosts than the director itself")
+		}
+		return true, nil
+	case model.IPIP, model.ForwardNone:
+	}
+	return false, notYet("forwarding method %s", r.Forward)
+}
+
+// own tells whether an address is the director's.
+func (b *batch) own(a netip.Addr) (bool, error) {
+	if b.local == nil {
+		have, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return false, fmt.Errorf("list own addresses: %w", err)
+		}
+		b.local = map[netip.Addr]bool{}
+		for _, x := range have {
+			if ip, ok := netip.AddrFromSlice(x.IP.To4()); ok {
+				b.local[ip] = true
+			}
+		}
+	}
+	return b.local[a], nil
+}
+
+func (p *Plane) addService(k model.ServiceKey) (*service, error) {
+	slot, ok := p.state.serviceSpace.take(1)
+	if !ok {
+		return nil, fmt.Errorf("no room for more than %d services: open the plane with more", len(p.t.services))
+	}
+	v := &service{key: k, slot: slot, reals: map[netip.AddrPort]*real{}}
+	row := &p.t.services[slot]
+	*row = tcService{Key: wireKey(k)}
+	if err := p.state.role(p.t, k.Addr.Addr(), 0, +1); err != nil {
+		p.state.serviceSpace.give(slot, 1)
+		return nil, err
+	}
+	p.state.services[k] = v
+	return v, nil
+}
+
+func (p *Plane) deleteService(v *service) error {
+	if v.listed {
+		if err := p.t.ServiceSlots.Delete(wireKey(v.key)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+	}
+	row := &p.t.services[v.slot]
+	ring := atomic.SwapUint64(&row.Ring, 0)
+	row.Used = 0
+	for _, r := range v.reals {
+		p.t.end(r.slot, nil)
+		p.state.realSpace.give(r.slot, 1)
+		if err := p.state.role(p.t, r.Addr.Addr(), 1, -1); err != nil {
+			return err
+		}
+	}
+	p.state.ringSpace.give(uint32(ring>>32), uint32(ring))
+	p.state.serviceSpace.give(v.slot, 1)
+	delete(p.state.services, v.key)
+	return p.state.role(p.t, v.key.Addr.Addr(), 0, -1)
+}
+
+// setReal adds or edits a row. A changed forwarding method is another way for
+// new connections; those that are open keep theirs.
+func (p *Plane) setReal(b *batch, v *service, c model.Change, local bool) error {
+	r := v.reals[c.Real.Addr]
+	fresh := r == nil
+	if fresh {
+		slot, ok := p.state.realSpace.take(1)
+		if !ok {
+			return fmt.Errorf("no room for more than %d real servers: open the plane with more", len(p.t.reals))
+		}
+		if err := p.state.role(p.t, c.Real.Addr.Addr(), 1, +1); err != nil {
+			p.state.realSpace.give(slot, 1)
+			return err
+		}
+		r = &real{slot: slot}
+		v.reals[c.Real.Addr] = r
+	}
+	r.RealServer, r.local = c.Real, local
+	row := &p.t.reals[r.slot]
+	row.Addr, row.Port = wireAddr(r.Addr.Addr()), wirePort(r.Addr.Port())
+	row.Forward, row.Flags = uint8(r.Forward), 0
+	if local {
+		row.Flags = uint8(tcRealFlagREAL_LOCAL)
+	}
+	row.Service, row.Weight, row.Upper, row.Lower = v.slot, int32(r.Weight), r.Upper, r.Lower
+	if fresh {
+		p.t.begin(r.slot)
+	}
+	row.Used = 1
+	b.touched[v] = append(b.touched[v], c)
+	return nil
+}
+
+// publish gives a service its ring by one store, and enters its key once the
+// row is complete.
+func (s *state) publish(t *tables, v *service) error {
+	order := slices.SortedFunc(maps.Values(v.reals), func(x, y *real) int { return x.Addr.Compare(y.Addr) })
+	weights := make([]int, len(order))
+	for i, r := range order {
+		weights[i] = r.Weight
+	}
+	turns := ring(v.scheduler, weights)
+
+	row := &t.services[v.slot]
+	row.Scheduler = uint8(v.scheduler)
+	if !t.ringIs(row, order, turns) {
+		at, ok := uint32(0), true
+		if len(turns) > 0 {
+			if at, ok = s.ringSpace.take(uint32(len(turns))); !ok {
+				return fmt.Errorf("no room for a ring of %d turns among %d: open the plane with more", len(turns), len(t.rings))
+			}
+		}
+		for i, n := range turns {
+			t.rings[at+uint32(i)].Real = order[n].slot
+		}
+		before := atomic.SwapUint64(&row.Ring, uint64(at)<<32|uint64(len(turns)))
+		s.ringSpace.give(uint32(before>>32), uint32(before))
+	}
+	if v.listed {
+		return nil
+	}
+	row.Used = 1
+	if err := t.ServiceSlots.Put(row.Key, v.slot); err != nil {
+		row.Used = 0
+		return fmt.Errorf("enter service: %w", err)
+	}
+	v.listed = true
+	return nil
+}
+
+// ringIs tells whether the published ring is already the one wanted.
+func (t *tables) ringIs(row *tcService, order []*real, turns []int) bool {
+	have := atomic.LoadUint64(&row.Ring)
+	if int(uint32(have)) != len(turns) {
+		return false
+	}
+	for i, n := range turns {
+		if t.rings[uint32(have>>32)+uint32(i)].Real != order[n].slot {
+			return false
+		}
+	}
+	return true
+}
