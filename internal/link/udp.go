@@ -167,7 +167,7 @@ func (u *udp) Send(b []byte) error {
 // sockets stay bound to an index that no interface will have again.
 func gone(err error) bool {
 	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) || errors.Is(err, net.ErrClosed) ||
-		errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EINVAL)
+		errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EADDRNOTAVAIL)
 }
 
 // reopen replaces both sockets if the interface is there, now and then.
@@ -251,7 +251,7 @@ const maxAge = time.Minute
 // arrived turns the kernel's time stamp (socket(7), SO_TIMESTAMPNS) into a
 // time on the caller's monotonic clock; now if there is none to believe.
 func arrived(now time.Time, oob []byte) time.Time {
-	for len(oob) > 0 {
+	for len(oob) >= unix.SizeofCmsghdr {
 		head, data, rest, err := unix.ParseOneSocketControlMessage(oob)
 		if err != nil {
 			return now

@@ -17,8 +17,8 @@ import (
 type Config struct {
 	Heartbeat   model.Heartbeat
 	Links       []link.Link   // Run closes them when it ends
-	Generation  uint32        // of this life; see NextGeneration
-	UUID        [16]byte      // of this node; see NodeUUID
+	Generation  uint32        // of this life; see OpenIdentity
+	UUID        [16]byte      // of this node; see OpenIdentity
 	Rand        *rand.Rand    // used by the loop only
 	Sink        model.Sink    // what is worth logging
 	LoadAverage func() string // text of the ld field

@@ -1,6 +1,7 @@
 package messenger
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -19,11 +20,29 @@ const (
 	uuidFile       = "hb_uuid"
 )
 
-// NextGeneration returns the generation of a new life and has stored it on
+// Identity is what makes this life of this node distinct from every other.
+type Identity struct {
+	Generation uint32   // of this life; above that of every earlier one
+	UUID       [16]byte // of the node
+}
+
+// OpenIdentity takes the identity from the state directory, which it creates
+// if need be, and stores the new generation there before it returns. byTime is
+// hbgenmethod time: the generation is the start time.
+func OpenIdentity(dir string, byTime bool, now time.Time) (Identity, error) {
+	uuid, err := nodeUUID(dir, rand.Reader)
+	if err != nil {
+		return Identity{}, err
+	}
+	g, err := nextGeneration(dir, byTime, now)
+	return Identity{Generation: g, UUID: uuid}, err
+}
+
+// nextGeneration returns the generation of a new life and has stored it on
 // disk when it returns, so that no later life can repeat it. byTime is
 // hbgenmethod time: the stored one is not looked at. An unreadable file is an
 // error: guessing could make every peer refuse this node.
-func NextGeneration(dir string, now time.Time, byTime bool) (uint32, error) {
+func nextGeneration(dir string, byTime bool, now time.Time) (uint32, error) {
 	name := filepath.Join(dir, generationFile)
 	stored := uint32(0)
 	if !byTime {
@@ -42,9 +61,9 @@ func NextGeneration(dir string, now time.Time, byTime bool) (uint32, error) {
 	return g, store(name, []byte(heartbeat.FormatGeneration(g)))
 }
 
-// NodeUUID returns the identity of this node: the stored one, or a new random
+// nodeUUID returns the identity of this node: the stored one, or a new random
 // one (RFC 9562 version 4), which is then stored.
-func NodeUUID(dir string, random io.Reader) (id [16]byte, err error) {
+func nodeUUID(dir string, random io.Reader) (id [16]byte, err error) {
 	name := filepath.Join(dir, uuidFile)
 	b, err := os.ReadFile(name)
 	switch {

@@ -1,0 +1,272 @@
+package link
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// freePort asks the kernel for a UDP port on that address.
+func freePort(t *testing.T, addr string) uint16 {
+	t.Helper()
+	c, err := net.ListenPacket("udp4", addr+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	return netip.MustParseAddrPort(c.LocalAddr().String()).Port()
+}
+
+func mustOpen(t *testing.T, m model.Medium, o Options) Link {
+	t.Helper()
+	l, err := Open(m, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+// receive waits for a packet with that content.
+func receive(t *testing.T, l Link, want string) Packet {
+	t.Helper()
+	got := make(chan Packet, 1)
+	go func() {
+		for {
+			p, err := l.Receive()
+			if errors.Is(err, ErrClosed) {
+				return
+			}
+			if err == nil && string(p.Data) == want {
+				got <- p
+				return
+			}
+		}
+	}()
+	select {
+	case p := <-got:
+		return p
+	case <-time.After(20 * time.Second):
+		t.Fatalf("%q did not arrive on %s", want, l.Name())
+	}
+	return Packet{}
+}
+
+// Two nodes on one host's loopback, each with its own address.
+func TestUnicastWithSource(t *testing.T) {
+	port := freePort(t, "127.0.0.1")
+	one, two := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")
+	a := mustOpen(t, model.Medium{Kind: model.Unicast, Interface: "lo", Name: "lo", Peer: netip.AddrPortFrom(two, port)}, Options{Source: one})
+	b := mustOpen(t, model.Medium{Kind: model.Unicast, Interface: "lo", Name: "lo", Peer: netip.AddrPortFrom(one, port)}, Options{Source: two})
+	before := time.Now()
+	if err := a.Send([]byte("from a")); err != nil {
+		t.Fatal(err)
+	}
+	p := receive(t, b, "from a")
+	if p.From.Addr() != one {
+		t.Errorf("from %v", p.From)
+	}
+	if p.At.Before(before.Add(-time.Second)) || p.At.After(time.Now()) {
+		t.Errorf("received at %v, between %v and now", p.At, before)
+	}
+	if err := b.Send([]byte("from b")); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, a, "from b")
+	// Nobody listens there any more: what the kernel answers is no error of ours.
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := a.Send([]byte("to nobody")); err != nil {
+			t.Errorf("sending to a dead peer: %v", err)
+		}
+	}
+	if _, err := b.Receive(); !errors.Is(err, ErrClosed) {
+		t.Errorf("Receive after Close: %v", err)
+	}
+	if err := b.Send(nil); !errors.Is(err, ErrClosed) {
+		t.Errorf("Send after Close: %v", err)
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	for _, m := range []model.Medium{
+		{Kind: model.Unicast, Interface: "no-such-if", Peer: netip.MustParseAddrPort("127.0.0.1:694")},
+		{Kind: model.Unicast, Interface: "lo"},
+		{Kind: model.Broadcast, Interface: "lo", Peer: netip.MustParseAddrPort("[::1]:694")},
+		{Kind: model.Serial, Interface: "/dev/ttyS0"},
+	} {
+		l, err := Open(m, Options{})
+		if err == nil {
+			_ = l.Close()
+			t.Errorf("%+v was opened", m)
+		}
+		t.Log(err)
+	}
+}
+
+// requireRoot skips where there is no root, or fails where the run demands it.
+func requireRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("BATUTA_REQUIRE_ROOT") == "1" {
+		t.Fatal("needs root, and BATUTA_REQUIRE_ROOT=1 forbids to skip")
+	}
+	t.Skip("needs root: makes a network namespace")
+}
+
+// namespace puts the test into a network namespace of its own, with a veth
+// pair hb0 (10.9.0.1) and hb1 (10.9.0.2) in it. The thread is given up at the end.
+func namespace(t *testing.T) {
+	t.Helper()
+	requireRoot(t)
+	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+	ns, err := netns.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ns.Close() })
+	up(t, "lo", "")
+	// Both ends of the wire are here: their packets come from local addresses.
+	if err := os.WriteFile("/proc/sys/net/ipv4/conf/all/accept_local", []byte("1"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	addVeth(t)
+}
+
+func addVeth(t *testing.T) {
+	t.Helper()
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "hb0"}, PeerName: "hb1"}); err != nil {
+		t.Fatal(err)
+	}
+	up(t, "hb0", "10.9.0.1/24")
+	up(t, "hb1", "10.9.0.2/24")
+}
+
+func up(t *testing.T, name, addr string) {
+	t.Helper()
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if addr != "" {
+		a, err := netlink.ParseAddr(addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := netlink.AddrAdd(l, a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := netlink.LinkSetUp(l); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A broadcast is heard by the other end of the wire and by its sender; when
+// the interface is deleted and made again, the link comes back by itself.
+func TestBroadcastSurvivesItsInterface(t *testing.T) {
+	namespace(t)
+	m := func(name string) model.Medium {
+		return model.Medium{Kind: model.Broadcast, Interface: name, Name: name, Peer: netip.MustParseAddrPort("10.9.0.255:694")}
+	}
+	a, b := mustOpen(t, m("hb0"), Options{}), mustOpen(t, m("hb1"), Options{})
+	if err := a.Send([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, b, "hello")
+	receive(t, a, "hello")
+
+	l, err := netlink.LinkByName("hb0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkDel(l); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Send([]byte("into the void")); err == nil {
+		t.Error("sending on a deleted interface succeeded")
+	} else {
+		t.Log(err)
+	}
+	addVeth(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	beats := time.NewTicker(20 * time.Millisecond)
+	defer beats.Stop()
+	arrived := make(chan struct{})
+	go func() {
+		for {
+			p, err := b.Receive()
+			if errors.Is(err, ErrClosed) {
+				return
+			}
+			if err == nil && string(p.Data) == "back" {
+				close(arrived)
+				return
+			}
+		}
+	}()
+	for {
+		// Both send, as nodes do: a link notices its loss by sending. The test's
+		// thread is in the namespace, and reopening happens in Send.
+		_ = a.Send([]byte("back"))
+		_ = b.Send([]byte("beat"))
+		select {
+		case <-arrived:
+			return
+		case <-ctx.Done():
+			t.Fatal("the link did not come back")
+		case <-beats.C:
+		}
+	}
+}
+
+// A kernel time stamp in the future or of long ago is not believed.
+func TestArrived(t *testing.T) {
+	now := time.Now()
+	for _, c := range []struct {
+		at   time.Time
+		want time.Duration // age
+	}{
+		{now.Add(-30 * time.Millisecond), 30 * time.Millisecond},
+		{now.Add(time.Hour), 0},
+		{now.Add(-time.Hour), 0},
+	} {
+		oob := timespecMessage(unix.NsecToTimespec(c.at.UnixNano()))
+		if got := now.Sub(arrived(now, oob)); got != c.want {
+			t.Errorf("stamp %v: age %v, want %v", c.at, got, c.want)
+		}
+	}
+	for _, bad := range [][]byte{nil, {1, 2, 3}, make([]byte, 16), make([]byte, 32)} {
+		if got := arrived(now, bad); !got.Equal(now) {
+			t.Errorf("%x: %v", bad, got)
+		}
+	}
+}
+
+// timespecMessage is the control message that carries a kernel time stamp.
+func timespecMessage(ts unix.Timespec) []byte {
+	b := make([]byte, unix.CmsgSpace(16))
+	binary.NativeEndian.PutUint64(b, uint64(unix.CmsgLen(16)))
+	binary.NativeEndian.PutUint32(b[8:], unix.SOL_SOCKET)
+	binary.NativeEndian.PutUint32(b[12:], unix.SO_TIMESTAMPNS)
+	binary.NativeEndian.PutUint64(b[16:], uint64(ts.Sec))
+	binary.NativeEndian.PutUint64(b[24:], uint64(ts.Nsec))
+	return b
+}
