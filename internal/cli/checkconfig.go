@@ -24,17 +24,20 @@ checks across its files. Exit code 0 without errors, 78 with any.`,
 		Example: "  batuta check-config /etc/ha.d\n  batuta check-config --kind ldirectord draft.txt",
 		Args:    positional(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			host, err := node.Host("")
+			k := config.KindUnknown
+			if kind != "" {
+				var err error
+				if k, err = config.ParseKind(kind); err != nil {
+					return usageError(cmd, fmt.Errorf("--kind: %w", err))
+				}
+			}
+			reader, err := node.Reader("")
 			if err != nil {
 				return err
 			}
-			var all []config.Problem
+			all := []config.Problem{}
 			for _, path := range args {
-				problems, err := checkFile(path, kind, host)
-				if err != nil {
-					return usageError(cmd, err)
-				}
-				all = append(all, problems...)
+				all = append(all, reader.Check(path, k)...)
 			}
 			if o.json {
 				err = printJSON(cmd.OutOrStdout(), map[string]any{"version": 1, "problems": all})

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batuta-ha/batuta/internal/config"
+	"github.com/batuta-ha/batuta/internal/node"
 )
 
 func newDebugCommand(_ *options) *cobra.Command {
@@ -35,7 +36,11 @@ type, fields. Other packets are counted on standard error.`,
 			if keysFile == "" {
 				return usageError(cmd, errors.New("--authkeys is needed: without keys nothing can be verified"))
 			}
-			keys, problems := config.Authkeys(config.File(keysFile))
+			reader, err := node.Reader("")
+			if err != nil {
+				return err
+			}
+			keys, problems := reader.Authkeys(keysFile)
 			for _, p := range problems {
 				fmt.Fprintln(cmd.ErrOrStderr(), p)
 			}

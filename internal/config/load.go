@@ -92,6 +92,12 @@ func (r Reader) Director(name string) (*model.Director, []Problem) {
 	return d, p.sorted()
 }
 
+// Authkeys reads an authkeys file, whatever its name.
+func (r Reader) Authkeys(name string) (model.Keyring, []Problem) {
+	keys, p := r.authkeys(name)
+	return keys, p.sorted()
+}
+
 func (r Reader) load(name string, kind Kind) (*model.Cluster, []Problem) {
 	if i, err := r.stat(name); kind == KindUnknown && err == nil && i.IsDir() {
 		kind = KindDirectory

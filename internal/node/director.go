@@ -36,11 +36,11 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 		return err
 	}
 	defer dir.close()
-	host, err := Host("")
+	reader, err := Reader("")
 	if err != nil {
 		return err
 	}
-	cfg, problems := config.Director(config.File(o.Config), host)
+	cfg, problems := reader.Director(o.Config)
 	for _, p := range problems {
 		fmt.Fprintln(o.Stderr, p)
 	}
@@ -61,13 +61,13 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 		Plane:    p,
 		Sink: fanOut(stderr, logfile.Ldirectord(logfile.LdirectordOptions{
 			LogFile: cfg.LogFile, Instance: cfg.Name, PID: os.Getpid(), Sink: stderr})),
-		Load: func() (*model.Director, error) { return loadDirector(o.Config, "") },
+		Load: func() (*model.Director, error) { return loadDirector(o.Config) },
 	})
 	if err != nil {
 		return err
 	}
 	loop.SetActive(!o.DryRun || o.Hooks || o.Events != "")
-	d := &loneDirector{node: host.NodeName, loop: loop, plane: p, rates: newRateMeter(p)}
+	d := &loneDirector{node: reader.Host.NodeName, loop: loop, plane: p, rates: newRateMeter(p)}
 	server, err := api.Listen(dir.socket(), d)
 	if err != nil {
 		return err
@@ -92,28 +92,23 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 
 // loadDirector reads an ldirectord.cf for a reload: any error refuses it, and
 // says the first thing to mend.
-func loadDirector(file string, name model.NodeName) (*model.Director, error) {
-	host, err := Host(name)
+func loadDirector(file string) (*model.Director, error) {
+	reader, err := Reader("")
 	if err != nil {
 		return nil, err
 	}
-	cfg, problems := config.Director(config.File(file), host)
+	cfg, problems := reader.Director(file)
 	if !config.Failed(problems) {
 		return cfg, nil
 	}
-	errorCount := 0
-	var first config.Problem
+	var bad []config.Problem
 	for _, p := range problems {
 		if p.Severity == config.Error {
-			if errorCount == 0 {
-				first = p
-			}
-			errorCount++
+			bad = append(bad, p)
 		}
 	}
-	if errorCount > 1 {
-		return nil, fmt.Errorf("%s (and %d more; see batuta check-config %s)", first, errorCount-1, file)
+	if len(bad) > 1 {
+		return nil, fmt.Errorf("%s (and %d more: batuta check-config %s)", bad[0], len(bad)-1, file)
 	}
-	return nil, fmt.Errorf("%s", first)
+	return nil, errors.New(bad[0].String())
 }
-

@@ -9,23 +9,21 @@ import (
 	"strings"
 	"time"
 
+	"github.com/batuta-ha/batuta/internal/config"
 	"github.com/batuta-ha/batuta/internal/model"
 )
 
 // Longest wait for one name while a configuration is read.
 const lookupTimeout = 5 * time.Second
 
-// Host takes the snapshot of this machine that config needs. A node name
-// overrides what the machine calls itself.
-func Host(name model.NodeName) (model.Host, error) {
-	h := model.Host{NodeName: name, LookupAddr: lookupAddr, LookupPort: lookupPort}
-	if name == "" {
-		own, err := os.Hostname()
-		if err != nil {
-			return h, fmt.Errorf("read this machine's name: %w", err)
-		}
-		h.NodeName = model.NodeName(strings.ToLower(own))
+// Host takes the snapshot of this machine that config needs.
+func Host() (model.Host, error) {
+	h := model.Host{LookupAddr: lookupAddr, LookupPort: lookupPort}
+	own, err := os.Hostname()
+	if err != nil {
+		return h, fmt.Errorf("read this machine's name: %w", err)
 	}
+	h.NodeName = model.NodeName(strings.ToLower(own))
 	list, err := net.Interfaces()
 	if err != nil {
 		return h, fmt.Errorf("list the network interfaces: %w", err)
@@ -38,6 +36,20 @@ func Host(name model.NodeName) (model.Host, error) {
 		h.Interfaces = append(h.Interfaces, describeInterface(i, addrs))
 	}
 	return h, nil
+}
+
+// Reader reads configuration files of this machine; a node name overrides
+// what the machine calls itself.
+func Reader(name model.NodeName) (config.Reader, error) {
+	host, err := Host()
+	if err != nil {
+		return config.Reader{}, err
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return config.Reader{}, fmt.Errorf("find the working directory: %w", err)
+	}
+	return config.Reader{Files: os.DirFS("/"), Dir: dir, Host: host, Node: name}, nil
 }
 
 func describeInterface(i net.Interface, addrs []net.Addr) model.Interface {

@@ -80,11 +80,12 @@ func Run(ctx context.Context, o Options) error {
 
 // loadCluster reads the ha.d directory and reports every problem.
 func loadCluster(o Options) (*model.Cluster, error) {
-	host, err := Host(o.Node)
+	reader, err := Reader(o.Node)
 	if err != nil {
 		return nil, err
 	}
-	cluster, problems := config.Load(config.Dir(o.HaD), host, config.Options{Strict: true})
+	reader.Starting = true
+	cluster, problems := reader.Load(o.HaD)
 	for _, p := range problems {
 		fmt.Fprintln(o.Stderr, p)
 	}
@@ -124,7 +125,8 @@ func (n *clusterNode) closeAll() {
 func (n *clusterNode) build() error {
 	stderr := stderrSink(n.Stderr)
 	clusterLog := logfile.Heartbeat(logfile.HeartbeatOptions{
-		LogFile: n.hb.LogFile, DebugFile: n.hb.DebugFile, Host: string(n.hb.Self), PID: os.Getpid(), Sink: stderr})
+		LogFile: n.hb.LogFile, DebugFile: n.hb.DebugFile, Facility: n.hb.LogFacility, OldFormat: !n.hb.SyslogFormat,
+		Host: string(n.hb.Self), PID: os.Getpid(), Sink: stderr})
 	n.sink = fanOut(stderr, clusterLog)
 	if err := n.buildDirectors(stderr); err != nil {
 		return err
@@ -167,16 +169,14 @@ func (n *clusterNode) buildDirectors(stderr model.Sink) error {
 
 // reloader reads one ldirectord.cf again.
 func (n *clusterNode) reloader(d model.Director) func() (*model.Director, error) {
-	return func() (*model.Director, error) { return loadDirector(d.File, n.hb.Self) }
+	file := absolute(d.File)
+	return func() (*model.Director, error) { return loadDirector(file) }
 }
 
 func (n *clusterNode) buildMessenger() error {
-	links, err := openLinks(n.hb.Media, n.HeartbeatAddress)
+	links, err := n.openLinks()
 	if err != nil {
 		return err
-	}
-	for _, l := range links {
-		n.closers = append(n.closers, l)
 	}
 	id, err := messenger.OpenIdentity(n.StateDir, n.hb.GenerationTime, time.Now())
 	if err != nil {
@@ -194,15 +194,15 @@ func (n *clusterNode) buildMessenger() error {
 	return err
 }
 
-// openLinks opens all media, or none.
-func openLinks(media []model.Medium, source netip.Addr) ([]link.Link, error) {
+// openLinks opens all media. A link that stays unused when a later step of
+// the build fails ends with the process.
+func (n *clusterNode) openLinks() ([]link.Link, error) {
 	var links []link.Link
-	for _, m := range media {
-		l, err := link.Open(m, link.Options{Source: source})
+	for _, m := range n.hb.Media {
+		l, err := link.Open(m, link.Options{Source: n.HeartbeatAddress, Warn: func(err error) {
+			n.sink(model.Event{At: time.Now(), Level: model.LevelWarning, Source: "heartbeat", Kind: "link-warning", Text: err.Error()})
+		}})
 		if err != nil {
-			for _, l := range links {
-				l.Close()
-			}
 			return nil, fmt.Errorf("heartbeat medium %s %s: %w", m.Kind, m.Name, err)
 		}
 		links = append(links, l)

@@ -35,7 +35,7 @@ func openPlane(o planeOptions) (plane.Plane, error) {
 	case "memory":
 		return memory.New(memory.Options{EventsFile: o.eventsLog, TableFile: o.tableFile})
 	case "proxy":
-		return proxy.New(proxy.Options{HoldAll: o.holdAll, Sink: o.sink})
+		return proxy.New(proxy.Options{HoldAll: o.holdAll}), nil
 	case "ebpf":
 		return ebpf.Open(ebpf.Options{Sink: o.sink})
 	case "ipvs":
@@ -50,7 +50,7 @@ func openPlane(o planeOptions) (plane.Plane, error) {
 		}
 		o.sink(model.Event{Level: model.LevelNotice, Source: "plane", Kind: "plane-chosen",
 			Text: fmt.Sprintf("plane proxy instead of ebpf: %v", why)})
-		return proxy.New(proxy.Options{HoldAll: o.holdAll, Sink: o.sink})
+		return proxy.New(proxy.Options{HoldAll: o.holdAll}), nil
 	}
 	return nil, fmt.Errorf("plane %q: want one of %v", o.name, PlaneNames)
 }
