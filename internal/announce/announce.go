@@ -1,0 +1,230 @@
+// Package announce puts service addresses on this machine's interfaces and
+// tells the network where they are: gratuitous ARP for IPv4, unsolicited
+// neighbor advertisements for IPv6. What comes in is a resource of haresources
+// (IPaddr, IPaddr2, IPv6addr); what goes out is an address that can be started,
+// stopped and looked at, and frames. It never decides who holds an address.
+//
+// Addresses of 127.0.0.0/8 are on every machine already: they are held in name
+// only, without privilege, for trying a cluster on one machine.
+package announce
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// Options configure a Network.
+type Options struct {
+	Sink model.Sink // hears what was added, removed, and could not be announced; may be nil
+}
+
+// Network is this machine's interfaces. Its methods may be called from any goroutine.
+type Network struct {
+	opt  Options
+	ctx  context.Context // ends the announcements
+	end  context.CancelFunc
+	wait sync.WaitGroup
+
+	mu   sync.Mutex // one change of addresses at a time
+	held map[netip.Addr]*Address
+}
+
+// New returns a Network that holds nothing. Nothing is touched before an address is started.
+func New(opt Options) *Network {
+	n := &Network{opt: opt, held: map[netip.Addr]*Address{}}
+	n.ctx, n.end = context.WithCancel(context.Background())
+	return n
+}
+
+// Close ends the announcements that still run. Addresses stay as they are.
+func (n *Network) Close() error {
+	n.end()
+	n.wait.Wait()
+	return nil
+}
+
+// Reannounce tells the network again where every held address is: after a
+// split, when another machine has answered for them meanwhile.
+func (n *Network) Reannounce() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, a := range n.held {
+		a.announce()
+	}
+}
+
+// Address parses an address resource. Nothing is touched yet.
+func (n *Network) Address(res model.Resource) (*Address, error) {
+	w, err := parse(res)
+	if err != nil {
+		return nil, err
+	}
+	return &Address{network: n, wish: w, text: res.Text}, nil
+}
+
+// Address is a service address that this machine may hold. It has the methods
+// of an agent.
+type Address struct {
+	network *Network
+	wish    wish
+	text    string
+
+	// Guarded by network.mu.
+	place   place // where it was put; zero while it is not held
+	silence context.CancelFunc
+}
+
+// Addr is the address itself.
+func (a *Address) Addr() netip.Addr { return a.wish.addr }
+
+// Start puts the address on its interface and returns once the first
+// announcement is out; the others follow by themselves at 0.2, 1 and 5 s. An
+// address that is there already is adopted; one that is on another interface
+// is an error that says so.
+func (a *Address) Start(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("resource %s: %w", a.text, err)
+	}
+	n := a.network
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !a.wish.addr.IsLoopback() {
+		p, err := put(a.wish)
+		if err != nil {
+			return fmt.Errorf("resource %s: %w", a.text, explain(err))
+		}
+		a.place = p
+		if p.added {
+			n.say(model.LevelInfo, "address-added", a.wish.addr, "address %s added to %s", p.prefix, p.where())
+		}
+	}
+	n.held[a.wish.addr] = a
+	a.announce()
+	return nil
+}
+
+// Stop takes the address from its interface and ends its announcements. An
+// address that is not there is no error.
+func (a *Address) Stop(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("resource %s: %w", a.text, err)
+	}
+	n := a.network
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	a.hush()
+	delete(n.held, a.wish.addr)
+	if a.wish.addr.IsLoopback() {
+		return nil
+	}
+	removed, err := remove(a.wish)
+	if err != nil {
+		return fmt.Errorf("resource %s: %w", a.text, explain(err))
+	}
+	a.place = place{}
+	if removed.name != "" {
+		n.say(model.LevelInfo, "address-removed", a.wish.addr, "address %s removed from %s", removed.prefix, removed.where())
+		n.restore()
+	}
+	return nil
+}
+
+// Status looks whether the address is on its interface.
+func (a *Address) Status(context.Context) (model.ResourceState, error) {
+	n := a.network
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	found := n.held[a.wish.addr] == a
+	if !a.wish.addr.IsLoopback() {
+		p, err := find(a.wish)
+		if err != nil {
+			return model.ResourceUnknown, fmt.Errorf("resource %s: %w", a.text, explain(err))
+		}
+		found = p.name != ""
+	}
+	if found {
+		return model.ResourceRunning, nil
+	}
+	return model.ResourceStopped, nil
+}
+
+// restore puts back what the kernel took along: with the first address of a
+// network all later ones of it go, unless promote_secondaries is set.
+func (n *Network) restore() {
+	for addr, a := range n.held {
+		if addr.IsLoopback() {
+			continue
+		}
+		if p, err := put(a.wish); err != nil {
+			n.say(model.LevelError, "address-lost", addr, "address %s was lost with another of its network: %v", addr, explain(err))
+		} else if p.added {
+			a.place = p
+			a.announce()
+		}
+	}
+}
+
+// burst is when an address is announced, counted from its start. ARP caches
+// that missed the first frames, because a port of a switch was not yet
+// forwarding, are reached by the later ones.
+var burst = [...]time.Duration{0, 200 * time.Millisecond, time.Second, 5 * time.Second}
+
+// announce sends the first announcement and lets the others follow.
+func (a *Address) announce() {
+	a.hush()
+	p, addr, n := a.place, a.wish.addr, a.network
+	if !p.announces() || n.ctx.Err() != nil {
+		return
+	}
+	if err := send(p, addr); err != nil {
+		n.say(model.LevelWarning, "announce-failed", addr, "address %s is up but was not announced on %s: %v", addr, p.name, explain(err))
+		return
+	}
+	ctx, cancel := context.WithCancel(n.ctx)
+	a.silence = cancel
+	n.wait.Go(func() {
+		defer cancel()
+		began := time.Now()
+		for _, at := range burst[1:] {
+			t := time.NewTimer(time.Until(began.Add(at)))
+			select {
+			case <-ctx.Done():
+				t.Stop()
+				return
+			case <-t.C:
+			}
+			if send(p, addr) != nil {
+				return // the interface is gone; the first one was reported
+			}
+		}
+	})
+}
+
+// hush ends the announcements of this address.
+func (a *Address) hush() {
+	if a.silence != nil {
+		a.silence()
+		a.silence = nil
+	}
+}
+
+// explain adds the way out where permission is missing.
+func explain(err error) error {
+	if errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("%w: run batuta as root or with the capabilities CAP_NET_ADMIN and CAP_NET_RAW, or try with addresses of 127.0.0.0/8", err)
+	}
+	return err
+}
+
+func (n *Network) say(l model.Level, kind string, addr netip.Addr, format string, args ...any) {
+	if n.opt.Sink != nil {
+		n.opt.Sink(model.Event{At: time.Now(), Level: l, Source: "announce", Kind: kind, Subject: addr.String(), Text: fmt.Sprintf(format, args...)})
+	}
+}
