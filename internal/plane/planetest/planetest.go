@@ -57,11 +57,9 @@ type Options struct {
 	UDPTimeout time.Duration
 }
 
-// Bench is a plane between clients and real servers.
-//
-// Virtual and real addresses differ between protocols or are the same; the
-// suite does not mind. Virtual(model.TCP, i) and Virtual(model.UDP, i) are the same address
-// and port, since one case needs that.
+// Bench is a plane between clients and real servers. A virtual address serves
+// TCP and UDP on the same port; real servers of the two protocols may share
+// addresses or not.
 type Bench interface {
 	// Plane is the plane under test; after Reopen it is another value.
 	Plane() plane.Plane
