@@ -316,6 +316,9 @@ func (c *Core) follow(now time.Time, p *peer, pkt *Packet, index int) {
 		return
 	}
 	c.send = index
+	if index == c.hb.Keys.Send {
+		return
+	}
 	c.note(now, model.LevelNotice, "key-followed", string(p.name),
 		"node %s signs with key %d and can verify nothing else: sending with key %d (authkeys selects %d)", p.name, index, index, c.hb.Keys.Send)
 }

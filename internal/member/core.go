@@ -14,7 +14,7 @@ import (
 // Bounds of a node's first moments (§7.2, §7.3).
 const (
 	youth       = 5 * time.Second // how long a new daemon asks for more patience
-	youthBonus  = 2 * time.Second // and how much
+	youthBonus  = 2 * time.Second // and how much at most; twice its dead time if that is less
 	askInterval = time.Second     // between two requests for the node list
 )
 
@@ -195,7 +195,7 @@ func (c *Core) sendStatus(now time.Time) {
 	self := c.nodes[c.hb.Self]
 	dead := c.hb.DeadTime
 	if !c.plainAt.IsZero() {
-		dead += youthBonus
+		dead += min(youthBonus, 2*c.hb.DeadTime)
 	}
 	self.DeadTime, self.LastBeat = model.Millis(dead), now
 	c.submit(model.Message{Type: "status", Fields: []model.Field{
