@@ -11,10 +11,15 @@ import (
 	"testing"
 	"testing/fstest"
 
+	"github.com/google/go-cmp/cmp/cmpopts"
+
 	"github.com/batuta-ha/batuta/internal/model"
 )
 
 var rewrite = flag.Bool("rewrite", false, "write what is found as the wanted golden files")
+
+// addresses lets cmp compare what has no exported fields.
+var addresses = cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})
 
 // testHost is lvs01 of the tutorial, with the names that were known when the
 // verdicts of testdata/ldirectord were recorded.

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -287,12 +288,8 @@ func haWord(words ...string) func(*haParser, haLine) bool {
 	return func(h *haParser, l haLine) bool {
 		ok := true
 		for _, a := range l.args {
-			found := false
-			for _, w := range words {
-				found = found || w == a.text
-			}
-			if !found {
-				h.error(a.pos, fmt.Sprintf("%s: unknown word %q", l.word, clip(a.text)), orElse(didYouMean(a.text, words), "write "+l.form))
+			if !slices.Contains(words, a.text) {
+				h.error(a.pos, fmt.Sprintf("%s: unknown word %q", l.word, clip(a.text)), orElse(didYouMean(a.text, words), "write "+oneOf(words...)))
 				ok = false
 			}
 		}
@@ -316,11 +313,7 @@ func haCRM(h *haParser, l haLine) bool {
 			continue
 		}
 		words := []string{"respawn", "manual", "minimal", "ccm-only", "valgrind"}
-		known := false
-		for _, w := range words {
-			known = known || strings.EqualFold(w, a.text)
-		}
-		if !known {
+		if !slices.Contains(words, strings.ToLower(a.text)) {
 			h.error(a.pos, fmt.Sprintf("%s: unknown word %q", l.word, clip(a.text)), orElse(didYouMean(a.text, words), "write off to use haresources"))
 			return false
 		}

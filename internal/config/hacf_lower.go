@@ -128,7 +128,7 @@ func (l *haLower) nodes(h *model.Heartbeat) {
 		l.error(l.raw.nodes[0].pos, "the name of this node is not known", "give it with --node, or in the file nodeinfo beside ha.cf")
 	case !slices.Contains(h.Nodes, h.Self):
 		l.error(l.raw.nodes[0].pos, fmt.Sprintf("this node, %s, is not among the nodes %s", h.Self, strings.Join(list, ", ")),
-			orElse(didYouMean(string(h.Self), list), "name it here as `uname -n` does")+" A file nodeinfo beside ha.cf, or --node, overrides uname")
+			"name it as `uname -n` does, or give the name to use with --node or in the file nodeinfo beside ha.cf")
 	}
 	if len(h.Nodes) > 2 && !l.raw.crm() {
 		l.warn(l.raw.nodes[len(l.raw.nodes)-1].pos, fmt.Sprintf("%d nodes are named, and haresources is for two", len(h.Nodes)), "")
@@ -293,8 +293,8 @@ func (l *haLower) networkInterface(w word) (model.Interface, bool) {
 		}
 		names[i] = n.Name
 	}
-	hint := didYouMean(w.text, names)
-	if hint == "" && len(names) > 0 {
+	hint := ""
+	if len(names) > 0 {
 		hint = "this machine has " + strings.Join(names, ", ")
 	}
 	l.error(w.pos, fmt.Sprintf("there is no network interface %q", clip(w.text)), hint)

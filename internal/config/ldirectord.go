@@ -99,8 +99,12 @@ func (c *cfParser) line(lines []string, i int, raw string) {
 	case text == "":
 		c.blankLine(at, width)
 	case text[0] == '#':
-	case indent == 0 && isVirtual(text):
-		c.virtual(at, raw)
+	case isVirtual(text):
+		if indent > 0 {
+			c.warn(at, "the line is indented, and begins a new virtual service all the same",
+				"begin it in column 1: ldirectord refuses it like this")
+		}
+		c.virtual(at, text)
 		c.flat = isFlat(lines[i+1:])
 	case c.block == nil:
 		if indent > 0 {
@@ -111,12 +115,6 @@ func (c *cfParser) line(lines []string, i int, raw string) {
 	case indent == 0:
 		c.columnZero(at, text)
 	default:
-		if isVirtual(text) {
-			c.warn(at, "the line is indented, and begins a new virtual service all the same",
-				"begin it in column 1: ldirectord refuses it like this")
-			c.virtual(at, text)
-			return
-		}
 		if !c.open {
 			c.warn(at, "the line continues the virtual service above although an empty or a global line has ended it",
 				"remove what stands between: ldirectord refuses the line")

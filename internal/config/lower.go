@@ -303,13 +303,9 @@ func (l *cfLower) fallback(v *rawVirtual, key model.ServiceKey) *model.RealServe
 	if err != nil {
 		return nil
 	}
-	// The kernel keeps gate and ipip rows under the service's port.
-	if !key.IsMark() && s.fallback.forward != model.Masq {
-		if a.Port() != key.Addr.Port() && own {
-			l.warn(s.value.pos, fmt.Sprintf("a %s fallback is reached on port %d of the virtual service; port %d has no effect", s.fallback.forward, key.Addr.Port(), a.Port()),
-				"remove the port, or use masq")
-		}
-		a = netip.AddrPortFrom(a.Addr(), key.Addr.Port())
+	if own && !key.IsMark() && s.fallback.forward != model.Masq && a.Port() != key.Addr.Port() {
+		l.warn(s.value.pos, fmt.Sprintf("a %s fallback is reached on port %d of the virtual service, and port %d has no effect", s.fallback.forward, key.Addr.Port(), a.Port()),
+			"remove the port, or use masq")
 	}
 	return &model.RealServer{Addr: a, Forward: s.fallback.forward, Weight: 1}
 }

@@ -41,17 +41,18 @@ func (l *cfLower) reals(v *rawVirtual, key model.ServiceKey, usable bool) []mode
 		if !ok || !usable {
 			continue
 		}
-		tablePort := l.tablePort(r, key, port)
+		l.samePort(r, key, port)
 		for a := first; ; a = a.Next() {
+			at := netip.AddrPortFrom(a, port)
 			c := model.CheckedReal{
-				RealServer: model.RealServer{Addr: netip.AddrPortFrom(a, tablePort), Forward: r.forward, Weight: r.weight, Upper: r.upper, Lower: r.lower},
-				Target:     checks.target(r, netip.AddrPortFrom(a, port)),
+				RealServer: model.RealServer{Addr: at, Forward: r.forward, Weight: r.weight, Upper: r.upper, Lower: r.lower},
+				Target:     checks.target(r, at),
 			}
-			if i, twice := index[c.Addr]; twice {
-				l.warn(r.pos, fmt.Sprintf("real server %s is already on line %d, which this line replaces", c.Addr, lines[i]), "remove one of them")
+			if i, twice := index[at]; twice {
+				l.warn(r.pos, fmt.Sprintf("real server %s is already on line %d, which this line replaces", at, lines[i]), "remove one of them")
 				out[i], lines[i] = c, r.line
 			} else {
-				index[c.Addr] = len(out)
+				index[at] = len(out)
 				out, lines = append(out, c), append(lines, r.line)
 			}
 			if a == last {
@@ -102,23 +103,18 @@ func (l *cfLower) addresses(v *rawVirtual, r rawReal) (first, last netip.Addr, o
 	return first, last, true
 }
 
-// tablePort is the port of a real server's row. The kernel keeps rows of gate
-// and ipip under the service's port: such packets are not rewritten. The
-// configured port is then for checks only.
-func (l *cfLower) tablePort(r rawReal, key model.ServiceKey, port uint16) uint16 {
+// samePort warns of ports that do not mean what they seem to. The kernel keeps
+// rows of gate and ipip under the service's port, as such packets are not
+// rewritten: the configured port is then for checks only.
+func (l *cfLower) samePort(r rawReal, key model.ServiceKey, port uint16) {
 	switch {
 	case key.IsMark():
-		return port
-	case r.forward != model.Masq:
-		if port != 0 && port != key.Addr.Port() {
-			l.warn(r.port.pos, fmt.Sprintf("a %s real server is reached on port %d of the virtual service; port %d is for checks only", r.forward, key.Addr.Port(), port),
-				"use masq to change the port, or checkport for the check")
-		}
-		return key.Addr.Port()
-	case port == 0:
+	case r.forward == model.Masq && port == 0:
 		l.warn(r.host.pos, "real server: without a port packets are sent to port 0", "write real=ADDRESS:PORT")
+	case r.forward != model.Masq && port != 0 && port != key.Addr.Port():
+		l.warn(r.port.pos, fmt.Sprintf("a %s real server is reached on port %d of the virtual service, and port %d is for checks only", r.forward, key.Addr.Port(), port),
+			"use masq to change the port, or checkport for the check")
 	}
-	return port
 }
 
 // checks makes the targets of one virtual service.
