@@ -81,7 +81,7 @@ func runScript(script string, do func(command string) string) string {
 //	forge                        the oldest packet arrives with its signature changed, and stays
 //	counters a
 type stage struct {
-	t     *testing.T
+	t     testing.TB
 	now   time.Time
 	start time.Time
 	nodes map[string]*Core
@@ -105,8 +105,8 @@ func testConfig(self, other string, gen uint32) Config {
 	}
 }
 
-func newStage(t *testing.T) *stage {
-	s := &stage{t: t, now: time.Unix(1795359877, 0), nodes: map[string]*Core{}, gen: map[string]uint32{}, old: map[string]bool{}}
+func newStage(t testing.TB) *stage {
+	s := &stage{t: t, now: epoch, nodes: map[string]*Core{}, gen: map[string]uint32{}, old: map[string]bool{}}
 	s.start = s.now
 	for _, n := range []string{"a", "b"} {
 		s.boot(n, 100)
