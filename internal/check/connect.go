@@ -1,0 +1,36 @@
+package check
+
+import (
+	"context"
+	"net"
+	"net/netip"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// connect opens a TCP connection within CheckTimeout and closes it at once:
+// a server that accepts and then is silent, or resets, is up. UDP has no
+// connections: those servers are pinged instead (ldirectord(8), checktype).
+func connect(ctx context.Context, t model.Target) model.Verdict {
+	if t.Proto == model.UDP {
+		return ping(ctx, t)
+	}
+	if t.Addr.Port() == 0 {
+		return down("no port to connect to: set checkport, or give the real server a port")
+	}
+	within, cancel := context.WithTimeout(ctx, t.CheckTimeout)
+	defer cancel()
+	conn, err := dial(within, t.Addr)
+	if err != nil {
+		return failed(ctx, within, err, t.CheckTimeout)
+	}
+	_ = conn.Close()
+	return up("connected")
+}
+
+// dial opens a TCP connection without the keepalives that would outlive
+// nothing here.
+func dial(ctx context.Context, a netip.AddrPort) (net.Conn, error) {
+	d := net.Dialer{KeepAlive: -1}
+	return d.DialContext(ctx, "tcp", a.String())
+}

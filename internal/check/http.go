@@ -1,0 +1,317 @@
+package check
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+const (
+	headLimit     = 64 << 10 // bytes of status line and headers, informational answers included
+	bodyLimit     = 1 << 20  // bytes of body that receive is looked for in
+	redirectLimit = 7        // what ldirectord follows
+	interimLimit  = 8        // 1xx answers before the real one
+
+	// userAgent is what ldirectord's checks say of themselves: access logs
+	// are filtered by it, and some pages are served by it.
+	userAgent = "libwww-perl/6.68"
+)
+
+// httpRequest is one request of a check: the configured one, or one that a
+// redirect asks for.
+type httpRequest struct {
+	scheme   string         // http or https
+	host     string         // host and port of the URL
+	path     string         // path and query, escaped
+	header   string         // Host header
+	via      netip.AddrPort // connect here instead of to host; not valid for none
+	absolute bool           // a proxy's request line
+}
+
+// negotiateHTTP asks for a page by http or https, or of an HTTP proxy, and is
+// content with a 2xx answer in whose body the receive expression is found.
+// NegotiateTimeout covers the whole exchange, redirects included.
+func negotiateHTTP(ctx context.Context, t model.Target) model.Verdict {
+	re, err := compile(t.Receive)
+	if err != nil {
+		return down(err.Error())
+	}
+	req, err := firstRequest(t)
+	if err != nil {
+		return down(err.Error())
+	}
+	method := cmp.Or(t.Method, http.MethodGet)
+	within, cancel := context.WithTimeout(ctx, t.NegotiateTimeout)
+	defer cancel()
+	for hop := 0; ; hop++ {
+		a, err := exchange(within, method, req)
+		if err != nil {
+			return failed(ctx, within, err, t.NegotiateTimeout)
+		}
+		if a.location != "" {
+			if hop == redirectLimit {
+				return down(fmt.Sprintf("%s, after %d redirects", a.status, redirectLimit))
+			}
+			if req, err = req.follow(a.location); err != nil {
+				return down(err.Error())
+			}
+			continue
+		}
+		switch {
+		case a.code < 200 || a.code > 299:
+			return down(a.status)
+		case t.Receive != "" && !re.Match(a.body):
+			return down(fmt.Sprintf("%s, but receive=%q is not in the body (%d bytes)", a.status, t.Receive, len(a.body)))
+		}
+		return up(a.status)
+	}
+}
+
+// firstRequest is the request as configured.
+func firstRequest(t model.Target) (httpRequest, error) {
+	ownAddress := hostText(t.Addr.Addr())
+	switch {
+	case t.Application == "http_proxy":
+		req, err := absoluteRequest(strings.TrimPrefix(t.Request, "/"))
+		if err != nil || req.scheme != "http" {
+			return req, fmt.Errorf("request=%q: a proxy is asked for an absolute http:// URL", t.Request)
+		}
+		if t.VirtualHost != "" {
+			req.header = t.VirtualHost
+		}
+		req.via, req.absolute = t.Addr, true
+		return req, portOf(t)
+	case t.RequestURL != "":
+		req, err := absoluteRequest(t.RequestURL)
+		req.header = cmp.Or(t.VirtualHost, ownAddress)
+		return req, err
+	}
+	return httpRequest{
+		scheme: t.Application,
+		host:   ownAddress + ":" + strconv.Itoa(int(t.Addr.Port())),
+		path:   "/" + escape(strings.TrimLeft(t.Request, "/")),
+		header: cmp.Or(t.VirtualHost, ownAddress),
+		via:    t.Addr,
+	}, portOf(t)
+}
+
+func portOf(t model.Target) error {
+	if t.Addr.Port() == 0 {
+		return errors.New("no port to connect to: set checkport, or give the real server a port")
+	}
+	return nil
+}
+
+// absoluteRequest reads an http or https URL. The Host header names the port
+// unless it is the usual one.
+func absoluteRequest(text string) (httpRequest, error) {
+	u, err := url.Parse(text)
+	if err != nil {
+		return httpRequest{}, fmt.Errorf("%q is no URL: %w", text, err)
+	}
+	usual := map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	if usual == "" || u.Hostname() == "" {
+		return httpRequest{}, fmt.Errorf("%q is no http:// or https:// URL", text)
+	}
+	req := httpRequest{scheme: u.Scheme, path: escape(u.RequestURI()), header: u.Host}
+	if port := u.Port(); port == "" || port == usual {
+		req.header = strings.TrimSuffix(strings.TrimSuffix(u.Host, ":"+usual), ":")
+	}
+	req.host = net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), usual))
+	return req, nil
+}
+
+// follow is the request that a redirect asks for: at any host, and without
+// the configured virtual host.
+func (r httpRequest) follow(location string) (httpRequest, error) {
+	base, err := url.Parse(r.scheme + "://" + r.host + r.path)
+	if err != nil {
+		base = &url.URL{Scheme: r.scheme, Host: r.host, Path: "/"}
+	}
+	u, err := base.Parse(location)
+	if err != nil {
+		return r, fmt.Errorf("redirected to %q, which is no URL: %w", location, err)
+	}
+	next, err := absoluteRequest(u.String())
+	if err != nil {
+		return r, fmt.Errorf("redirected: %w", err)
+	}
+	if r.absolute && next.scheme == "http" { // a proxy is asked for the next page, too
+		next.via, next.absolute = r.via, true
+	}
+	return next, nil
+}
+
+// String is the request as it goes over the wire: the header set of
+// ldirectord's, and nothing else.
+func (r httpRequest) String(method string) string {
+	target := r.path
+	if r.absolute {
+		target = r.scheme + "://" + r.header + r.path
+	}
+	return method + " " + target + " HTTP/1.1\r\n" +
+		"TE: deflate,gzip;q=0.3\r\n" +
+		"Connection: TE, close\r\n" +
+		"Host: " + escape(r.header) + "\r\n" +
+		"User-Agent: " + userAgent + "\r\n\r\n"
+}
+
+// escape writes every byte that no URL may contain as %XX: what is in the
+// configuration cannot end a request line. Escapes that are there stay.
+func escape(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		if c := s[i]; c > ' ' && c < 0x7f && !strings.ContainsRune("\"<>\\^`{|}", rune(c)) {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}
+
+// answer is what matters of an HTTP response.
+type answer struct {
+	code     int
+	status   string // "200 OK"
+	location string // where to go on, "" unless this is a redirect that says so
+	body     []byte // at most bodyLimit bytes, "" for redirects
+}
+
+// exchange makes one request on a connection of its own. What it reads is
+// bounded, whatever the server sends.
+func exchange(ctx context.Context, method string, req httpRequest) (answer, error) {
+	conn, err := req.open(ctx)
+	if err != nil {
+		return answer{}, err
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, req.String(method)); err != nil {
+		return answer{}, err
+	}
+	head := &io.LimitedReader{R: conn, N: headLimit}
+	r := bufio.NewReader(head)
+	resp, err := readResponse(r, method)
+	switch {
+	case errors.Is(err, io.ErrUnexpectedEOF) && head.N <= 0:
+		return answer{}, fmt.Errorf("no end of the HTTP headers in %d bytes", headLimit)
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
+		return answer{}, errors.New("connection closed before an HTTP answer was complete")
+	case err != nil:
+		return answer{}, err
+	}
+	defer resp.Body.Close()
+	a := answer{code: resp.StatusCode, status: clean(resp.Status)}
+	switch a.code {
+	case 301, 302, 303, 307, 308:
+		if a.location = resp.Header.Get("Location"); a.location != "" {
+			return a, nil
+		}
+	}
+	// Framing of chunks needs room beside the body itself.
+	head.N = 2 * bodyLimit
+	a.body, err = io.ReadAll(io.LimitReader(resp.Body, bodyLimit))
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = nil // cut short: judged by what came, as ldirectord does
+	}
+	return a, err
+}
+
+// readResponse reads the answer, past informational ones.
+func readResponse(r *bufio.Reader, method string) (*http.Response, error) {
+	for range interimLimit {
+		resp, err := http.ReadResponse(r, &http.Request{Method: method})
+		var ne net.Error
+		switch {
+		case err == nil && resp.StatusCode >= 100 && resp.StatusCode < 200:
+			continue
+		case err == nil, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.As(err, &ne):
+			return resp, err
+		}
+		return nil, fmt.Errorf("not an HTTP answer: %s", clean(err.Error()))
+	}
+	return nil, errors.New("not an HTTP answer: only informational ones")
+}
+
+// clean makes a server's words safe for one line of a log, and short.
+func clean(s string) string {
+	s = strings.ToValidUTF8(s, "?")
+	s = strings.Map(func(c rune) rune {
+		if c < ' ' || c == 0x7f {
+			return '?'
+		}
+		return c
+	}, s)
+	if r := []rune(s); len(r) > 120 {
+		s = string(r[:120]) + "..."
+	}
+	return s
+}
+
+// open connects, for https with TLS, and binds the connection to ctx.
+func (r httpRequest) open(ctx context.Context) (net.Conn, error) {
+	var conn net.Conn
+	var err error
+	if r.via.IsValid() {
+		conn, err = dial(ctx, r.via)
+	} else {
+		d := net.Dialer{KeepAlive: -1}
+		conn, err = d.DialContext(ctx, "tcp", r.host)
+	}
+	if err != nil {
+		return nil, err
+	}
+	conn = &boundConn{Conn: conn, stop: context.AfterFunc(ctx, func() { _ = conn.Close() })}
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = conn.SetDeadline(deadline)
+	}
+	if r.scheme != "https" {
+		return conn, nil
+	}
+	secure := tls.Client(conn, &tls.Config{
+		// The chain is verified below, the name is not, and none is sent:
+		// real servers are known by address (ldirectord 4.12, IO::Socket::SSL).
+		InsecureSkipVerify: true,
+		VerifyConnection:   verifyChain,
+	})
+	if err := secure.HandshakeContext(ctx); err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return secure, nil
+}
+
+// boundConn is closed when its context ends.
+type boundConn struct {
+	net.Conn
+	stop func() bool
+}
+
+func (c *boundConn) Close() error {
+	c.stop()
+	return c.Conn.Close()
+}
+
+// verifyChain holds a server's certificate against the system's authorities
+// (SSL_CERT_FILE and SSL_CERT_DIR are honoured).
+func verifyChain(cs tls.ConnectionState) error {
+	opts := x509.VerifyOptions{Intermediates: x509.NewCertPool()}
+	for _, c := range cs.PeerCertificates[1:] {
+		opts.Intermediates.AddCert(c)
+	}
+	_, err := cs.PeerCertificates[0].Verify(opts)
+	return err
+}

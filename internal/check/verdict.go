@@ -1,0 +1,102 @@
+package check
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// Perform runs one check and stamps its verdict with the time. A check that
+// panics has made a verdict, too: the server is down for a reason that the
+// stack in it explains.
+func Perform(ctx context.Context, f Func, t model.Target) (v model.Verdict) {
+	start := time.Now()
+	defer func() {
+		if p := recover(); p != nil {
+			v = down(fmt.Sprintf("the check crashed, please report this: %v at %s", p, crashSite(debug.Stack())))
+		}
+		v.At = time.Now()
+		v.Duration = v.At.Sub(start)
+	}()
+	return f(ctx, t)
+}
+
+// crashSite is the first line of a stack that names a file of the panicking code.
+func crashSite(stack []byte) string {
+	_, after, _ := strings.Cut(string(stack), "\npanic(")
+	for line := range strings.Lines(after) {
+		if l := strings.TrimSpace(line); strings.HasPrefix(l, "/") && !strings.Contains(l, "/runtime/") {
+			file, _, _ := strings.Cut(l, " ")
+			return file
+		}
+	}
+	return "an unknown place"
+}
+
+func up(reason string) model.Verdict   { return model.Verdict{Status: model.Up, Reason: reason} }
+func down(reason string) model.Verdict { return model.Verdict{Status: model.Down, Reason: reason} }
+func unknown(reason string) model.Verdict {
+	return model.Verdict{Status: model.Unknown, Reason: reason}
+}
+
+// failed turns an error into a verdict. ctx is the caller's; within is its
+// child that has the check's own time-out; limit is that time-out, for the text.
+func failed(ctx, within context.Context, err error, limit time.Duration) model.Verdict {
+	switch {
+	case ctx.Err() != nil:
+		return unknown("interrupted")
+	case localFault(err):
+		return unknown("this machine could not make the check: " + err.Error())
+	case within.Err() != nil, isTimeout(err):
+		return down(fmt.Sprintf("no answer within %v", limit))
+	}
+	return down(plain(err))
+}
+
+// plain is the text of an error without the addresses that package net puts
+// around it: the reader of a verdict knows whom it is about.
+func plain(err error) string {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Err != nil {
+		var sys *os.SyscallError
+		if errors.As(op.Err, &sys) {
+			return sys.Err.Error()
+		}
+		return op.Err.Error()
+	}
+	return err.Error()
+}
+
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
+}
+
+// localFault tells faults of this machine from those of the server: they say
+// nothing about it.
+func localFault(err error) bool {
+	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM,
+		syscall.EPERM, syscall.EACCES, syscall.EADDRNOTAVAIL, syscall.EAFNOSUPPORT, syscall.EPROTONOSUPPORT} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// hostText is an address as URLs and Host headers write it.
+func hostText(a netip.Addr) string {
+	if a.Is6() {
+		return "[" + a.String() + "]"
+	}
+	return a.String()
+}
