@@ -2,8 +2,8 @@ package heartbeat
 
 import (
 	"crypto/hmac"
-	"crypto/md5"  //nolint:gosec // the original's wire format, RFC 2104
-	"crypto/sha1" //nolint:gosec // the original's wire format, RFC 2104
+	"crypto/md5"  // the wire format demands it; HMAC-MD5 (RFC 2104)
+	"crypto/sha1" // HMAC-SHA1
 	"encoding/hex"
 	"errors"
 	"fmt"

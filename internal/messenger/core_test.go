@@ -80,7 +80,7 @@ func (d *duet) run(span time.Duration, nodes ...model.NodeName) {
 // whether its kernel went on receiving (a stopped process) or not (a paused
 // machine).
 func TestOwnPauseAccusesNobody(t *testing.T) {
-	for _, pause := range []time.Duration{30, 100, 200, 260, 1000, 60000} {
+	for _, pause := range []time.Duration{30, 110, 210, 260, 1010, 60010} {
 		for _, kernel := range []string{"receives", "stands still", "overflows"} {
 			d := newDuet(t, 50*time.Millisecond, 250*time.Millisecond)
 			d.run(pause*time.Millisecond, "b")
