@@ -212,14 +212,15 @@ func (n *clusterNode) openLinks() ([]link.Link, error) {
 
 func (n *clusterNode) buildCRM() (err error) {
 	n.crm, err = crm.New(crm.Config{
-		Self:     n.hb.Self,
-		Peer:     peerOf(n.hb),
-		Nodes:    n.hb.Nodes,
-		Groups:   n.cluster.Groups,
-		Failback: n.hb.Failback,
-		Agents:   n.agentFor,
-		Send:     n.messenger.Send,
-		Sink:     n.sink,
+		Self:       n.hb.Self,
+		Peer:       peerOf(n.hb),
+		Nodes:      n.hb.Nodes,
+		Groups:     n.cluster.Groups,
+		Failback:   n.hb.Failback,
+		Agents:     n.agentFor,
+		Send:       n.messenger.Send,
+		Reannounce: n.network.Reannounce,
+		Sink:       n.sink,
 	})
 	return err
 }
