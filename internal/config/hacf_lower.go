@@ -107,12 +107,14 @@ func (raw *rawHaCf) crm() bool {
 }
 
 func (l *haLower) nodes(h *model.Heartbeat) {
+	seen := map[model.NodeName]bool{}
 	for _, n := range l.raw.nodes {
 		name := model.NodeName(strings.ToLower(n.text))
-		if slices.Contains(h.Nodes, name) {
+		if seen[name] {
 			l.warn(n.pos, fmt.Sprintf("node %s is named twice", name), "remove one of them")
 			continue
 		}
+		seen[name] = true
 		h.Nodes = append(h.Nodes, name)
 	}
 	list := make([]string, len(h.Nodes))

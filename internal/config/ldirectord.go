@@ -303,8 +303,6 @@ func (c *cfParser) directive(b *rawVirtual, at pos, text string) {
 	}
 	read, store := d.global, c.raw.settings
 	if b != nil {
-		// A tab inside a block is four blanks, also inside strings.
-		s.value.text = strings.ReplaceAll(s.value.text, "\t", "    ")
 		read, store = d.virtual, b.settings
 	}
 	switch {
@@ -318,8 +316,15 @@ func (c *cfParser) directive(b *rawVirtual, at pos, text string) {
 	if !read(c, b, &s) {
 		return
 	}
+	if b != nil {
+		s.value.text = expandTabs(s.value.text)
+	}
 	if old, twice := store[s.word]; twice {
 		c.warn(at, fmt.Sprintf("%s is given again: this value replaces that of line %d", s.word, old.line), "remove one of them")
 	}
 	store[s.word] = s
 }
+
+// expandTabs makes four blanks of each tab, as ldirectord does inside a block,
+// also inside strings.
+func expandTabs(s string) string { return strings.ReplaceAll(s, "\t", "    ") }

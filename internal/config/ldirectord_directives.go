@@ -35,7 +35,7 @@ var directives = map[string]directive{
 	"checktype":    {virtual: checkType},
 	"checkcommand": {virtual: quotedOrRest},
 	"checkport":    {virtual: checkPort},
-	"service":      {virtual: oneWord("service", serviceWords)},
+	"service":      {virtual: service},
 	"request":      {virtual: request},
 	"receive":      {virtual: receive},
 	"httpmethod":   {virtual: httpMethod},
@@ -61,7 +61,7 @@ var directives = map[string]directive{
 	"fork":            {global: yesNo},
 	"fallbackcommand": {global: restOfLine, virtual: quotedOrRest},
 	"callback":        {global: quoted},
-	"logfile":         {global: logFile},
+	"logfile":         {global: quoted},
 	"execute":         {global: execute},
 	"maintenancedir":  {global: restOfLine},
 	"monitorfile":     {virtual: quotedOrRest},
@@ -233,8 +233,7 @@ func (c *cfParser) notEmpty(s *setting) bool {
 }
 
 func firstWord(c *cfParser, _ *rawVirtual, s *setting) bool {
-	v, _, _ := strings.Cut(s.value.text, " ")
-	s.value.text = v
+	s.value.text = firstField(s.value.text)
 	return c.notEmpty(s)
 }
 
@@ -244,8 +243,6 @@ func execute(c *cfParser, b *rawVirtual, s *setting) bool {
 	}
 	return false
 }
-
-func logFile(c *cfParser, b *rawVirtual, s *setting) bool { return quoted(c, b, s) }
 
 // virtualHost reads the rest of the line: one leading quote is skipped, the
 // next one ends it.
@@ -290,19 +287,15 @@ func checkType(c *cfParser, b *rawVirtual, s *setting) bool {
 		s.value.text = n
 		return true
 	}
-	first, _, _ := strings.Cut(v, " ")
-	return c.known(s, strings.Trim(first, `"`), checkTypes)
+	return c.known(s, strings.Trim(firstField(v), `"`), checkTypes)
 }
 
 // serviceWords are the protocols that a negotiate check may speak.
 var serviceWords = []string{"dns", "ftp", "http", "http_proxy", "https", "imap", "imaps", "ldap", "ldaps", "mysql", "nntp",
 	"none", "oracle", "pgsql", "pop", "pops", "radius", "simpletcp", "sip", "smtp", "submission"}
 
-func oneWord(_ string, words []string) reading {
-	return func(c *cfParser, b *rawVirtual, s *setting) bool {
-		first, _, _ := strings.Cut(bare(b, s), " ")
-		return c.known(s, first, words)
-	}
+func service(c *cfParser, b *rawVirtual, s *setting) bool {
+	return c.known(s, firstField(bare(b, s)), serviceWords)
 }
 
 // known accepts one of words; in capitals it is taken as meant.
@@ -324,8 +317,7 @@ func (c *cfParser) known(s *setting, v string, words []string) bool {
 }
 
 func httpMethod(c *cfParser, b *rawVirtual, s *setting) bool {
-	first, _, _ := strings.Cut(bare(b, s), " ")
-	ok := c.known(s, first, []string{"get", "head"})
+	ok := c.known(s, firstField(bare(b, s)), []string{"get", "head"})
 	s.value.text = strings.ToUpper(s.value.text)
 	return ok
 }
@@ -336,7 +328,7 @@ func protocol(c *cfParser, b *rawVirtual, s *setting) bool {
 	if b.isMark() {
 		words, why = []string{"fwm"}, "protocol must be fwm where the virtual service is a firewall mark"
 	}
-	first, _, _ := strings.Cut(bare(b, s), " ")
+	first := firstField(bare(b, s))
 	if !b.bad && !slices.Contains(words, strings.ToLower(first)) {
 		hint := "remove the line"
 		if b.isMark() {

@@ -167,7 +167,7 @@ func (c *cfParser) realLine(b *rawVirtual, s *setting) (r rawReal, ok bool) {
 		c.afterUnderscore(&r.host)
 		c.afterUnderscore(&r.last)
 	}
-	if r.host.text == "" || rest.text != "" && rest.text[0] != ' ' {
+	if r.host.text == "" || rest.text != "" && !blank(rest.text[0]) {
 		c.error(rest.pos, fmt.Sprintf("real server: %q is not understood", clip(rest.text)), form)
 		return r, false
 	}
@@ -218,7 +218,7 @@ func (c *cfParser) tokens(w word) ([]token, bool) {
 	s := w.text
 	for i := 0; i < len(s); {
 		switch {
-		case s[i] == ' ' || s[i] == ',':
+		case blank(s[i]) || s[i] == ',':
 			i++
 		case s[i] == '"':
 			end := strings.IndexByte(s[i+1:], '"')
@@ -226,11 +226,11 @@ func (c *cfParser) tokens(w word) ([]token, bool) {
 				c.error(w.after(i), "real server: a double quote is not closed", "strings cannot contain # or double quotes")
 				return nil, false
 			}
-			out = append(out, token{word{w.after(i), s[i+1 : i+1+end]}, true})
+			out = append(out, token{word{w.after(i), expandTabs(s[i+1 : i+1+end])}, true})
 			i += end + 2
 		default:
 			j := i
-			for j < len(s) && s[j] != ' ' && s[j] != ',' && s[j] != '"' {
+			for j < len(s) && !blank(s[j]) && s[j] != ',' && s[j] != '"' {
 				j++
 			}
 			out = append(out, token{word{w.after(i), s[i:j]}, false})
@@ -371,7 +371,7 @@ func fallback(c *cfParser, b *rawVirtual, s *setting) bool {
 // netmask reads four numbers for IPv4, a prefix length for IPv6. A prefix
 // length for IPv4 is taken as meant.
 func netmask(c *cfParser, b *rawVirtual, s *setting) bool {
-	v := strings.TrimRight(s.value.text, " ")
+	v := bare(b, s)
 	n, small := number(v)
 	if b.six {
 		if !digits(v) || !small || n < 1 || n > 128 {

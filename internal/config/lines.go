@@ -66,6 +66,14 @@ func fields(w word, separators string) []word {
 	return out
 }
 
+// firstField is what stands before the first blank.
+func firstField(s string) string {
+	if i := strings.IndexAny(s, " \t"); i >= 0 {
+		return s[:i]
+	}
+	return s
+}
+
 // digits tells whether s consists of decimal digits, at least one.
 func digits(s string) bool {
 	for i := range len(s) {

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"slices"
 	"strconv"
+	"strings"
+	"unicode"
 )
 
 // Severity is how much a Problem matters.
@@ -71,7 +73,18 @@ type problems struct {
 }
 
 func (p *problems) add(s Severity, at pos, text, hint string) {
-	p.list = append(p.list, Problem{p.file, max(at.line, 1), max(at.col, 1), s, text, hint})
+	p.list = append(p.list, Problem{p.file, max(at.line, 1), max(at.col, 1), s, oneLine(text), oneLine(hint)})
+}
+
+// oneLine keeps what a file contains from breaking the lines of a report, or
+// from moving the reader's cursor.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return '?'
+		}
+		return r
+	}, s)
 }
 
 func (p *problems) error(at pos, text, hint string) { p.add(Error, at, text, hint) }
