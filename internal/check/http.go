@@ -206,7 +206,7 @@ func exchange(ctx context.Context, method string, req httpRequest) (answer, erro
 	r := bufio.NewReader(head)
 	resp, err := readResponse(r, method)
 	switch {
-	case errors.Is(err, io.ErrUnexpectedEOF) && head.N <= 0:
+	case err != nil && head.N <= 0:
 		return answer{}, fmt.Errorf("no end of the HTTP headers in %d bytes", headLimit)
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
 		return answer{}, errors.New("connection closed before an HTTP answer was complete")

@@ -150,9 +150,10 @@ func reset(c net.Conn) {
 	_ = c.(*net.TCPConn).SetLinger(0)
 }
 
-func forever(piece string) func(net.Conn) {
+// forever says something and then never stops.
+func forever(first, piece string) func(net.Conn) {
 	return func(c net.Conn) {
-		readHead(c)
+		says(first)(c)
 		for {
 			if _, err := io.WriteString(c, piece); err != nil {
 				return
@@ -193,14 +194,14 @@ func TestHTTPAnswers(t *testing.T) {
 		{"slow body", func(c net.Conn) { says(ok + "Content-Length: 10\r\n\r\nalive")(c); silent(c) }, []func(*model.Target){short}, model.Down, "no answer within 100ms"},
 		{"reset", reset, nil, model.Down, "connection reset by peer"},
 		{"closes without a word", func(c net.Conn) { readHead(c) }, nil, model.Down, "connection closed before an HTTP answer was complete"},
-		{"closes in the headers", says(ok + "Content-"), nil, model.Down, "connection closed before an HTTP answer was complete"},
+		{"closes in the headers", says(ok + "Content-Type: text/plain\r\n"), nil, model.Down, "connection closed before an HTTP answer was complete"},
 		{"garbage", says("SSH-2.0-OpenSSH_9.2\r\n\r\n"), nil, model.Down, "not an HTTP answer"},
 		{"binary garbage", says("\x15\x03\x01\x00\x02\x02\x0a\n\n"), nil, model.Down, "not an HTTP answer"},
-		{"a header without end", func(c net.Conn) { says(ok + "X-Long: ")(c); forever(strings.Repeat("x", 4096))(c) }, nil, model.Down, "no end of the HTTP headers in 65536 bytes"},
-		{"headers without end", func(c net.Conn) { says(ok)(c); forever("X: y\r\n")(c) }, nil, model.Down, "no end of the HTTP headers"},
-		{"informational answers without end", forever("HTTP/1.1 100 Continue\r\n\r\n"), nil, model.Down, "only informational"},
-		{"a body without end is looked at up to a point", func(c net.Conn) { says(ok + "\r\nalive ")(c); forever(strings.Repeat("x", 4096))(c) }, []func(*model.Target){receive("^alive")}, model.Up, "200 OK"},
-		{"and no further", func(c net.Conn) { says(ok + "\r\n")(c); forever(strings.Repeat("x", 4096))(c) }, []func(*model.Target){receive("alive")}, model.Down, "(1048576 bytes)"},
+		{"a header without end", forever(ok+"X-Long: ", strings.Repeat("x", 4096)), nil, model.Down, "no end of the HTTP headers in 65536 bytes"},
+		{"headers without end", forever(ok, "X: y\r\n"), nil, model.Down, "no end of the HTTP headers"},
+		{"informational answers without end", forever("", "HTTP/1.1 100 Continue\r\n\r\n"), nil, model.Down, "only informational"},
+		{"a body without end is looked at up to a point", forever(ok+"\r\nalive ", strings.Repeat("x", 4096)), []func(*model.Target){receive("^alive")}, model.Up, "200 OK"},
+		{"and no further", forever(ok+"\r\n", strings.Repeat("x", 4096)), []func(*model.Target){receive("alive")}, model.Down, "(1048576 bytes)"},
 		{"a redirect to itself", says("HTTP/1.1 302 Found\r\nLocation: /alive.html\r\n\r\n"), nil, model.Down, "302 Found, after 7 redirects"},
 		{"a redirect to nowhere", says("HTTP/1.1 302 Found\r\n\r\n"), nil, model.Down, "302 Found"},
 		{"a redirect to something else", says("HTTP/1.1 301 Moved\r\nLocation: ftp://127.0.0.1/\r\n\r\n"), nil, model.Down, `"ftp://127.0.0.1/" is no http:// or https:// URL`},
@@ -291,9 +292,9 @@ func TestHTTPSVerifiesTheChainAndNothingElse(t *testing.T) {
 			sni := make(chan string, 1)
 			s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "alive") }))
 			s.Config.ErrorLog = log.New(io.Discard, "", 0)
-			s.TLS = &tls.Config{GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			s.TLS = &tls.Config{Certificates: []tls.Certificate{tc.cert}, GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 				sni <- h.ServerName
-				return &tc.cert, nil
+				return nil, nil
 			}}
 			s.StartTLS()
 			defer s.Close()
@@ -317,19 +318,18 @@ func TestHTTPSVerifiesTheChainAndNothingElse(t *testing.T) {
 }
 
 func TestAnInterruptedCheckKnowsNothing(t *testing.T) {
-	for _, f := range []Func{negotiateHTTP, func(ctx context.Context, t model.Target) model.Verdict {
-		t.Addr = netip.MustParseAddrPort("192.0.2.1:9")
-		return connect(ctx, t)
-	}} {
-		ctx, cancel := context.WithCancel(t.Context())
-		addr := script(t, func(c net.Conn) {
-			readHead(c)
-			cancel()
-			silent(c)
-		})
-		time.AfterFunc(50*time.Millisecond, cancel)
+	ctx, cancel := context.WithCancel(t.Context())
+	addr := script(t, func(c net.Conn) {
+		readHead(c)
+		cancel()
+		silent(c)
+	})
+	if v := Perform(ctx, negotiateHTTP, target(addr)); v.Status != model.Unknown {
+		t.Errorf("http: verdict %v, want unknown", v)
+	}
+	for name, f := range map[string]Func{"connect": connect, "ping": ping} { // ctx has ended
 		if v := Perform(ctx, f, target(addr)); v.Status != model.Unknown {
-			t.Errorf("verdict %v, want unknown", v)
+			t.Errorf("%s: verdict %v, want unknown", name, v)
 		}
 	}
 }
