@@ -35,6 +35,7 @@ type Cmd struct {
 	id   int
 	job  *job
 	pid  int
+	stop func() bool // no longer kill the command when ctx ends
 
 	copies sync.WaitGroup
 	ours   []*os.File // our ends of the pipes that carry output
@@ -126,11 +127,7 @@ func (c *Cmd) Start() (err error) {
 		return fmt.Errorf("lab: %s: %w", c.node.Name, err)
 	}
 	c.id, c.job, c.pid = req.ID, j, reply.PID
-	context.AfterFunc(c.ctx, func() {
-		if !c.exited() {
-			_ = c.Signal(unix.SIGKILL)
-		}
-	})
+	c.stop = context.AfterFunc(c.ctx, func() { _ = c.Signal(unix.SIGKILL) })
 	return nil
 }
 
@@ -201,6 +198,7 @@ func same(a, b io.Writer) (equal bool) {
 // status 0, else an *ExitError; it wraps ErrDown when the node went down first.
 func (c *Cmd) Wait() error {
 	<-c.job.done
+	c.stop()
 	drained := make(chan struct{})
 	go func() {
 		c.copies.Wait()
@@ -215,14 +213,14 @@ func (c *Cmd) Wait() error {
 		<-drained
 	}
 	switch {
+	case !c.job.lost && c.job.code == 0:
+		return nil
 	case c.ctx.Err() != nil:
 		return fmt.Errorf("lab: %s: %s: %w", c.node.Name, c.Args[0], c.ctx.Err())
 	case c.job.lost:
 		return c.node.down()
-	case c.job.code != 0:
-		return &ExitError{Node: c.node.Name, Args: c.Args, Code: c.job.code}
 	}
-	return nil
+	return &ExitError{Node: c.node.Name, Args: c.Args, Code: c.job.code}
 }
 
 // Signal sends a signal to the command and to the processes of its group. A

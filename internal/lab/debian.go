@@ -107,7 +107,7 @@ func cacheDir() (string, error) {
 // makeTree runs mmdebstrap. It lives in a mount and a PID namespace of its own,
 // so that what it mounts and starts ends with it, and it ends with us.
 func makeTree(ctx context.Context, tool, release, dir string, sources []byte, packages []string) error {
-	args := []string{"--mode=root", "--variant=minbase", "--quiet"}
+	args := []string{"--mode=root", "--variant=minbase"}
 	if len(packages) > 0 {
 		args = append(args, "--include="+strings.Join(packages, ","))
 	}

@@ -1,6 +1,7 @@
 package lab_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -8,6 +9,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
 
 	"github.com/batuta-ha/batuta/internal/lab"
 )
@@ -239,4 +243,63 @@ func TestFallbackServerOfTheDirectors(t *testing.T) {
 		err := l.Node("lvs01").Run(t.Context(), "/etc/init.d/apache2", "status")
 		return errors.As(err, &exit) && exit.Code == 3
 	})
+}
+
+func TestStartThatIsCanceledLeavesNothing(t *testing.T) {
+	requireRoot(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := processes(t, self)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := lab.Start(ctx, lab.Options{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("Start: %v", err)
+	}
+	if after := processes(t, self); len(after) != len(before) {
+		t.Errorf("processes before %v, after %v", before, after)
+	}
+}
+
+func TestTutorialFilesAreTheNodes(t *testing.T) {
+	l := start(t)
+	for _, node := range []string{"lvs01", "lvs02"} {
+		for name, source := range map[string]string{
+			"ha.cf": "ha.cf", "authkeys": "authkeys", "ldirectord.cf": "ldirectord.cf",
+			"haresources": "haresources-with-gateways",
+		} {
+			want, err := lab.TutorialFiles.ReadFile("tutorial/" + source)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := l.Node(node).Output(t.Context(), "cat", "/etc/ha.d/"+name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Errorf("%s: %s (-want +got):\n%s", node, name, diff)
+			}
+		}
+	}
+}
+
+func TestCloseEndsItsGoroutines(t *testing.T) {
+	requireRoot(t)
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	l, err := lab.Start(t.Context(), lab.Options{Topology: lab.Tutorial()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Node("client").Output(t.Context(), "true"); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(l.Kill("web1"), l.Boot(t.Context(), "web1"), l.Close(), l.Close()); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-l.Done():
+	default:
+		t.Error("Close returned, and the lab is not done")
+	}
 }

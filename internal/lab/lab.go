@@ -115,8 +115,11 @@ func Start(ctx context.Context, o Options) (_ *Lab, err error) {
 		if err == nil {
 			return
 		}
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			err = fmt.Errorf("lab: start: %w", ctx.Err())
+		case strings.Contains(err.Error(), unix.EPERM.Error()): // said in another process
+			err = refused(err)
 		}
 		_ = l.Close()
 	}()
@@ -221,11 +224,16 @@ func (l *Lab) launch(binary string) error {
 	if err := <-started; err != nil {
 		l.ctl.Close()
 		if errors.Is(err, unix.EPERM) {
-			return fmt.Errorf("lab: %w; this machine (a container?) refuses them even to root: use `batuta demo` as another user: %w", ErrPrivilege, err)
+			return refused(err)
 		}
 		return fmt.Errorf("lab: start the launcher: %w", err)
 	}
 	return nil
+}
+
+// refused explains that even root may not do what the lab needs.
+func refused(err error) error {
+	return fmt.Errorf("%w: %w, and this one (in a container?) may not: `batuta demo --loopback` works without", err, ErrPrivilege)
 }
 
 // request asks the launcher for one thing and waits until it is done.
@@ -239,8 +247,7 @@ func (l *Lab) request(req any) ([]*os.File, error) {
 		files, err = l.ctl.Receive(&reply)
 	}
 	if err != nil {
-		l.ctl.Close()
-		<-l.ended
+		l.end()
 		if said := strings.TrimSpace(l.stderr.String()); said != "" {
 			return nil, fmt.Errorf("lab: the launcher is gone; it said: %s", said)
 		}
@@ -256,12 +263,18 @@ func (l *Lab) request(req any) ([]*os.File, error) {
 // Close takes everything down and returns when no process is left. It may be
 // called more than once.
 func (l *Lab) Close() error {
-	l.ctl.Close() // the launcher sees it and ends; with PID 1 everything ends
-	<-l.ended
+	l.end()
 	for _, n := range l.nodes {
 		n.wait()
 	}
 	return nil
+}
+
+// end kills the launcher; with PID 1 everything in the lab ends.
+func (l *Lab) end() {
+	l.ctl.Close()
+	_ = l.launcher.Process.Kill() // or it has ended by itself
+	<-l.ended
 }
 
 // Done is closed when the lab is gone, by Close or by itself.
