@@ -124,6 +124,8 @@ type peer struct {
 	batuta bool
 	state  model.NodeState
 	links  map[string]*path
+
+	lastReplay time.Time // when the latest complaint about an old generation was made
 }
 
 // path is one link to a peer.

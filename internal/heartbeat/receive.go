@@ -46,7 +46,7 @@ func (c *Core) receive(now time.Time, d Datagram) {
 	c.count.Received++
 	gen, _ := hexField(&pkt, "hg") // a missing one counts as 0 (§4)
 	if p.in.known && gen < p.in.generation {
-		c.count.Replayed++
+		c.replayed(now, p, gen)
 		return
 	}
 	c.touch(now, p, d)
@@ -264,6 +264,20 @@ func (c *Core) bad(now time.Time, link string, err error) {
 	c.note(now, model.LevelError, "bad-packet", link,
 		"dropped %d packet(s) on link %s that fail authentication, the latest: %v; check that authkeys is the same on all nodes", c.badSince, link, err)
 	c.lastBad, c.badSince = now, 0
+}
+
+// replayed counts a packet of an earlier life. Stragglers are normal after a
+// restart; a peer that lost its stored generation is refused until it has one
+// above what was heard, and somebody has to be told.
+func (c *Core) replayed(now time.Time, p *peer, gen uint32) {
+	c.count.Replayed++
+	if !p.lastReplay.IsZero() && now.Sub(p.lastReplay) < complaintPeriod {
+		return
+	}
+	p.lastReplay = now
+	c.note(now, model.LevelWarning, "old-generation", string(p.name),
+		"dropped a packet of node %s with generation %d, %d was heard before: a straggler, a replay, or a node whose stored generation was lost (write one above %d into its hb_generation)",
+		p.name, gen, p.in.generation, p.in.generation)
 }
 
 func (c *Core) unknown(now time.Time, link string, src model.NodeName) {

@@ -266,7 +266,7 @@ func (s *stage) step(n string, in Input) (out string) {
 		case Deliver:
 			out += "delivers " + e.Message.String() + "\n"
 		case Sighted:
-			out += "sees " + e.Sighting.String() + "\n"
+			out += "sees " + e.String() + "\n"
 		case Note:
 			out += e.Level.String() + ": " + e.Text + "\n"
 		}

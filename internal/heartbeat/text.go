@@ -50,7 +50,7 @@ func parseLine(line string) (Field, error) {
 	case f.Type == FieldBinary:
 		v, err := base64.StdEncoding.Strict().DecodeString(value)
 		if err != nil {
-			return Field{}, fmt.Errorf("%w: field %s: %v", ErrMalformed, name, err)
+			return Field{}, fmt.Errorf("%w: field %s: %w", ErrMalformed, name, err)
 		}
 		f.Value = string(v)
 	case strings.Contains(value, hiddenNewline):

@@ -321,11 +321,11 @@ func (c *Core) received(now time.Time, m model.Message) {
 
 // nodeList is the wire form of the configured nodes: a space after each name (§4).
 func (c *Core) nodeList() string {
-	s := ""
+	var s strings.Builder
 	for _, n := range c.names {
-		s += string(n) + " "
+		s.WriteString(string(n) + " ")
 	}
-	return s
+	return s.String()
 }
 
 func sameNodes(a, b string) bool {

@@ -176,7 +176,7 @@ func (s *stage) step(in Input) (out string) {
 		out += fmt.Sprintf("%.3f ", s.now.Sub(s.start).Seconds())
 		switch e := e.(type) {
 		case Submit:
-			out += "sends " + strings.TrimPrefix(e.Message.String(), string(e.From)+": ") + "\n"
+			out += "sends " + strings.TrimPrefix(e.String(), string(e.From)+": ") + "\n"
 		case Running:
 			out += "start-up is over\n"
 		case Event:

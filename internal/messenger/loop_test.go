@@ -50,7 +50,7 @@ func boot(t *testing.T, hb model.Heartbeat, generation uint32, nets ...*link.Net
 		links = append(links, n.Join(string(hb.Self), fmt.Sprintf("eth%d", i)))
 	}
 	l, err := New(Config{
-		Heartbeat: hb, Links: links, Generation: generation, UUID: [16]byte{byte(hb.Self[0])},
+		Heartbeat: hb, Links: links, Generation: generation, UUID: [16]byte{hb.Self[0]},
 		Rand: rand.New(rand.NewPCG(uint64(generation), uint64(hb.Self[0]))),
 		Sink: func(e model.Event) {
 			s.mu.Lock()
@@ -99,8 +99,9 @@ func eventText(e model.ClusterEvent) string {
 			text += " " + l.Name + "=" + map[bool]string{true: "up", false: "down"}[l.Up]
 		}
 		return text
+	default:
+		return eventNames[e.Kind] + " " + string(e.Node)
 	}
-	return eventNames[e.Kind] + " " + string(e.Node)
 }
 
 // told returns the events so far without those of links, and forgets them.
