@@ -39,7 +39,7 @@ type Scheduler struct {
 // those with weight 0 and those to skip are never chosen. Candidates are sorted
 // by address.
 func (s *Scheduler) Next(of []Candidate, client netip.Addr) int {
-	choice := -1
+	var choice int
 	switch s.Name {
 	case "wrr":
 		choice = s.weighted(of)

@@ -103,6 +103,33 @@ func TestAnySchedulerChoosesWhatMayBeChosen(t *testing.T) {
 	})
 }
 
+// The definition of wrr, next to the way it is done: over one cycle each
+// candidate is chosen as often as its reduced weight says.
+func TestWeightedRoundRobinIsExactOverACycle(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		of := servers(rapid.SliceOfN(rapid.IntRange(0, 30), 1, 6).Draw(t, "weights")...)
+		sum, divisor := 0, 0
+		for _, c := range of {
+			sum, divisor = sum+c.Weight, gcd(divisor, c.Weight)
+		}
+		if sum == 0 {
+			return
+		}
+		s := &Scheduler{Name: "wrr"}
+		for range rapid.IntRange(1, 3).Draw(t, "cycles") {
+			got := make([]int, len(of))
+			for range sum / divisor {
+				got[s.Next(of, netip.Addr{})]++
+			}
+			for i, c := range of {
+				if got[i] != c.Weight/divisor {
+					t.Fatalf("chosen %v times with weights %+v", got, of)
+				}
+			}
+		}
+	})
+}
+
 func TestHashingMovesOnlyClientsOfTheLostServer(t *testing.T) {
 	s := &Scheduler{Name: "sh"}
 	all := servers(1, 1, 1, 1)

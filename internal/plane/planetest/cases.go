@@ -268,6 +268,17 @@ var schedulingCases = []testCase{
 		s.wantNoService(model.TCP, 0)
 		s.visit(model.UDP, 0)
 	}},
+	{name: "persistence sends a client to the real server it had before", needs: []Feature{Persistent}, run: func(s *suite) {
+		for _, p := range []model.Protocol{model.TCP, model.UDP} {
+			v := s.service(p, 0, "rr")
+			v.Service.Persistence = model.Persistence{Enabled: true, Timeout: time.Hour}
+			s.apply(v, s.real(model.RealAdd, p, 0, 0, 1), s.real(model.RealAdd, p, 0, 1, 1))
+			home := s.visit(p, 0)
+			if got := s.visits(p, 0, 4); got[home] != 4 {
+				s.Fatalf("%s: connections per real server %v, the first was answered by %d", p, got, home)
+			}
+		}
+	}},
 	{name: "two services may share a real server", run: func(s *suite) {
 		s.serve(model.TCP, 0, "rr", 1)
 		s.serve(model.TCP, 1, "rr", 1)

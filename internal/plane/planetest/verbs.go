@@ -74,14 +74,6 @@ func (s *suite) wantTable(want model.Table) {
 	}
 }
 
-// wantText compares it with a table's canonical text.
-func (s *suite) wantText(want string) {
-	s.Helper()
-	if d := cmp.Diff(want, s.read().String()); d != "" {
-		s.Fatalf("table (-want +got):\n%s", d)
-	}
-}
-
 func diff(want, got any) string {
 	return cmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}))
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -92,7 +93,7 @@ func ServeStream(l net.Listener) {
 }
 
 func serveConn(c net.Conn) error {
-	who := whoBytes(addrPort(c.LocalAddr()))
+	who := slices.Clip(whoBytes(addrPort(c.LocalAddr())))
 	sum, total := sha256.New(), uint64(0)
 	for {
 		var size [4]byte
@@ -105,7 +106,7 @@ func serveConn(c net.Conn) error {
 		if n > maxMessage {
 			return fmt.Errorf("message of %d bytes", n)
 		}
-		if _, err := c.Write(append(who[:len(who):len(who)], size[:]...)); err != nil {
+		if _, err := c.Write(append(who, size[:]...)); err != nil {
 			return err
 		}
 		if _, err := io.CopyN(io.MultiWriter(c, sum), c, int64(n)); err != nil {
@@ -113,7 +114,7 @@ func serveConn(c net.Conn) error {
 		}
 		total += uint64(n)
 	}
-	out := binary.BigEndian.AppendUint32(who[:len(who):len(who)], summarySize)
+	out := binary.BigEndian.AppendUint32(who, summarySize)
 	out = binary.BigEndian.AppendUint64(out, total)
 	_, err := c.Write(sum.Sum(out))
 	return err
@@ -121,7 +122,7 @@ func serveConn(c net.Conn) error {
 
 // ServePackets is the real server for UDP. It returns when pc is closed.
 func ServePackets(pc net.PacketConn) {
-	who := whoBytes(addrPort(pc.LocalAddr()))
+	who := slices.Clip(whoBytes(addrPort(pc.LocalAddr())))
 	buf := make([]byte, 64<<10)
 	for {
 		n, from, err := pc.ReadFrom(buf)
@@ -131,7 +132,7 @@ func ServePackets(pc net.PacketConn) {
 		if err != nil {
 			continue // an ICMP error of an earlier answer
 		}
-		_, _ = pc.WriteTo(append(who[:len(who):len(who)], buf[:n]...), from)
+		_, _ = pc.WriteTo(append(who, buf[:n]...), from)
 	}
 }
 
