@@ -113,14 +113,9 @@ func keyLine(p *problems, words []word) (n int, key model.AuthKey, ok bool) {
 }
 
 // checkMode holds the file's permissions against Heartbeat's rule: neither
-// group nor others may read it. It is an error for a daemon that starts.
-func checkMode(p *problems, mode fs.FileMode, starting bool) {
-	if mode.Perm()&0o044 == 0 {
-		return
+// group nor others may read it.
+func checkMode(p *problems, mode fs.FileMode) {
+	if mode.Perm()&0o044 != 0 {
+		p.here(top, fmt.Sprintf("the file is readable by others (mode %04o): whoever reads the keys can command the cluster", mode.Perm()), "chmod 600 it")
 	}
-	s := Warning
-	if starting {
-		s = Error
-	}
-	p.add(s, top, fmt.Sprintf("the file is readable by others (mode %04o): whoever reads the keys can command the cluster", mode.Perm()), "chmod 600 it")
 }

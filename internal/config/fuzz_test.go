@@ -72,7 +72,7 @@ func FuzzLdirectord(f *testing.F) {
 func FuzzHaCf(f *testing.F) {
 	seeds(f, "*.ha.cf", "tutorial/ha.cf")
 	f.Fuzz(func(t *testing.T, file string) {
-		c, list := Reader{Files: machine(map[string]string{"ha.cf": file}), Host: testHost()}.Load("ha.cf")
+		c, list := Reader{Files: machine(map[string]string{"ha.cf": file}), Host: testHost(), Starting: true}.Load("ha.cf")
 		checkPlaces(t, file, list)
 		if h := c.Heartbeat; !Failed(list) && (h.Keepalive <= 0 || h.DeadTime <= 2*h.Keepalive || h.InitDead < 0 || len(h.Media) == 0 || len(h.Nodes) == 0) {
 			t.Errorf("%q: %+v", file, h)

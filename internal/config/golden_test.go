@@ -30,7 +30,7 @@ func TestProblems(t *testing.T) {
 					kind = k
 				}
 			}
-			r := Reader{Files: machine(map[string]string{name: string(content)}), Host: testHost()}
+			r := Reader{Files: machine(map[string]string{name: string(content)}), Host: testHost(), Starting: true}
 			if kind == KindHaresources {
 				// Nodes are known beside an ha.cf only.
 				p := &problems{file: name}

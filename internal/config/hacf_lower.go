@@ -127,9 +127,9 @@ func (l *haLower) nodes(h *model.Heartbeat) {
 	case len(h.Nodes) > maxNodes:
 		l.error(l.raw.nodes[0].pos, fmt.Sprintf("%d nodes are named", len(h.Nodes)), fmt.Sprintf("at most %d", maxNodes))
 	case h.Self == "":
-		l.error(l.raw.nodes[0].pos, "the name of this node is not known", "give it with --node, or in the file nodeinfo beside ha.cf")
+		l.here(l.raw.nodes[0].pos, "the name of this node is not known", "give it with --node, or in the file nodeinfo beside ha.cf")
 	case !slices.Contains(h.Nodes, h.Self):
-		l.error(l.raw.nodes[0].pos, fmt.Sprintf("this node, %s, is not among the nodes %s", h.Self, strings.Join(list, ", ")),
+		l.here(l.raw.nodes[0].pos, fmt.Sprintf("this node, %s, is not among the nodes %s", h.Self, strings.Join(list, ", ")),
 			"name it as `uname -n` does, or give the name to use with --node or in the file nodeinfo beside ha.cf")
 	}
 	if len(h.Nodes) > 2 && !l.raw.crm() {
@@ -199,12 +199,17 @@ func (l *haLower) media(h *model.Heartbeat) {
 	if p, err := l.port("ha-cluster", "udp"); err == nil {
 		port = p
 	}
+	inForce := 0
 	for _, m := range l.raw.media {
 		if m.port == 0 {
 			m.port = int(port)
 		}
 		out, ok := l.medium(m)
-		if _, later := pendingHaCf[m.word]; ok && !later {
+		if _, later := pendingHaCf[m.word]; later {
+			continue
+		}
+		inForce++
+		if ok {
 			h.Media = append(h.Media, out)
 		}
 	}
@@ -213,7 +218,7 @@ func (l *haLower) media(h *model.Heartbeat) {
 		l.error(top, "no heartbeat path is given: the nodes could not hear each other", "add a line: bcast INTERFACE, or ucast INTERFACE PEER")
 	case len(l.raw.media) > maxMedia:
 		l.error(l.raw.media[maxMedia].at, fmt.Sprintf("%d heartbeat paths are given", len(l.raw.media)), fmt.Sprintf("at most %d", maxMedia))
-	case len(h.Media) == 0 && !Failed(l.list):
+	case inForce == 0:
 		l.error(l.raw.media[0].at, "no heartbeat path of this file is in force yet: the nodes could not hear each other", "add a line: bcast INTERFACE, or ucast INTERFACE PEER")
 	}
 }
@@ -225,7 +230,7 @@ func (l *haLower) medium(m rawMedium) (model.Medium, bool) {
 	case model.Broadcast:
 		i, ok := l.networkInterface(first)
 		if ok && !i.Broadcast.IsValid() {
-			l.error(first.pos, fmt.Sprintf("interface %s has no IPv4 broadcast address", first.text), "give it an IPv4 address, or use ucast")
+			l.here(first.pos, fmt.Sprintf("interface %s has no IPv4 broadcast address", first.text), "give it an IPv4 address, or use ucast")
 			return out, false
 		}
 		out.Peer = netip.AddrPortFrom(i.Broadcast, uint16(m.port))
@@ -299,7 +304,7 @@ func (l *haLower) networkInterface(w word) (model.Interface, bool) {
 	if len(names) > 0 {
 		hint = "this machine has " + strings.Join(names, ", ")
 	}
-	l.error(w.pos, fmt.Sprintf("there is no network interface %q", clip(w.text)), hint)
+	l.here(w.pos, fmt.Sprintf("there is no network interface %q", clip(w.text)), hint)
 	return model.Interface{}, false
 }
 

@@ -68,8 +68,9 @@ type Reader struct {
 	// Node is this node's name if the caller insists (--node). Else it is in
 	// the file nodeinfo beside ha.cf, else Host.NodeName.
 	Node model.NodeName
-	// Starting is set by a daemon: then an authkeys file that others can read
-	// is an error. A mere check warns.
+	// Starting is set by a daemon. What is wrong on this machine only (its
+	// name, its interfaces, who can read authkeys) is then an error. A mere
+	// check, perhaps on another machine, warns.
 	Starting bool
 }
 
@@ -127,13 +128,17 @@ func (r Reader) load(name string, kind Kind) (*model.Cluster, []Problem) {
 		return c, p.sorted()
 	case KindUnknown:
 	}
-	p := &problems{file: name}
+	p := r.problems(name)
 	if _, err := r.stat(name); err != nil {
 		p.error(top, "cannot read the file: "+reason(err), "")
 	} else {
 		p.error(top, "the kind of this file cannot be told from its name", "name it "+oneOf(kindText[1:KindDirectory]...)+", or say which it is with --kind")
 	}
 	return c, p.list
+}
+
+func (r Reader) problems(file string) *problems {
+	return &problems{file: file, starting: r.Starting}
 }
 
 // host is Host with the name that the caller insists on.
@@ -185,7 +190,7 @@ func reason(err error) string {
 }
 
 func (r Reader) director(name string, res *resolver) (*model.Director, *problems) {
-	p := &problems{file: name}
+	p := r.problems(name)
 	d := &model.Director{}
 	if data, ok := r.read(p, "give the path of an ldirectord.cf"); ok {
 		d = lowerDirector(p, parseLdirectord(p, data), res, r.stat)
@@ -195,7 +200,7 @@ func (r Reader) director(name string, res *resolver) (*model.Director, *problems
 }
 
 func (r Reader) haCf(name string, res *resolver) (*model.Heartbeat, *rawHaCf, *problems) {
-	p := &problems{file: name}
+	p := r.problems(name)
 	data, ok := r.read(p, "write one with at least node, bcast or ucast, and auto_failback")
 	if !ok {
 		return &model.Heartbeat{Self: r.self(name)}, nil, p
@@ -217,19 +222,19 @@ func (r Reader) self(haCf string) model.NodeName {
 }
 
 func (r Reader) authkeys(name string) (model.Keyring, *problems) {
-	p := &problems{file: name}
+	p := r.problems(name)
 	data, ok := r.read(p, "write one with two lines, the same on all nodes: auth 1, and 1 sha1 SECRET; chmod 600 it")
 	if !ok {
 		return model.Keyring{}, p
 	}
 	if i, err := r.stat(name); err == nil {
-		checkMode(p, i.Mode(), r.Starting)
+		checkMode(p, i.Mode())
 	}
 	return parseAuthkeys(p, data), p
 }
 
 func (r Reader) haresources(name string, nodes []model.NodeName) ([]model.ResourceGroup, []rawGroup, *problems) {
-	p := &problems{file: name}
+	p := r.problems(name)
 	data, ok := r.read(p, "write one; a line is: NODE ADDRESS ldirectord")
 	if !ok {
 		return nil, nil, p

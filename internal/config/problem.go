@@ -68,12 +68,23 @@ func (p pos) after(n int) pos { return pos{p.line, p.col + n} }
 
 // problems collects what is found in one file.
 type problems struct {
-	file string
-	list []Problem
+	file     string
+	starting bool // Reader.Starting
+	list     []Problem
 }
 
 func (p *problems) add(s Severity, at pos, text, hint string) {
 	p.list = append(p.list, Problem{p.file, max(at.line, 1), max(at.col, 1), s, oneLine(text), oneLine(hint)})
+}
+
+// here reports what is wrong on this machine at this moment. A daemon cannot
+// start with it; a check may be made on another machine, and warns.
+func (p *problems) here(at pos, text, hint string) {
+	if p.starting {
+		p.error(at, text, hint)
+		return
+	}
+	p.warn(at, text, hint)
 }
 
 // oneLine keeps what a file contains from breaking the lines of a report, or

@@ -142,7 +142,7 @@ ha.d/ha.cf:4:1: warning: crm=yes is not yet in force: there is no such cluster m
 			for name, content := range test.files {
 				files["home/admin/ha.d/"+name] = content
 			}
-			r := Reader{Files: machine(files), Dir: "/home/admin", Host: testHost()}
+			r := Reader{Files: machine(files), Dir: "/home/admin", Host: testHost(), Starting: true}
 			if len(files) == 0 {
 				r.Files.(fstest.MapFS)["home/admin/ha.d"] = &fstest.MapFile{Mode: fs.ModeDir | 0o755}
 			}
@@ -154,6 +154,24 @@ ha.d/ha.cf:4:1: warning: crm=yes is not yet in force: there is no such cluster m
 				t.Errorf("%d directors, want 1", len(c.Directors))
 			}
 		})
+	}
+}
+
+// TestElsewhere checks the tutorial's directory on a machine that is no node
+// of it: what is wrong there only is no error.
+func TestElsewhere(t *testing.T) {
+	host := testHost()
+	host.NodeName, host.Interfaces = "laptop", nil
+	r := Reader{Files: tutorialDir(t, "haresources-with-gateways", "ldirectord.cf"), Host: host}
+	want := "/etc/ha.d/ha.cf:7:7: warning: there is no network interface \"eth1\"\n" +
+		"/etc/ha.d/ha.cf:9:6: warning: this node, laptop, is not among the nodes lvs01, lvs02; name it as `uname -n` does, or give the name to use with --node or in the file nodeinfo beside ha.cf\n"
+	if diff := cmp.Diff(want, text(r.Check("/etc/ha.d", KindUnknown))); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	r.Node, r.Starting = "lvs02", true
+	c, list := r.Load("/etc/ha.d")
+	if count(list, Error) != 1 || c.Heartbeat.Self != "lvs02" {
+		t.Errorf("started as %s: %s", c.Heartbeat.Self, text(list))
 	}
 }
 
