@@ -37,7 +37,7 @@ var directives = map[string]directive{
 	"checkport":    {virtual: checkPort},
 	"service":      {virtual: service},
 	"request":      {virtual: request},
-	"receive":      {virtual: receive},
+	"receive":      {virtual: quoted},
 	"httpmethod":   {virtual: httpMethod},
 	"virtualhost":  {virtual: virtualHost},
 	"login":        {virtual: quoted},
@@ -264,10 +264,6 @@ func withSlash(r string) string {
 		return r
 	}
 	return "/" + r
-}
-
-func receive(c *cfParser, b *rawVirtual, s *setting) bool {
-	return quoted(c, b, s) && c.pattern(s.value)
 }
 
 // checkTypes are the words of checktype. Anything that contains a digit is a

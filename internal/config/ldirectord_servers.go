@@ -11,12 +11,13 @@ import (
 // rawReal is a `real` line.
 type rawReal struct {
 	pos
-	host, last       word // last: end of a range, or ""
-	port             word
-	forward          model.Forward
-	weight           int
-	request, receive string // "" for those of the virtual service
-	lower, upper     uint32
+	host, last   word // last: end of a range, or ""
+	port         word
+	forward      model.Forward
+	weight       int
+	request      string // "" for that of the virtual service
+	receive      word
+	lower, upper uint32
 }
 
 // rawFallback is what a `fallback` line says.
@@ -294,8 +295,8 @@ func (c *cfParser) realOptions(r *rawReal, tokens []token) bool {
 	if weightAt < 0 && hasBlankDigit(pair) {
 		c.warn(pair[0].pos, "real server: a number inside the strings", "write the weight before them: ldirectord takes the number for the weight and refuses the line")
 	}
-	r.request, r.receive = withSlash(pair[0].text), pair[1].text
-	return c.pattern(word{pair[1].after(1), pair[1].text}) && ok
+	r.request, r.receive = withSlash(pair[0].text), word{pair[1].after(1), pair[1].text}
+	return ok
 }
 
 // hasBlankDigit finds what ldirectord takes for a weight.

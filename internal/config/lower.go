@@ -30,7 +30,7 @@ type cfLower struct {
 	raw  *rawDirector
 	stat func(name string) (fs.FileInfo, error)
 
-	unusedFallback map[string]bool // global fallbacks whose problem is reported
+	goodPatterns map[string]bool // receive strings that have been looked at
 }
 
 // lowerDirector resolves and completes what was parsed. stat looks at files

@@ -21,6 +21,7 @@ func (l *cfLower) reals(v *rawVirtual, key model.ServiceKey, usable bool) []mode
 		network = "udp"
 	}
 	checks := l.checks(v, key)
+	l.patterns(v, checks, usable)
 	if usable {
 		reportCheck(l.problems, v, checks)
 	}
@@ -245,7 +246,7 @@ func (c *checks) target(r rawReal, real netip.AddrPort) model.Target {
 		t.Request, t.Receive, t.Method, t.VirtualHost = c.request, c.receive, c.method, c.virtualHost
 		t.Login, t.Password, t.Database, t.Secret = c.login, c.password, c.database, c.secret
 		if r.request != "" {
-			t.Request, t.Receive = r.request, r.receive
+			t.Request, t.Receive = r.request, r.receive.text
 			t.RequestURL = absoluteURL(c.application, r.request)
 		}
 	case model.CheckNone, model.CheckOn, model.CheckOff:

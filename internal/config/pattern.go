@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"regexp"
 	"regexp/syntax"
+	"slices"
 	"strings"
+
+	"github.com/batuta-ha/batuta/internal/model"
 )
 
 // perlOnly are constructs of Perl's regular expressions that Go's do not
@@ -43,28 +46,54 @@ var perlOnly = []struct{ begins, name string }{
 	{`?+`, "possessive repetition"},
 }
 
-// pattern checks a receive string: ldirectord takes any text, and a bad one
-// ends the daemon at the first check. w is the text of the pattern without
-// its quotes; its place may be that of the opening quote.
-func (c *cfParser) pattern(w word) bool {
-	_, err := regexp.Compile(w.text)
+// badPattern tells what is wrong with a receive string and what to do about
+// it, or "" where nothing is.
+func badPattern(p string) (text, hint string) {
+	_, err := regexp.Compile(p)
 	if err == nil {
-		return true
+		return "", ""
 	}
-	if construct, name := firstPerlOnly(w.text); construct != "" {
-		c.error(w.pos, fmt.Sprintf("receive uses %s (%s), which is not supported", construct, name), "write a pattern without it; most need only the text itself")
-		return false
+	if construct, name := firstPerlOnly(p); construct != "" {
+		return fmt.Sprintf("receive uses %s (%s), which is not supported", construct, name), "write a pattern without it; most need only the text itself"
 	}
 	why := err.Error()
 	var se *syntax.Error
 	if errors.As(err, &se) {
 		why = se.Code.String()
-		if se.Expr != "" && se.Expr != w.text {
+		if se.Expr != "" && se.Expr != p {
 			why += ": " + se.Expr
 		}
 	}
-	c.error(w.pos, fmt.Sprintf("receive is no regular expression: %s", why), "put a backslash before characters that are meant as text: "+regexp.QuoteMeta(clip(w.text)))
-	return false
+	return "receive is no regular expression: " + why, "put a backslash before characters that are meant as text: " + regexp.QuoteMeta(clip(p))
+}
+
+// matching are the applications whose checks look at receive.
+var matching = []string{"dns", "ftp", "http", "http_proxy", "https", "ldap", "ldaps", "simpletcp"}
+
+// patterns checks the receive strings of a block. ldirectord takes any text,
+// and a bad one ends the daemon at the first check that looks at it; other
+// checks do not mind.
+func (l *cfLower) patterns(v *rawVirtual, c checks, usable bool) {
+	negotiates := c.kind == model.CheckNegotiate || c.kind == model.CheckCombined
+	used := negotiates && (!usable || slices.Contains(matching, c.application))
+	check := func(w word) {
+		if w.text == "" || l.goodPatterns[w.text] {
+			return
+		}
+		text, hint := badPattern(w.text)
+		switch {
+		case text == "":
+			l.goodPatterns[w.text] = true
+		case used:
+			l.error(w.pos, text, hint)
+		default:
+			l.warn(w.pos, text+", and this check does not look at it", hint)
+		}
+	}
+	check(v.settings["receive"].value)
+	for _, r := range v.reals {
+		check(r.receive)
+	}
 }
 
 // firstPerlOnly finds the first construct that only Perl has.
