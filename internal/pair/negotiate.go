@@ -65,7 +65,7 @@ func (c *Core) communicationUp() {
 	c.up = true
 	c.send("starting")
 	c.state = stateStarting
-	if !c.peer.alive || c.peer.gone {
+	if c.alone() {
 		c.takeAll()
 		return
 	}
@@ -261,7 +261,13 @@ func (c *Core) consider() {
 		return
 	}
 	c.takeoverAt = time.Time{}
-	settled := c.peer.alive && !c.peer.gone && c.otherStable && c.standby == standbyNot && !c.healing
+	if c.alone() && c.due(c.giveUpAt) && len(c.ops) == 0 {
+		c.giveUpAt = time.Time{}
+		if again := c.failed & c.hold; again != None {
+			c.acquire(again, forNothing)
+		}
+	}
+	settled := !c.alone() && c.otherStable && c.standby == standbyNot && !c.healing
 	if settled && c.hold&c.Other() != None {
 		c.conflict()
 	} else if settled {
@@ -275,6 +281,9 @@ func (c *Core) consider() {
 	}
 	c.askAgain()
 }
+
+// alone tells that nobody else can hold a resource.
+func (c *Core) alone() bool { return !c.peer.alive || c.peer.gone }
 
 // settle ends the negotiation when there is nothing more to wait for.
 func (c *Core) settle() {
@@ -327,7 +336,7 @@ func (c *Core) move() {
 
 // askAgain makes sure that no lost word leaves us waiting for ever.
 func (c *Core) askAgain() {
-	unsure := c.peer.alive && !c.peer.gone && !c.peer.stopping && c.standby == standbyNot && (c.healing || !c.otherStable)
+	unsure := !c.alone() && !c.peer.stopping && c.standby == standbyNot && (c.healing || !c.otherStable)
 	switch {
 	case !unsure:
 		c.askAt = time.Time{}
@@ -359,7 +368,11 @@ func (c *Core) finished(f Finished) {
 	if !op.release && f.Failed&c.hold != None {
 		c.failed |= f.Failed & c.hold
 		c.giveUpAt = c.now.Add(giveUpDelay)
-		c.say(model.LevelError, "start-failed", "resources of the %v set did not start; offering the set to %s in %v", f.Failed, c.cfg.Peer, giveUpDelay)
+		next := "offering the set to " + string(c.cfg.Peer)
+		if c.alone() {
+			next = "nobody else is there: trying again"
+		}
+		c.say(model.LevelError, "start-failed", "resources of the %v set did not start; %s in %v", f.Failed, next, giveUpDelay)
 	}
 	switch op.why {
 	case forOwn:

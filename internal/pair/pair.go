@@ -318,8 +318,7 @@ func (c *Core) Other() Set { return c.other.Mirror() }
 
 // Stable tells whether both sides have settled and nothing is under way.
 func (c *Core) Stable() bool {
-	alone := !c.peer.alive || c.peer.gone
-	return c.state == stateStable && (c.otherStable || alone) && c.standby == standbyNot && !c.healing && len(c.ops) == 0
+	return c.state == stateStable && (c.otherStable || c.alone()) && c.standby == standbyNot && !c.healing && len(c.ops) == 0
 }
 
 // String is the canonical text of the state: "stable hold=local other=foreign", in this node's terms.
@@ -351,7 +350,7 @@ func (c *Core) canMove() error {
 		return fmt.Errorf("this node is stopping")
 	case c.state != stateStable:
 		return fmt.Errorf("this node has not settled yet; try again in a few seconds")
-	case !c.peer.alive || c.peer.gone:
+	case c.alone():
 		return fmt.Errorf("node %s is not there to take part", c.cfg.Peer)
 	case c.standby != standbyNot || c.healing:
 		return fmt.Errorf("a hand-over is under way; try again when it has ended")
