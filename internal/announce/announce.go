@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"sync"
@@ -103,6 +104,9 @@ func (a *Address) Start(ctx context.Context) error {
 		a.place = p
 		if p.added {
 			n.say(model.LevelInfo, "address-added", a.wish.addr, "address %s added to %s", p.prefix, p.where())
+		}
+		if p.flags&net.FlagUp == 0 {
+			n.say(model.LevelWarning, "interface-down", a.wish.addr, "interface %s is down: nobody can reach %s; bring it up (ip link set %s up)", p.name, a.wish.addr, p.name)
 		}
 	}
 	n.held[a.wish.addr] = a
