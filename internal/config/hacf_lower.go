@@ -310,10 +310,13 @@ func (l *haLower) networkInterface(w word) (model.Interface, bool) {
 
 func (l *haLower) multicast(m rawMedium, out model.Medium) (model.Medium, bool) {
 	_, ok := l.networkInterface(m.args[0])
+	groups := "write an address from 224.0.0.0 to 239.255.255.255"
+	if m.word == "mcast6" {
+		groups = "write an address of ff00::/8"
+	}
 	group, err := netip.ParseAddr(m.args[1].text)
 	if err != nil || !group.IsMulticast() || group.Is4() != (m.word == "mcast") {
-		l.error(m.args[1].pos, fmt.Sprintf("%s: %q is no multicast group", m.word, clip(m.args[1].text)),
-			map[bool]string{true: "write an address from 224.0.0.0 to 239.255.255.255", false: "write an address of ff00::/8"}[m.word == "mcast"])
+		l.error(m.args[1].pos, fmt.Sprintf("%s: %q is no multicast group", m.word, clip(m.args[1].text)), groups)
 		ok = false
 	}
 	values := [3]int{}

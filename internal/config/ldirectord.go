@@ -39,6 +39,22 @@ func (v *rawVirtual) family() model.Family {
 	return model.IPv4
 }
 
+// keyword is the word that began the block.
+func (v *rawVirtual) keyword() string {
+	if v.six {
+		return "virtual6"
+	}
+	return "virtual"
+}
+
+// form is how an address service is written.
+func (v *rawVirtual) form() string {
+	if v.six {
+		return "virtual6=[ADDRESS]:PORT"
+	}
+	return "virtual=ADDRESS:PORT"
+}
+
 // setting is one directive. Its reader leaves the plain value in value.text:
 // digits of a number, a string without its quotes, yes or no.
 type setting struct {

@@ -39,7 +39,7 @@ func (c *cfParser) virtualValue(b *rawVirtual) bool {
 		c.error(b.pos, "the virtual service has no address", "write virtual=ADDRESS:PORT or virtual=FIREWALLMARK")
 		return false
 	case b.six && !strings.HasPrefix(v, "[") && strings.Count(v, ":") > 1:
-		c.error(b.value.pos, fmt.Sprintf("%q: an IPv6 address needs brackets", clip(v)), "write virtual6=[ADDRESS]:PORT")
+		c.error(b.value.pos, fmt.Sprintf("%q: an IPv6 address needs brackets", clip(v)), "write "+b.form())
 		return false
 	case !b.six && strings.HasPrefix(v, "["):
 		c.error(b.value.pos, "an IPv6 address in virtual", "write virtual6="+clip(v)+", and real6 and fallback6 below it")
@@ -57,13 +57,13 @@ func (c *cfParser) virtualValue(b *rawVirtual) bool {
 	case v[0] == '[':
 		end := strings.IndexByte(v, ']')
 		if end < 0 || portAt(v[end+1:]) == 0 {
-			c.error(b.value.pos, fmt.Sprintf("%q is not [ADDRESS]:PORT", clip(v)), "write virtual6=[ADDRESS]:PORT")
+			c.error(b.value.pos, fmt.Sprintf("%q is not [ADDRESS]:PORT", clip(v)), "write "+b.form())
 			return false
 		}
 		n := portAt(v[end+1:])
 		b.host, b.port, rest = v[:end+1], v[end+2:end+1+n], v[end+1+n:]
 	default:
-		c.error(b.value.pos, fmt.Sprintf("%q is neither ADDRESS:PORT nor a firewall mark", clip(v)), "write "+map[bool]string{false: "virtual=ADDRESS:PORT", true: "virtual6=[ADDRESS]:PORT"}[b.six])
+		c.error(b.value.pos, fmt.Sprintf("%q is neither ADDRESS:PORT nor a firewall mark", clip(v)), "write "+b.form())
 		return false
 	}
 	if junk := strings.TrimSpace(rest); junk != "" && junk[0] != '#' {
@@ -99,7 +99,7 @@ func (c *cfParser) rightFamily(b *rawVirtual, s *setting, word string) bool {
 	if s.word == want {
 		return true
 	}
-	c.error(s.pos, fmt.Sprintf("%s in a %s service", s.word, map[bool]string{false: "virtual", true: "virtual6"}[b.six]), "write "+want)
+	c.error(s.pos, fmt.Sprintf("%s in a %s service", s.word, b.keyword()), "write "+want)
 	return false
 }
 
@@ -186,7 +186,8 @@ func (c *cfParser) realLine(b *rawVirtual, s *setting) (r rawReal, ok bool) {
 		return r, false
 	}
 	r.forward = f
-	return r, c.realOptions(&r, tokens[1:])
+	ok = c.realOptions(&r, tokens[1:])
+	return r, ok
 }
 
 // afterUnderscore drops what ldirectord does not see of a name with an
