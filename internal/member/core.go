@@ -90,7 +90,15 @@ type Core struct {
 type node struct {
 	model.NodeView
 	links map[string]bool
+
+	healed time.Time // when the node last came back to us from a partition
 }
+
+// typeReturned tells a Batuta node that the sender had declared it dead in
+// its present life. A node that was paused, or could be heard by nobody for a
+// while, does not notice: it saw all others alive. Both must know that both
+// may hold the same resources.
+const typeReturned = "batuta-returned"
 
 // New makes a Core; nothing happens before Start.
 func New(hb model.Heartbeat, generation uint32) (*Core, error) {
@@ -211,8 +219,8 @@ func (c *Core) sendStatus(now time.Time) {
 func (c *Core) advance(now time.Time) {
 	if c.phase == waiting {
 		for _, n := range c.names {
-			if n != c.hb.Self && c.nodes[n].State == model.NodeInit && c.nodes[n].Generation == 0 {
-				return
+			if n != c.hb.Self && c.nodes[n].State == model.NodeInit {
+				return // not heard, or only its very first word: it listens in a moment
 			}
 		}
 		c.phase = asking
@@ -287,6 +295,10 @@ func (c *Core) beat(now time.Time, n *node, s model.Sighting) {
 	case model.SightingReturned:
 		c.note(now, model.LevelCritical, "partition-healed", string(n.Name),
 			"node %s returning after partition: it was declared dead and lived on, both sides may hold the same resources", n.Name)
+		n.healed = now
+		if n.Batuta {
+			c.submit(model.Message{Type: typeReturned, To: n.Name})
+		}
 		c.event(now, model.PartitionHealed, n.Name, model.Message{})
 	default:
 		// The resource manager is told of changes, not of each beat (§16.1).
@@ -314,9 +326,25 @@ func (c *Core) received(now time.Time, m model.Message) {
 		if c.phase == asking {
 			c.up(now)
 		}
+	case typeReturned:
+		c.missed(now, m.From)
 	default:
 		c.event(now, model.MessageReceived, m.From, m)
 	}
+}
+
+// missed is told that this node had been declared dead. After a partition
+// that both sides noticed, each tells the other what it knows: the second
+// word on the same partition comes within a dead time, one on the next cannot.
+func (c *Core) missed(now time.Time, by model.NodeName) {
+	n := c.nodes[by]
+	if n == nil || !n.healed.IsZero() && now.Sub(n.healed) < c.hb.DeadTime {
+		return
+	}
+	n.healed = now
+	c.note(now, model.LevelCritical, "partition-healed", string(by),
+		"node %s had declared this node dead (a pause, or a link that works in one direction only): both sides may hold the same resources", by)
+	c.event(now, model.PartitionHealed, by, model.Message{})
 }
 
 // nodeList is the wire form of the configured nodes: a space after each name (§4).

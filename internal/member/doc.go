@@ -7,5 +7,5 @@
 // signature or a clock, and it moves no resource.
 //
 // Section numbers in comments (§) are those of the description of
-// Heartbeat 3.0.6's protocol.
+// Heartbeat 3.0.6's protocol, internal/heartbeat/testdata/heartbeat-protocol.md.
 package member

@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/batuta-ha/batuta/internal/heartbeat"
 	"github.com/batuta-ha/batuta/internal/model"
 )
@@ -17,6 +19,7 @@ type duet struct {
 	cores map[model.NodeName]*Core
 	inbox map[model.NodeName][]packet // what each node's kernel has received
 	died  []string
+	heals []string
 }
 
 type packet struct {
@@ -52,8 +55,12 @@ func (d *duet) take(n model.NodeName, out Output) {
 		}
 	}
 	for _, e := range out.Events {
-		if e.Kind == model.NodeDied {
+		switch e.Kind {
+		case model.NodeDied:
 			d.died = append(d.died, string(n)+" declared "+string(e.Node)+" dead")
+		case model.PartitionHealed:
+			d.heals = append(d.heals, string(n)+": healed "+string(e.Node))
+		default:
 		}
 	}
 }
@@ -95,6 +102,14 @@ func TestOwnPauseAccusesNobody(t *testing.T) {
 				if death == "a declared b dead" {
 					t.Errorf("after a pause of %d ms (kernel %s) %s", pause, kernel, death)
 				}
+			}
+			// Whoever was declared dead is told so, and each side knows once.
+			want := []string(nil)
+			if len(d.died) > 0 {
+				want = []string{"b: healed a", "a: healed b"}
+			}
+			if diff := cmp.Diff(want, d.heals); diff != "" || pause < 150 && len(d.died) > 0 || pause > 250 && len(d.died) == 0 {
+				t.Errorf("after a pause of %d ms (kernel %s): deaths %q, healed (-want +got):\n%s", pause, kernel, d.died, diff)
 			}
 		}
 	}

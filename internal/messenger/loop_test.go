@@ -277,6 +277,11 @@ func TestOneWayCut(t *testing.T) {
 		pass(6 * time.Second)
 		a.wants()
 		b.wants("15.002s died a")
+		// When a is heard again, it is told: b may hold what a holds.
+		net.Heal("a", "b")
+		pass(time.Second)
+		a.wants("17s partition-healed b")
+		b.wants("17s partition-healed a")
 	})
 }
 
