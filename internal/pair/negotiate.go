@@ -55,7 +55,7 @@ func (c *Core) cluster(e model.ClusterEvent) {
 func (c *Core) newLife() {
 	c.endStandby()
 	c.other, c.otherStable, c.healing = None, false, false
-	c.peer = other{alive: true, batuta: c.peer.batuta}
+	c.peer = peerState{alive: true, batuta: c.peer.batuta}
 }
 
 func (c *Core) communicationUp() {

@@ -215,8 +215,8 @@ type operation struct {
 	why     reason
 }
 
-// other is what is known of the other node in its present life.
-type other struct {
+// peerState is what is known of the other node in its present life.
+type peerState struct {
 	alive    bool
 	batuta   bool
 	open     bool   // its last report: not settled, and busy with nothing
@@ -235,7 +235,7 @@ type Core struct {
 	otherStable bool // the other says that it has settled
 	takeoverAt  time.Time
 
-	peer    other
+	peer    peerState
 	reports uint64
 
 	standby    standby

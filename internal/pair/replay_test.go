@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -280,8 +281,8 @@ func differences(real, ours []string) (out []string) {
 	for i := range long {
 		long[i] = make([]int, len(ours)+1)
 	}
-	for i := len(real) - 1; i >= 0; i-- {
-		for j := len(ours) - 1; j >= 0; j-- {
+	for i := range slices.Backward(real) {
+		for j := range slices.Backward(ours) {
 			if real[i] == ours[j] {
 				long[i][j] = long[i+1][j+1] + 1
 			} else {

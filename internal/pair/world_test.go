@@ -26,7 +26,6 @@ type world struct {
 	log    strings.Builder
 	double [2]time.Duration // how long the set of node i ran on both
 	none   [2]time.Duration // how long it ran nowhere while a node was up
-	failed []string         // broken rules
 }
 
 type event struct {
@@ -51,7 +50,6 @@ type machine struct {
 	work       []Effect
 	up         bool
 	started    time.Time
-	beatUntil  time.Time // a stopped daemon beats on for a while
 
 	heard      time.Time
 	heardGen   uint32
