@@ -100,6 +100,11 @@ func DebugDecode(w, errw io.Writer, pcap io.Reader, keys model.Keyring) error {
 			break
 		}
 		n++
+		if len(info.AncillaryData) > 0 { // a pcapng file of several kinds of interfaces
+			if l, ok := info.AncillaryData[0].(layers.LinkType); ok {
+				link = l
+			}
+		}
 		src, dst, payload, ok := udpPayload(data, link)
 		if !ok || !looksLikeHeartbeat(payload) {
 			other++
@@ -145,11 +150,11 @@ func openCapture(r io.Reader) (packetReader, layers.LinkType, error) {
 		return nil, 0, fmt.Errorf("not a packet capture: %w; want a pcap or pcapng file as tcpdump -w writes it", err)
 	}
 	if bytes.Equal(magic, []byte{0x0a, 0x0d, 0x0d, 0x0a}) {
-		ng, err := pcapgo.NewNgReader(b, pcapgo.DefaultNgReaderOptions)
+		ng, err := pcapgo.NewNgReader(b, pcapgo.NgReaderOptions{WantMixedLinkType: true})
 		if err != nil {
 			return nil, 0, fmt.Errorf("not a readable pcapng file: %w", err)
 		}
-		return ng, ng.LinkType(), nil
+		return ng, layers.LinkTypeNull, nil // each packet says its own
 	}
 	classic, err := pcapgo.NewReader(b)
 	if err != nil {

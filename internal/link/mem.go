@@ -17,7 +17,6 @@ type Network struct {
 	ports []*port
 	fault Fault
 	cut   map[[2]string]bool
-	tap   func(from, to string, data []byte)
 }
 
 // Fault is what a Network does to each packet on its way to each receiver.
@@ -63,14 +62,6 @@ func (n *Network) set(from, to string, cut bool) {
 	n.cut[[2]string{from, to}] = cut
 }
 
-// Tap shows every packet that is sent, once for each receiver, before
-// anything is done to it.
-func (n *Network) Tap(f func(from, to string, data []byte)) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.tap = f
-}
-
 // port is one station's end.
 type port struct {
 	net     *Network
@@ -95,9 +86,6 @@ func (p *port) Send(b []byte) error {
 	default:
 	}
 	for _, to := range n.ports {
-		if n.tap != nil {
-			n.tap(p.station, to.station, b)
-		}
 		if n.cut[[2]string{p.station, to.station}] {
 			continue
 		}
