@@ -1,0 +1,113 @@
+package director
+
+import (
+	"fmt"
+	"strconv"
+
+	"github.com/batuta-ha/batuta/internal/balance"
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// The texts of events about services and real servers are the lines of
+// ldirectord's log, word for word: people and monitoring search for them.
+
+// stage is the word in brackets of Purged lines.
+type stage string
+
+const (
+	starting stage = "start" // at start, and on reload
+	stopping stage = "stop"
+)
+
+func event(level model.Level, kind, subject, format string, args ...any) model.Event {
+	return model.Event{Level: level, Source: "director", Kind: kind, Subject: subject, Text: fmt.Sprintf(format, args...)}
+}
+
+// virtualText names a service as the log does: address and port, or the mark.
+func virtualText(k model.ServiceKey) string {
+	if k.IsMark() {
+		return strconv.FormatUint(uint64(k.Mark), 10)
+	}
+	return k.Addr.String()
+}
+
+// serviceID is the other name that the log has for a service.
+func serviceID(k model.ServiceKey) string {
+	switch {
+	case !k.IsMark():
+		return k.Proto.String() + ":" + k.Addr.String()
+	case k.Family() == model.IPv6:
+		return "fwm6:" + virtualText(k)
+	}
+	return "fwm:" + virtualText(k)
+}
+
+func realID(svc *model.Service, real int) string {
+	return svc.Reals[real].Addr.String() + " (" + serviceID(svc.Virtual.Key) + ")"
+}
+
+func checkFailed(subject string, v model.Verdict) model.Event {
+	return event(model.LevelInfo, "check-failed", subject, "Check failed: %s: %s", subject, v.Reason)
+}
+
+func checkUnknown(subject string, v model.Verdict) model.Event {
+	return event(model.LevelWarning, "check-unknown", subject, "Check without result: %s: %s", subject, v.Reason)
+}
+
+func softFailure(subject string, n, limit int) model.Event {
+	return event(model.LevelWarning, "soft-failure", subject, "Soft failure real server: %s failure %d/%d", subject, n, limit)
+}
+
+func failuresReset(subject string) model.Event {
+	return event(model.LevelInfo, "failures-reset", subject, "Resetting soft failure count: %s", subject)
+}
+
+// changed tells of a change that the plane carried out.
+func (s *state) changed(c model.Change, when stage) model.Event {
+	k := c.Service.Key
+	v := virtualText(k)
+	switch c.Op {
+	case model.ServiceAdd:
+		return event(model.LevelInfo, "service-added", k.String(), "Added virtual server: %s", v)
+	case model.ServiceEdit:
+		return event(model.LevelInfo, "service-changed", k.String(), "Changed virtual server: %s", v)
+	case model.ServiceDelete:
+		return event(model.LevelInfo, "service-purged", k.String(), "Purged virtual server (%s): %s", when, v)
+	case model.RealAdd, model.RealEdit, model.RealDelete, model.ChangeNone:
+	}
+	row := c.Real.Addr.String()
+	subject := k.String() + " " + row
+	what, ours, isDown := "real", false, false
+	if i, ok := s.index[k]; ok {
+		svc := &s.director.Services[i]
+		j, found := s.configured(i, c.Real.Addr)
+		fallback := svc.Fallback != nil && balance.RowAddr(k, *svc.Fallback) == c.Real.Addr
+		ours = found || fallback
+		switch {
+		case fallback && (!found || c.Op != model.RealDelete && balance.Live(s.health[i]) == model.Down):
+			what = "fallback"
+		case found:
+			isDown = s.health[i][j].Status == model.Down
+			if a := svc.Reals[j].Addr; a != c.Real.Addr {
+				row += " mapped from " + a.String()
+			}
+		}
+	}
+	switch {
+	case c.Op == model.RealDelete && ours:
+		return event(model.LevelWarning, what+"-deleted", subject, "Deleted %s server: %s (%s)", what, row, v)
+	case c.Op == model.RealDelete:
+		return event(model.LevelInfo, "real-purged", subject, "Purged real server (%s): %s (%s)", when, row, v)
+	case isDown && c.Op == model.RealAdd && s.readd[k]:
+		return event(model.LevelWarning, "real-quiesced", subject, "Readd Quiescent real server: %s (%s) (Weight set to 0)", row, v)
+	case isDown:
+		return event(model.LevelWarning, "real-quiesced", subject, "Quiescent real server: %s (%s) (Weight set to 0)", row, v)
+	case c.Op == model.RealAdd:
+		return event(model.LevelInfo, what+"-added", subject, "Added %s server: %s (%s) (Weight set to %d)", what, row, v, c.Real.Weight)
+	}
+	return event(model.LevelInfo, what+"-restored", subject, "Restored %s server: %s (%s) (Weight set to %d)", what, row, v, c.Real.Weight)
+}
+
+func applyFailed(c model.Change, err error) model.Event {
+	return event(model.LevelError, "apply-failed", c.Service.Key.String(), "The data plane refused a change and will be asked again: %s: %v", c, err)
+}

@@ -1,0 +1,244 @@
+package director
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/balance"
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// defaultInterval is ldirectord's checkinterval.
+const defaultInterval = 10 * time.Second
+
+// probe is one check that is made again and again. Reals whose probes are
+// equal share it.
+type probe struct {
+	target   model.Target
+	interval time.Duration
+}
+
+// place is where a real server stands in the configuration.
+type place struct{ service, real int }
+
+// state is what the director knows. The loop's goroutine alone changes it.
+type state struct {
+	director model.Director
+	health   balance.Health
+	verdicts [][]model.Verdict // the last one of each real server
+	probes   []probe           // each once, in file order
+	users    map[probe][]place // whom a probe decides on
+	index    map[model.ServiceKey]int
+	readd    map[model.ServiceKey]bool
+
+	have    model.Table               // the plane's table, as it was seen or made last
+	last    model.Table               // wanted last, as far as the plane took it
+	fresh   bool                      // this configuration has not been applied yet
+	owned   map[model.ServiceKey]bool // configured at some time in this life
+	refused map[string]string         // changes that the plane refused, and why
+}
+
+func newState(d model.Director) *state {
+	s := &state{owned: map[model.ServiceKey]bool{}, refused: map[string]string{}}
+	s.set(d)
+	s.health = balance.Adopt(d.Services, model.Table{})
+	return s
+}
+
+// adopt takes the plane's table over at start.
+func (s *state) adopt(have model.Table) {
+	s.have = have
+	s.health = balance.Adopt(s.director.Services, have)
+}
+
+// configure replaces the configuration and keeps what is believed of the real
+// servers that stay.
+func (s *state) configure(d model.Director, have model.Table) {
+	old, was, seen := s.director.Services, s.health, s.verdicts
+	before := s.index
+	s.have = have
+	s.set(d)
+	s.health = balance.Carry(old, was, d.Services, have)
+	for i := range d.Services {
+		o, ok := before[d.Services[i].Virtual.Key]
+		if !ok {
+			continue
+		}
+		for j := range d.Services[i].Reals {
+			for n := range old[o].Reals {
+				if old[o].Reals[n].Addr == d.Services[i].Reals[j].Addr {
+					s.verdicts[i][j] = seen[o][n]
+				}
+			}
+		}
+	}
+}
+
+func (s *state) set(d model.Director) {
+	s.director, s.fresh = d, true
+	s.verdicts = make([][]model.Verdict, len(d.Services))
+	s.probes, s.users = nil, map[probe][]place{}
+	s.index, s.readd = map[model.ServiceKey]int{}, map[model.ServiceKey]bool{}
+	for i := range d.Services {
+		svc := &d.Services[i]
+		k := svc.Virtual.Key
+		s.index[k], s.owned[k] = i, true
+		s.readd[k] = svc.ReaddQuiescent
+		s.verdicts[i] = make([]model.Verdict, len(svc.Reals))
+		for j := range svc.Reals {
+			p := probe{target: svc.Reals[j].Target, interval: svc.CheckInterval}
+			if p.interval <= 0 {
+				p.interval = defaultInterval
+			}
+			if _, known := s.users[p]; !known {
+				s.probes = append(s.probes, p)
+			}
+			s.users[p] = append(s.users[p], place{i, j})
+		}
+	}
+}
+
+// hear takes in the verdict of one probe for all real servers that share it,
+// and tells whether the table may be affected.
+func (s *state) hear(p probe, v model.Verdict, emit func(model.Event)) (decide bool) {
+	for _, at := range s.users[p] {
+		svc := &s.director.Services[at.service]
+		st := &s.health[at.service][at.real]
+		before, first := st.Failures, !st.Answered
+		outcome := st.Hear(v.Status, svc.FailureCount)
+		subject := realID(svc, at.real)
+		switch outcome {
+		case balance.SoftFailure:
+			emit(checkFailed(subject, v))
+			emit(softFailure(subject, st.Failures, svc.FailureCount))
+		case balance.WentDown, balance.StayedDown:
+			emit(checkFailed(subject, v))
+		case balance.WentUp, balance.Recovered:
+			if before > 0 {
+				emit(failuresReset(subject))
+			}
+		case balance.NoChange:
+		}
+		if was := s.verdicts[at.service][at.real]; v.Status == model.Unknown && was.Reason != v.Reason {
+			emit(checkUnknown(subject, v))
+		}
+		s.verdicts[at.service][at.real] = v
+		switch outcome {
+		case balance.WentUp, balance.WentDown, balance.StayedDown:
+			decide = true
+		case balance.NoChange, balance.SoftFailure, balance.Recovered:
+			decide = decide || first
+		}
+	}
+	return decide
+}
+
+// desired is the table as it should be, given the one that is there.
+func (s *state) desired(have model.Table) model.Table {
+	gone := map[model.ServiceKey]bool{}
+	for k := range s.owned {
+		if _, configured := s.index[k]; !configured {
+			gone[k] = true
+		}
+	}
+	return balance.Desired(balance.Input{Services: s.director.Services, Health: s.health, Have: have, Removed: gone})
+}
+
+// settled tells whether every service serves or is known to be unable to.
+func (s *state) settled() bool {
+	for i := range s.health {
+		if balance.Live(s.health[i]) == model.Unknown {
+			return false
+		}
+	}
+	return true
+}
+
+// record notes which changes the plane carried out. What it refused counts as
+// not wanted yet, so that the next attempt finds the difference again.
+func (s *state) record(have, want model.Table, changes []model.Change, failed map[int]error) {
+	s.have, s.last, s.fresh = have.Clone(), want.Clone(), false
+	for n, c := range changes {
+		if failed[n] == nil {
+			_ = s.have.Perform(c) // refused services have refused rows
+		}
+	}
+	for n, c := range changes {
+		if failed[n] != nil {
+			undo(&s.last, have, c)
+		}
+	}
+}
+
+// undo puts what a change touches in t back to what it is in have.
+func undo(t *model.Table, have model.Table, c model.Change) {
+	old := have.Find(c.Service.Key)
+	switch c.Op {
+	case model.ServiceAdd, model.ServiceEdit, model.ServiceDelete:
+		if old == nil {
+			_ = t.Perform(model.Change{Op: model.ServiceDelete, Service: c.Service})
+			return
+		}
+		_ = t.Perform(model.Change{Op: model.ServiceEdit, Service: *old})
+		if c.Op == model.ServiceDelete {
+			for _, r := range old.Reals {
+				_ = t.Perform(model.Change{Op: model.RealAdd, Service: *old, Real: r})
+			}
+		}
+	case model.RealAdd, model.RealEdit, model.RealDelete:
+		if old != nil {
+			if row := old.Find(c.Real.Addr); row != nil {
+				_ = t.Perform(model.Change{Op: model.RealEdit, Service: c.Service, Real: *row})
+				return
+			}
+		}
+		_ = t.Perform(model.Change{Op: model.RealDelete, Service: c.Service, Real: c.Real})
+	case model.ChangeNone:
+	}
+}
+
+// configured finds the real server of a service that stands in a row; of
+// several the one that is up.
+func (s *state) configured(svc int, row netip.AddrPort) (real int, ok bool) {
+	service := &s.director.Services[svc]
+	for j := range service.Reals {
+		if balance.RowAddr(service.Virtual.Key, service.Reals[j].RealServer) == row {
+			if !ok || s.health[svc][j].Status == model.Up {
+				real, ok = j, true
+			}
+		}
+	}
+	return real, ok
+}
+
+// views describes the services for status.
+func (s *state) views() []model.ServiceView {
+	out := make([]model.ServiceView, 0, len(s.director.Services))
+	rows := make(map[model.ServiceKey]*model.VirtualService, len(s.have.Services))
+	for i := range s.have.Services {
+		rows[s.have.Services[i].Key] = &s.have.Services[i]
+	}
+	for i := range s.director.Services {
+		svc := &s.director.Services[i]
+		k := svc.Virtual.Key
+		v := model.ServiceView{Key: k, Name: svc.ServiceName, Scheduler: svc.Virtual.Scheduler, Reals: []model.RealView{}}
+		row := func(r model.RealServer) *model.RealServer {
+			if rows[k] == nil {
+				return nil
+			}
+			return rows[k].Find(balance.RowAddr(k, r))
+		}
+		v.Fallback = svc.Fallback != nil && row(*svc.Fallback) != nil && balance.Live(s.health[i]) != model.Up
+		for j := range svc.Reals {
+			st, last := s.health[i][j], s.verdicts[i][j]
+			rv := model.RealView{Addr: svc.Reals[j].Addr.String(), Forward: svc.Reals[j].Forward.String(),
+				Status: st.Status, Failures: st.Failures, Reason: last.Reason, Checked: last.At, Took: last.Duration}
+			if r := row(svc.Reals[j].RealServer); r != nil {
+				rv.InTable, rv.Weight = true, r.Weight
+			}
+			v.Reals = append(v.Reals, rv)
+		}
+		out = append(out, v)
+	}
+	return out
+}
