@@ -160,6 +160,8 @@ func openCapture(r io.Reader) (packetReader, layers.LinkType, error) {
 	if err != nil {
 		return nil, 0, fmt.Errorf("not a packet capture: %w; want a pcap or pcapng file as tcpdump -w writes it", err)
 	}
+	// Some programs write more than they announce.
+	classic.SetSnaplen(max(classic.Snaplen(), 256<<10))
 	return classic, classic.LinkType(), nil
 }
 

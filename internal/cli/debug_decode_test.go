@@ -178,3 +178,17 @@ func frame(t *testing.T, payload []byte, below ...gopacket.SerializableLayer) []
 	}
 	return b.Bytes()
 }
+
+// FuzzDebugDecode: a file is a capture or it is not; nothing in it ends the program.
+func FuzzDebugDecode(f *testing.F) {
+	b, err := os.ReadFile(captures + "bcast-md5-refused-retransmission.pcap")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b[:2000])
+	f.Add([]byte("\x0a\x0d\x0d\x0a\x1c\x00\x00\x00\x4d\x3c\x2b\x1a\x01\x00\x00\x00\xff\xff\xff\xff\xff\xff\xff\xff\x1c\x00\x00\x00"))
+	f.Fuzz(func(_ *testing.T, capture []byte) {
+		var out, errs bytes.Buffer
+		_ = DebugDecode(&out, &errs, bytes.NewReader(capture), md5Ring("123456"))
+	})
+}
