@@ -1,0 +1,342 @@
+package director
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+
+	"github.com/batuta-ha/batuta/internal/check"
+	"github.com/batuta-ha/batuta/internal/config"
+	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/plane"
+	"github.com/batuta-ha/batuta/internal/plane/memory"
+)
+
+var update = flag.Bool("update", false, "rewrite the stories with what happens now")
+
+// A story is a txtar file in testdata: an ldirectord.cf (and later versions
+// of it), a script, and what happened, with the seconds since the start.
+// Nothing is checked for real: the script says how servers answer.
+//
+//	start                  run the director
+//	stop                   end it, wait
+//	wait 3s                let time pass
+//	up|down|bad|hang|crash|unknown ADDR:PORT...
+//	                       answers from now on; bad: connects, wrong page; hang: accepts, is silent
+//	config NAME            the file becomes this one
+//	reload                 what SIGHUP does
+//	active|standby         hooks run, or not
+//	table                  print it
+//	status                 print what Services says
+//	plane CHANGE           somebody else changes the table: "real-del tcp A:P R", "real-edit tcp A:P R masq 2", "service-del tcp A:P"
+//	refuse|accept R        the plane refuses rows of R, or no longer
+//	hook fail|ok|slow      how commands end from now on
+func TestStories(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no stories", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			a, err := txtar.ParseFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got string
+			synctest.Test(t, func(t *testing.T) { got = newTeller(t, a).tell() })
+			want, ok := section(a, "happens")
+			if *update {
+				a.Files = slices.DeleteFunc(a.Files, func(f txtar.File) bool { return f.Name == "happens" })
+				a.Files = append(a.Files, txtar.File{Name: "happens", Data: []byte(got)})
+				if err := os.WriteFile(file, txtar.Format(a), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if d := cmp.Diff(want, got); d != "" || !ok {
+				t.Errorf("%s (-want +got; -update rewrites)\n%s", file, d)
+			}
+		})
+	}
+}
+
+func section(a *txtar.Archive, name string) (string, bool) {
+	for _, f := range a.Files {
+		if f.Name == name {
+			return string(f.Data), true
+		}
+	}
+	return "", false
+}
+
+// teller plays one story.
+type teller struct {
+	t     *testing.T
+	a     *txtar.Archive
+	file  string
+	plane *stubborn
+	loop  *Loop
+	began time.Time
+	stop  func()
+
+	mu      sync.Mutex
+	out     strings.Builder
+	answers map[netip.AddrPort]string
+	hook    string
+}
+
+// stubborn is a plane that refuses rows of some real servers.
+type stubborn struct {
+	plane.Plane
+	refuse map[string]bool
+}
+
+func (s *stubborn) Apply(ctx context.Context, changes []model.Change) error {
+	var refused []error
+	var rest []model.Change
+	for _, c := range changes {
+		if s.refuse[c.Real.Addr.String()] || s.refuse[c.Service.Key.Addr.String()] {
+			refused = append(refused, &plane.RowError{Change: c, Err: errors.New("no such luck")})
+		} else {
+			rest = append(rest, c)
+		}
+	}
+	return errors.Join(append(refused, s.Plane.Apply(ctx, rest))...)
+}
+
+func newTeller(t *testing.T, a *txtar.Archive) *teller {
+	p, err := memory.New(memory.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &teller{t: t, a: a, file: filepath.Join(t.TempDir(), "ldirectord.cf"), began: time.Now(),
+		plane: &stubborn{p, map[string]bool{}}, answers: map[netip.AddrPort]string{}}
+}
+
+func (s *teller) tell() string {
+	s.write("ldirectord.cf")
+	script, ok := section(s.a, "script")
+	if !ok {
+		s.t.Fatal("the story has no script")
+	}
+	for line := range strings.Lines(script) {
+		line = strings.TrimSpace(line)
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		s.say("> %s", line)
+		s.play(strings.Fields(line))
+	}
+	if s.stop != nil {
+		s.stop()
+	}
+	return s.out.String()
+}
+
+func (s *teller) play(words []string) {
+	args := words[1:]
+	switch words[0] {
+	case "start":
+		s.start()
+	case "stop":
+		s.stop()
+		s.stop = nil
+	case "wait":
+		d, err := time.ParseDuration(args[0])
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		time.Sleep(d) // in the bubble: no time at all
+	case "up", "down", "bad", "hang", "crash", "unknown":
+		s.mu.Lock()
+		for _, a := range args {
+			s.answers[netip.MustParseAddrPort(a)] = words[0]
+		}
+		s.mu.Unlock()
+	case "config":
+		s.write(args[0])
+	case "reload":
+		s.loop.Reload()
+	case "active", "standby":
+		s.loop.SetActive(words[0] == "active")
+	case "table":
+		have, err := s.plane.Read(s.t.Context())
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.say("%s", strings.TrimSuffix(have.String(), "\n"))
+	case "status":
+		for _, v := range s.loop.Services() {
+			s.say("%s %s fallback=%v", v.Key, v.Scheduler, v.Fallback)
+			for _, r := range v.Reals {
+				s.say("  %s %s weight=%d intable=%v %v failures=%d: %s", r.Addr, r.Forward, r.Weight, r.InTable, r.Status, r.Failures, r.Reason)
+			}
+		}
+	case "plane":
+		if err := s.plane.Plane.Apply(s.t.Context(), []model.Change{s.change(args)}); err != nil {
+			s.t.Fatal(err)
+		}
+	case "refuse":
+		s.plane.refuse[args[0]] = true
+	case "accept":
+		delete(s.plane.refuse, args[0])
+	case "hook":
+		s.mu.Lock()
+		s.hook = args[0]
+		s.mu.Unlock()
+	default:
+		s.t.Fatalf("no verb %q", words[0])
+	}
+	synctest.Wait()
+}
+
+func (s *teller) start() {
+	d, err := s.load()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.loop, err = New(Config{Director: *d, Plane: s.plane, Load: s.load, Check: s.check, Shell: s.shell, Sink: s.hear})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.loop.SetActive(true)
+	ctx, cancel := context.WithCancel(s.t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := s.loop.Run(ctx); err != nil {
+			s.t.Error(err)
+		}
+	}()
+	go func() {
+		select {
+		case <-s.loop.Ready():
+			s.say("%s ready", s.clock())
+		case <-done:
+		}
+	}()
+	s.stop = func() { cancel(); <-done }
+}
+
+func (s *teller) load() (*model.Director, error) {
+	d, problems := config.Reader{Files: os.DirFS("/")}.Director(s.file)
+	if config.Failed(problems) {
+		for _, p := range problems {
+			if p.Severity == config.Error {
+				return nil, errors.New(strings.ReplaceAll(p.String(), s.file, "ldirectord.cf"))
+			}
+		}
+	}
+	return d, nil
+}
+
+func (s *teller) write(name string) {
+	text, ok := section(s.a, name)
+	if !ok {
+		s.t.Fatalf("the story has no file %q", name)
+	}
+	if err := os.WriteFile(s.file, []byte(text), 0o755); err != nil { // executable: it serves as its own callback
+		s.t.Fatal(err)
+	}
+	if err := os.Chtimes(s.file, time.Now(), time.Now()); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// check answers as the script says; servers are down until it says so.
+func (s *teller) check(t model.Target) check.Func {
+	if t.Kind == model.CheckOn || t.Kind == model.CheckOff {
+		return check.For(t)
+	}
+	return func(ctx context.Context, t model.Target) model.Verdict {
+		s.mu.Lock()
+		answer := s.answers[t.Addr]
+		s.mu.Unlock()
+		limit := t.NegotiateTimeout
+		if t.Kind == model.CheckConnect {
+			limit = t.CheckTimeout
+		}
+		switch {
+		case answer == "up", t.Kind == model.CheckConnect && (answer == "bad" || answer == "hang"):
+			return model.Verdict{Status: model.Up, Reason: "200 OK"}
+		case answer == "bad":
+			return model.Verdict{Status: model.Down, Reason: "404 Not Found"}
+		case answer == "hang":
+			select {
+			case <-time.After(limit):
+				return model.Verdict{Status: model.Down, Reason: fmt.Sprintf("no answer within %v", limit)}
+			case <-ctx.Done():
+				return model.Verdict{Reason: "interrupted"}
+			}
+		case answer == "crash":
+			panic("index out of range")
+		case answer == "unknown":
+			return model.Verdict{Reason: "too many open files"}
+		}
+		return model.Verdict{Status: model.Down, Reason: "connection refused"}
+	}
+}
+
+func (s *teller) shell(ctx context.Context, command string) error {
+	s.mu.Lock()
+	how := s.hook
+	s.mu.Unlock()
+	s.say("%s hook: %s", s.clock(), strings.ReplaceAll(command, s.file, "ldirectord.cf"))
+	switch how {
+	case "fail":
+		return errors.New("exit status 1")
+	case "slow":
+		select {
+		case <-time.After(5 * time.Second):
+		case <-ctx.Done():
+			return errors.New("it took too long and was killed")
+		}
+	}
+	return nil
+}
+
+// hear writes an event down; where a crash happened is left out.
+func (s *teller) hear(e model.Event) {
+	text, _, _ := strings.Cut(e.Text, " at /")
+	s.say("%s %s", s.clock(), strings.ReplaceAll(text, s.file, "ldirectord.cf"))
+}
+
+func (s *teller) clock() string { return fmt.Sprintf("%6.2f", time.Since(s.began).Seconds()) }
+
+func (s *teller) say(format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fmt.Fprintf(&s.out, format+"\n", args...)
+}
+
+// change reads the words of somebody else's change.
+func (s *teller) change(w []string) model.Change {
+	k, err := model.ParseServiceKey(w[1] + " " + w[2])
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	c := model.Change{Service: model.VirtualService{Key: k, Scheduler: "rr"}}
+	if len(w) > 3 {
+		c.Real.Addr = netip.MustParseAddrPort(w[3])
+	}
+	if len(w) > 5 {
+		c.Real.Forward, _ = model.ParseForward(w[4])
+		_, _ = fmt.Sscan(w[5], &c.Real.Weight)
+	}
+	for c.Op = model.ServiceAdd; c.Op < model.RealDelete && c.Op.String() != w[0]; c.Op++ {
+	}
+	return c
+}
