@@ -261,7 +261,7 @@ func TestStartFailure(t *testing.T) {
 			"  0.0 a: Resources being acquired from b",
 			"  0.0 a: start one", "  0.0 a: start two", "  0.0 a: two: exit status 1; releasing its group",
 			"  0.0 a: stop three", "  0.0 a: stop two", "  0.0 a: stop one", "  0.0 a: start four", "  0.0 a: start five",
-			"  0.0 a: resources of the local set did not start; offering the set to b in 30s")
+			"  0.0 a: resources of the local set did not start; nobody else is there: trying again in 30s")
 		if v := p.a.loop.Resources()[1]; v.State != model.ResourceFailed || v.Error != "two: exit status 1" || v.Node != "" {
 			t.Errorf("a sees %+v", v)
 		}
@@ -396,10 +396,8 @@ func TestSplit(t *testing.T) {
 		p.a.tell(model.PartitionHealed, model.Message{})
 		p.b.tell(model.PartitionHealed, model.Message{})
 		p.happened(
-			"  0.0 a: Cluster node b returning after partition.",
 			"  0.0 a: a and b both held [all]: this node keeps its resources, b releases all of its own",
 			"  0.0 a: reannounce",
-			"  0.0 b: Cluster node a returning after partition.",
 			"  0.0 b: b and a both held [all]: a keeps its resources, this node releases all of its own",
 			"  0.0 b: stop one",
 			"  0.0 b: stop two",

@@ -16,7 +16,6 @@ func (c *Core) healed() {
 	if c.state == stateInit || c.state == stateShutdown {
 		return
 	}
-	c.say(model.LevelCritical, "partition-healed", "Cluster node %s returning after partition.", c.cfg.Peer)
 	c.endStandby()
 	c.other, c.otherStable = None, false
 	if !c.peer.batuta {

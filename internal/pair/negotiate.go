@@ -41,7 +41,6 @@ func (c *Core) cluster(e model.ClusterEvent) {
 	case model.NodeDied:
 		c.died()
 	case model.NodeRestarted:
-		c.say(model.LevelWarning, "node-restarted", "node %s restarted before it was missed", c.cfg.Peer)
 		c.newLife()
 	case model.NodeJoined:
 		c.newLife()
@@ -63,7 +62,7 @@ func (c *Core) communicationUp() {
 		return
 	}
 	c.up = true
-	c.send("starting")
+	c.sendStarting()
 	c.state = stateStarting
 	if c.alone() {
 		c.takeAll()
@@ -112,7 +111,7 @@ func (c *Core) message(m model.Message) {
 	case "resource":
 		c.onResource(m)
 	case "starting":
-		c.onStarting()
+		c.onStarting(m)
 	case "ask_resources":
 		c.onAsk(m)
 	case "hb_takeover":
@@ -123,11 +122,13 @@ func (c *Core) message(m model.Message) {
 }
 
 // onStarting answers a node that has come up, or that asks anew where we are.
-func (c *Core) onStarting() {
+func (c *Core) onStarting(m model.Message) {
 	if c.state == stateInit {
 		return
 	}
-	c.otherStable = false
+	if n := number(m); n >= c.peer.report { // else newer word has overtaken it
+		c.otherStable = false
+	}
 	c.peer.stopping, c.peer.gone = false, false
 	if c.won {
 		// The loser of a split has released: nobody else answers for our addresses now.
@@ -152,7 +153,7 @@ func (c *Core) onResource(m model.Message) {
 		// A retransmitted report may come after newer ones. A node that numbers its
 		// reports begins with the first after it has recognized us, so that one
 		// without a number is older than any with.
-		n, _ := strconv.ParseUint(m.Get("report"), 16, 64)
+		n := number(m)
 		if c.peer.report > 0 && n <= c.peer.report {
 			return
 		}
@@ -220,12 +221,32 @@ func (c *Core) report(stable bool, info string) {
 	}
 	if c.peer.batuta {
 		c.reports++
-		f = append(f, model.Field{Name: "report", Value: strconv.FormatUint(c.reports, 16)})
 	}
-	c.send("resource", f...)
+	c.send("resource", c.numbered(f...)...)
 	if c.state == stateStarting {
 		c.received()
 	}
+}
+
+// sendStarting asks the other node for its report.
+func (c *Core) sendStarting() { c.send("starting", c.numbered()...) }
+
+// numbered adds the number of the last report, which tells a Batuta node
+// whether it has heard newer word. The original ignores fields it does not know.
+func (c *Core) numbered(f ...model.Field) []model.Field {
+	if c.peer.batuta && c.reports > 0 {
+		f = append(f, model.Field{Name: "report", Value: strconv.FormatUint(c.reports, 16)})
+	}
+	return f
+}
+
+// number is the number of the sender's last report, 0 where it gives none.
+func number(m model.Message) uint64 {
+	n, err := strconv.ParseUint(m.Get("report"), 16, 64)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // received is entered with the first report, sent or seen.
@@ -347,7 +368,7 @@ func (c *Core) askAgain() {
 		if c.healing {
 			c.report(false, infoHeal)
 		} else {
-			c.send("starting")
+			c.sendStarting()
 		}
 	}
 }
@@ -390,7 +411,7 @@ func (c *Core) finished(f Finished) {
 	case forRejoin:
 		c.rejoining = false
 		c.state, c.takeoverAt = stateStarting, c.now.Add(takeoverDelay)
-		c.send("starting")
+		c.sendStarting()
 	case forCleaning:
 		c.cleaning, c.found = false, None
 	case forStop:

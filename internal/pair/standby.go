@@ -1,7 +1,6 @@
 package pair
 
 import (
-	"strconv"
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/model"
@@ -28,8 +27,8 @@ func (c *Core) offer(s Set, failback bool) {
 
 func (c *Core) sendAsk(s Set, info string) {
 	f := []model.Field{{Name: "rsc_hold", Value: s.String()}, {Name: "info", Value: info}}
-	if info == "done" && c.peer.batuta {
-		f = append(f, model.Field{Name: "report", Value: strconv.FormatUint(c.reports, 16)})
+	if info == "done" {
+		f = c.numbered(f...)
 	}
 	c.send("ask_resources", f...)
 }
@@ -71,8 +70,7 @@ func (c *Core) onAsk(m model.Message) {
 	info := m.Get("info")
 	if info == "done" {
 		// It says more than any report sent before it that is still on its way.
-		n, _ := strconv.ParseUint(m.Get("report"), 16, 64)
-		c.peer.report = max(c.peer.report, n)
+		c.peer.report = max(c.peer.report, number(m))
 	}
 	switch {
 	case info == "me":
