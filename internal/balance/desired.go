@@ -28,9 +28,9 @@ type Input struct {
 // none, or with quiescent one of weight 0 without thresholds. The fallback
 // stands in, with weight 1, while no real server of the service is up, but not
 // before all of them have answered once. Rows under an own service that
-// the configuration does not name go, but only then, and not if that left the
-// service without any row while something is still unknown: neither a restart
-// nor a moment in which no check can be made empties a table.
+// the configuration does not name go, but only then, and only if the answers
+// tell who serves instead, or that nobody can: neither a restart nor a moment
+// in which no check can be made empties a table.
 func Desired(in Input) model.Table {
 	in.Have = canonical(in.Have)
 	order := make([]int, len(in.Services))
@@ -93,11 +93,12 @@ func desiredRows(svc *model.Service, states []State, have []model.RealServer) []
 	key := svc.Virtual.Key
 	rows := make([]model.RealServer, 0, len(svc.Reals)+1)
 	ours := make([]netip.AddrPort, 0, len(svc.Reals)+1)
-	answered, known := true, true
+	answered, confirmed, replaced := true, true, false
 	for j := range svc.Reals {
 		st := states[j]
 		answered = answered && st.Answered
-		known = known && st.Status != model.Unknown
+		confirmed = confirmed && st.Confirmed
+		replaced = replaced || st.Confirmed && st.Status == model.Up
 		row := svc.Reals[j].RealServer
 		row.Addr = RowAddr(key, row)
 		ours = append(ours, row.Addr)
@@ -123,11 +124,12 @@ func desiredRows(svc *model.Service, states []State, have []model.RealServer) []
 		switch old, present := findRow(have, row.Addr); {
 		case live == model.Down:
 			rows = append(rows, row)
+			replaced = true
 		case live == model.Unknown && present:
 			rows = append(rows, old)
 		}
 	}
-	if !answered || (!known && !serves(rows)) {
+	if !answered || !confirmed && !replaced {
 		slices.SortFunc(ours, netip.AddrPort.Compare)
 		for _, r := range have {
 			if _, own := slices.BinarySearchFunc(ours, r.Addr, netip.AddrPort.Compare); !own {
@@ -146,10 +148,6 @@ func unique(rows []model.RealServer) []model.RealServer {
 		return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(min(b.Weight, 1), min(a.Weight, 1)))
 	})
 	return slices.CompactFunc(rows, func(a, b model.RealServer) bool { return a.Addr == b.Addr })
-}
-
-func serves(rows []model.RealServer) bool {
-	return slices.ContainsFunc(rows, func(r model.RealServer) bool { return r.Weight > 0 })
 }
 
 // Rebase carries the difference between what was wanted last and what is

@@ -20,17 +20,17 @@ func TestHear(t *testing.T) {
 		outcomes []Outcome
 		end      State
 	}{
-		{"one success is enough", State{}, 3, []model.Status{u}, []Outcome{WentUp}, State{Status: u, Answered: true}},
-		{"the first failure of an unknown server counts", State{}, 3, []model.Status{d}, []Outcome{StayedDown}, State{Status: d, Failures: 1, Answered: true}},
-		{"three failures in a row", State{Status: u, Answered: true}, 3,
-			[]model.Status{d, d, d, d}, []Outcome{SoftFailure, SoftFailure, WentDown, NoChange}, State{Status: d, Failures: 3, Answered: true}},
-		{"a success in between starts the count anew", State{Status: u, Answered: true}, 3,
-			[]model.Status{d, d, u, d, d}, []Outcome{SoftFailure, SoftFailure, Recovered, SoftFailure, SoftFailure}, State{Status: u, Failures: 2, Answered: true}},
-		{"unknown changes nothing, not even the count", State{Status: u, Answered: true}, 2,
-			[]model.Status{d, n, d}, []Outcome{SoftFailure, NoChange, WentDown}, State{Status: d, Failures: 2, Answered: true}},
+		{"one success is enough", State{}, 3, []model.Status{u}, []Outcome{WentUp}, State{Status: u, Answered: true, Confirmed: true}},
+		{"the first failure of an unknown server counts", State{}, 3, []model.Status{d}, []Outcome{StayedDown}, State{Status: d, Failures: 1, Answered: true, Confirmed: true}},
+		{"three failures in a row", State{Status: u, Answered: true, Confirmed: true}, 3,
+			[]model.Status{d, d, d, d}, []Outcome{SoftFailure, SoftFailure, WentDown, NoChange}, State{Status: d, Failures: 3, Answered: true, Confirmed: true}},
+		{"a success in between starts the count anew", State{Status: u, Answered: true, Confirmed: true}, 3,
+			[]model.Status{d, d, u, d, d}, []Outcome{SoftFailure, SoftFailure, Recovered, SoftFailure, SoftFailure}, State{Status: u, Failures: 2, Answered: true, Confirmed: true}},
+		{"unknown changes nothing, not even the count", State{Status: u, Answered: true, Confirmed: true}, 2,
+			[]model.Status{d, n, d}, []Outcome{SoftFailure, NoChange, WentDown}, State{Status: d, Failures: 2, Answered: true, Confirmed: true}},
 		{"unknown is an answer", State{}, 1, []model.Status{n}, []Outcome{NoChange}, State{Answered: true}},
 		{"an adopted server has all its failures before it", State{Status: u}, 2,
-			[]model.Status{d, d}, []Outcome{SoftFailure, WentDown}, State{Status: d, Failures: 2, Answered: true}},
+			[]model.Status{d, d}, []Outcome{SoftFailure, WentDown}, State{Status: d, Failures: 2, Answered: true, Confirmed: true}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := tc.start
@@ -70,13 +70,13 @@ func quiescent(s *model.Service)  { s.Quiescent = true }
 func noFallback(s *model.Service) { s.Fallback = nil }
 
 // states reads one word for each real server: up, down, unknown, adopted (up
-// without a verdict) or new (no answer yet).
+// without a verdict), trusted (the same, and the answer was unknown) or new.
 func states(words string) []State {
 	var out []State
 	for _, w := range strings.Fields(words) {
 		out = append(out, map[string]State{
-			"up": {Status: model.Up, Answered: true}, "down": {Status: model.Down, Failures: 1, Answered: true},
-			"unknown": {Answered: true}, "adopted": {Status: model.Up}, "new": {},
+			"up": {Status: model.Up, Answered: true, Confirmed: true}, "down": {Status: model.Down, Failures: 1, Answered: true, Confirmed: true},
+			"unknown": {Answered: true}, "trusted": {Status: model.Up, Answered: true}, "adopted": {Status: model.Up}, "new": {},
 		}[w])
 	}
 	return out
@@ -117,6 +117,8 @@ func TestDesired(t *testing.T) {
 		{name: "also when all answered down", svc: service(noFallback), health: "down down", have: head + stray, want: head},
 		{name: "but not when it is all there is and nothing is known", svc: service(noFallback), health: "unknown unknown",
 			have: head + stray, want: head + stray},
+		{name: "nor when all that serves is what was found", svc: service(), health: "trusted unknown",
+			have: head + one + stray, want: head + one + stray},
 		{name: "gate: the row has the service's port", svc: service(func(s *model.Service) { s.Reals[0].Forward = model.Gate }), health: "up up",
 			want: head + "10.0.1.1:80 gate weight 4 upper 9 lower 3\n" + two},
 		{name: "the same real server twice is one row", svc: service(func(s *model.Service) { s.Reals[1].Addr = s.Reals[0].Addr }), health: "down up",
@@ -162,9 +164,9 @@ func TestReloadKeepsWhatIsBelieved(t *testing.T) {
 	have := table(t, `
 		udp 10.0.0.1:80 rr
 		  10.0.1.2:8080 masq weight 1`)
-	was := Health{{{Status: model.Down, Failures: 2, Answered: true}, {Status: model.Up, Answered: true}}}
+	was := Health{{{Status: model.Down, Failures: 2, Answered: true, Confirmed: true}, {Status: model.Up, Answered: true, Confirmed: true}}}
 	want := Health{
-		{{Status: model.Down, Failures: 2, Answered: true}, {}},
+		{{Status: model.Down, Failures: 2, Answered: true, Confirmed: true}, {}},
 		{{}, {Status: model.Up}},
 	}
 	if d := cmp.Diff(want, Carry(old, was, fresh, have)); d != "" {
@@ -187,7 +189,7 @@ func large() ([]model.Service, Health) {
 		s := &out[n%services]
 		a := netip.AddrFrom4([4]byte{10, 2, byte(n >> 8), byte(n)})
 		s.Reals = append(s.Reals, model.CheckedReal{RealServer: model.RealServer{Addr: netip.AddrPortFrom(a, 80), Forward: model.Masq, Weight: 1}})
-		h[n%services] = append(h[n%services], State{Status: model.Up, Answered: true})
+		h[n%services] = append(h[n%services], State{Status: model.Up, Answered: true, Confirmed: true})
 	}
 	return out, h
 }

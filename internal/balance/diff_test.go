@@ -262,3 +262,7 @@ func TestRebase(t *testing.T) {
 		})
 	}
 }
+
+func serves(rows []model.RealServer) bool {
+	return slices.ContainsFunc(rows, func(r model.RealServer) bool { return r.Weight > 0 })
+}

@@ -29,8 +29,9 @@ type State struct {
 	// up to the one that brought the server down.
 	Failures int
 
-	// Answered tells that a first verdict came, even one that says Unknown.
-	Answered bool
+	// Answered tells that a first verdict came, even one that says Unknown,
+	// and Confirmed that one came that does not.
+	Answered, Confirmed bool
 }
 
 // Outcome is what a verdict changed.
@@ -55,6 +56,7 @@ func (o Outcome) String() string { return outcomeText[min(int(o), len(outcomeTex
 // nothing was known is down at its first failure. Unknown changes nothing.
 func (s *State) Hear(v model.Status, failureCount int) Outcome {
 	s.Answered = true
+	s.Confirmed = s.Confirmed || v != model.Unknown
 	switch v {
 	case model.Up:
 		failed := s.Failures > 0

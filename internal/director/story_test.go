@@ -91,6 +91,7 @@ type teller struct {
 	loop  *Loop
 	began time.Time
 	stop  func()
+	ready bool
 
 	mu      sync.Mutex
 	out     strings.Builder
@@ -201,6 +202,15 @@ func (s *teller) play(words []string) {
 		s.t.Fatalf("no verb %q", words[0])
 	}
 	synctest.Wait()
+	if s.loop == nil || s.ready {
+		return
+	}
+	select {
+	case <-s.loop.Ready():
+		s.ready = true
+		s.say("%s ready", s.clock())
+	default:
+	}
 }
 
 func (s *teller) start() {
@@ -219,13 +229,6 @@ func (s *teller) start() {
 		defer close(done)
 		if err := s.loop.Run(ctx); err != nil {
 			s.t.Error(err)
-		}
-	}()
-	go func() {
-		select {
-		case <-s.loop.Ready():
-			s.say("%s ready", s.clock())
-		case <-done:
 		}
 	}()
 	s.stop = func() { cancel(); <-done }
@@ -290,7 +293,10 @@ func (s *teller) check(t model.Target) check.Func {
 	}
 }
 
+// shell writes commands down, a moment after what led to them: events of the
+// same instant come first.
 func (s *teller) shell(ctx context.Context, command string) error {
+	time.Sleep(time.Millisecond)
 	s.mu.Lock()
 	how := s.hook
 	s.mu.Unlock()
