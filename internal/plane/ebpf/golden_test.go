@@ -1,0 +1,221 @@
+package ebpf
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+var rewrite = flag.Bool("rewrite", false, "write testdata/packets anew; review the difference")
+
+// Stories of packets through the programs (BPF test-run): each block of
+// testdata/packets is commands, "----" and what happened. The network of the
+// drawing is there, so routes are real; nothing is sent.
+//
+//	service tcp 10.1.0.100:80 rr          row of the table
+//	real 10.240.0.20:8000 masq 1          row under the service named last
+//	delete real 10.240.0.20:8000          ... or: delete service tcp 10.1.0.100:80
+//	mtu inside0 1400
+//	ingress outside PACKET                through the ingress program of an interface
+//	egress inside0 PACKET
+//	flows                                 lists the connections
+func TestGoldenPackets(t *testing.T) {
+	requireRoot(t)
+	files, err := filepath.Glob("testdata/packets/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no stories: %v", err)
+	}
+	for _, f := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(f), ".txt"), func(t *testing.T) {
+			text, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := tell(t, string(text))
+			if *rewrite {
+				if err := os.WriteFile(f, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if d := cmp.Diff(strings.Split(string(text), "\n"), strings.Split(got, "\n")); d != "" {
+				t.Errorf("(-want +got; go test -run Golden -rewrite writes it anew):\n%s", d)
+			}
+		})
+	}
+}
+
+// tell runs a story and returns it with what happened.
+func tell(t *testing.T, text string) string {
+	s := &story{t: t, plane: open(t, testOptions()), before: map[Reason]uint64{}}
+	var out strings.Builder
+	for _, line := range strings.SplitAfter(text, "\n") {
+		switch trimmed := strings.TrimSpace(line); {
+		case trimmed == "----":
+			s.answer = true
+			out.WriteString("----\n")
+			for _, c := range s.commands {
+				out.WriteString(s.run(c))
+			}
+			s.commands = nil
+		case trimmed == "":
+			s.answer = false
+			out.WriteString(line)
+		case s.answer: // what happened last time
+		default:
+			out.WriteString(line)
+			if !strings.HasPrefix(trimmed, "#") {
+				s.commands = append(s.commands, trimmed)
+			}
+		}
+	}
+	return out.String()
+}
+
+type story struct {
+	t        *testing.T
+	plane    *Plane
+	commands []string
+	answer   bool
+	service  model.ServiceKey
+	before   map[Reason]uint64
+}
+
+func (s *story) run(command string) string {
+	word, rest, _ := strings.Cut(command, " ")
+	f := strings.Fields(rest)
+	switch word {
+	case "service":
+		key, err := model.ParseServiceKey(f[0] + " " + f[1])
+		if err != nil {
+			s.t.Fatalf("%s: %v", command, err)
+		}
+		s.service = key
+		return s.apply(model.Change{Op: model.ServiceAdd, Service: model.VirtualService{Key: key, Scheduler: f[2]}})
+	case "real":
+		fwd, err := model.ParseForward(f[1])
+		if err != nil {
+			s.t.Fatalf("%s: %v", command, err)
+		}
+		w, _ := strconv.Atoi(f[2])
+		return s.apply(model.Change{Op: model.RealAdd, Service: model.VirtualService{Key: s.service},
+			Real: model.RealServer{Addr: netip.MustParseAddrPort(f[0]), Forward: fwd, Weight: w}})
+	case "delete":
+		if f[0] == "service" {
+			key, err := model.ParseServiceKey(f[1] + " " + f[2])
+			if err != nil {
+				s.t.Fatalf("%s: %v", command, err)
+			}
+			return s.apply(model.Change{Op: model.ServiceDelete, Service: model.VirtualService{Key: key}})
+		}
+		return s.apply(model.Change{Op: model.RealDelete, Service: model.VirtualService{Key: s.service},
+			Real: model.RealServer{Addr: netip.MustParseAddrPort(f[1])}})
+	case "mtu":
+		n, _ := strconv.Atoi(f[1])
+		director.mtu(s.t, f[0], n)
+		return ""
+	case "flows":
+		flows, err := s.plane.Flows(context.Background())
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		var lines []string
+		for _, f := range flows {
+			lines = append(lines, fmt.Sprintf("%s %s > %s > %s %s\n", f.Proto, f.Client, f.Virtual, f.Real, f.State))
+		}
+		slices.Sort(lines)
+		return strings.Join(lines, "")
+	case "ingress", "egress":
+		dev, text, _ := strings.Cut(rest, " ")
+		return s.send(word, dev, text)
+	}
+	s.t.Fatalf("%q: no such command", command)
+	return ""
+}
+
+func (s *story) apply(c model.Change) string {
+	if err := s.plane.Apply(context.Background(), []model.Change{c}); err != nil {
+		return "refused: " + err.Error() + "\n"
+	}
+	return ""
+}
+
+// send puts a packet through a program and says what became of it.
+func (s *story) send(hook, dev, text string) string {
+	p, err := parsePacket(text)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	verdict, out := testRun(s.t, s.plane, hook, dev, p.ip(), 1)
+	answer := map[uint32]string{uint32(0xffffffff): "pass", 2: "drop", 7: "redirect"}[verdict]
+	if answer == "" {
+		answer = fmt.Sprintf("verdict %d", verdict)
+	}
+	now, err := s.plane.Reasons(context.Background())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, r := range slices.Sorted(maps.Keys(now)) {
+		if now[r] != s.before[r] {
+			answer += " (" + r.String() + ")"
+		}
+	}
+	s.before = now
+	if answer == "drop" || strings.HasPrefix(answer, "drop ") {
+		return answer + "\n"
+	}
+	return answer + " " + readPacket(out, false).String() + "\n" + hexLines(out)
+}
+
+// skbContext is struct __sk_buff of linux/bpf.h as far as test-run reads it.
+type skbContext struct {
+	Len, PktType, Mark, QueueMapping, Protocol, VlanPresent, VlanTci, VlanProto uint32
+	Priority, IngressIfindex, Ifindex, TcIndex                                  uint32
+	CB                                                                          [5]uint32
+	Hash, TcClassid, Data, DataEnd, NapiID, Family                              uint32
+	RemoteIP4, LocalIP4                                                         uint32
+	RemoteIP6, LocalIP6                                                         [4]uint32
+	RemotePort, LocalPort, DataMeta, _                                          uint32
+	FlowKeys, Tstamp                                                            uint64
+	WireLen, GsoSegs                                                            uint32
+	Sk                                                                          uint64
+	GsoSize                                                                     uint32
+	TstampType                                                                  uint8
+	_                                                                           [3]uint8
+	Hwtstamp                                                                    uint64
+}
+
+// testRun gives an IP packet to a program as if it came by on an interface.
+func testRun(t testing.TB, p *Plane, hook, dev string, ip []byte, repeat uint32) (verdict uint32, out []byte) {
+	t.Helper()
+	prog := p.in
+	if hook == "egress" {
+		prog = p.out
+	}
+	l, err := director.LinkByName(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	frame := append([]byte(l.Attrs().HardwareAddr), 2, 0, 0, 0, 0, 9, 8, 0)
+	frame = append(frame, ip...)
+	ctx := skbContext{Ifindex: uint32(l.Attrs().Index)}
+	o := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256), Context: ctx, Repeat: repeat}
+	verdict, err = prog.Run(o)
+	if err != nil {
+		t.Fatalf("test-run: %v", err)
+	}
+	return verdict, o.DataOut[14:]
+}

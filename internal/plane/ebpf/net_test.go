@@ -1,0 +1,810 @@
+package ebpf
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// udpPair is a client's and a real server's UDP socket with the plane between.
+type udpPair struct {
+	t            *testing.T
+	p            *Plane
+	client, real *net.UDPConn
+}
+
+const udpReal = "10.240.0.20:5300"
+
+func newUDPPair(t *testing.T, real string, at *host) *udpPair {
+	p := open(t, testOptions())
+	apply(t, p, addService(model.UDP, vip(0, 53), "rr"), addReal(model.UDP, vip(0, 53), real, 1))
+	u := &udpPair{t: t, p: p}
+	var err error
+	at.do(func() { u.real, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(real))) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	client.do(func() { u.client, err = net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(vip(0, 53))) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = u.client.Close(); _ = u.real.Close() })
+	for _, c := range []*net.UDPConn{u.client, u.real} {
+		if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return u
+}
+
+// exchange sends there and back; the client's address is as it was.
+func (u *udpPair) exchange(size int) {
+	u.t.Helper()
+	msg := payload(size)
+	if _, err := u.client.Write(msg); err != nil {
+		u.t.Fatalf("client: %v", err)
+	}
+	buf := make([]byte, 65536)
+	n, from, err := u.real.ReadFromUDPAddrPort(buf)
+	if err != nil {
+		u.t.Fatalf("real server: %v; reasons %v", err, u.reasons())
+	}
+	if !bytes.Equal(buf[:n], msg) {
+		u.t.Fatalf("real server got %d bytes that differ from the %d sent", n, size)
+	}
+	if want := u.client.LocalAddr().(*net.UDPAddr).AddrPort(); from != want {
+		u.t.Fatalf("real server sees client %s, want %s", from, want)
+	}
+	if _, err := u.real.WriteToUDPAddrPort(msg, from); err != nil {
+		u.t.Fatalf("real server: %v", err)
+	}
+	n, err = u.client.Read(buf)
+	if err != nil {
+		u.t.Fatalf("client: %v; reasons %v", err, u.reasons())
+	}
+	if !bytes.Equal(buf[:n], msg) {
+		u.t.Fatalf("client got %d bytes that differ from the %d sent", n, size)
+	}
+}
+
+func (u *udpPair) reasons() map[Reason]uint64 {
+	r, err := u.p.Reasons(context.Background())
+	if err != nil {
+		u.t.Fatal(err)
+	}
+	return r
+}
+
+func payload(n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(i ^ i>>8)
+	}
+	return b
+}
+
+// socket runs setsockopt and the like on a connection's descriptor.
+func socket(t *testing.T, c syscall.Conn, fn func(fd int) error) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var inner error
+	if err := raw.Control(func(fd uintptr) { inner = fn(int(fd)) }); err != nil {
+		t.Fatal(err)
+	}
+	if inner != nil {
+		t.Fatal(inner)
+	}
+}
+
+// icmpError reads the socket's error queue (ip(7), IP_RECVERR): the kernel puts
+// an ICMP error there only if its sums are right and it quotes a packet of
+// this socket.
+type icmpError struct {
+	Offender   netip.Addr
+	Type, Code uint8
+	MTU        uint32
+}
+
+func (u *udpPair) wantError(c *net.UDPConn, want icmpError) {
+	u.t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		got, ok := readError(u.t, c)
+		switch {
+		case ok && got == want:
+			return
+		case ok:
+			u.t.Fatalf("ICMP error %+v, want %+v", got, want)
+		case time.Now().After(deadline):
+			u.t.Fatalf("no ICMP error, want %+v; reasons %v", want, u.reasons())
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func recvErrors(t *testing.T, c *net.UDPConn) {
+	t.Helper()
+	socket(t, c, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_RECVERR, 1) })
+}
+
+func readError(t *testing.T, c *net.UDPConn) (e icmpError, ok bool) {
+	t.Helper()
+	socket(t, c, func(fd int) error {
+		buf, oob := make([]byte, 2048), make([]byte, 512)
+		_, oobn, _, _, err := unix.Recvmsg(fd, buf, oob, unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+		if errors.Is(err, unix.EAGAIN) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
+		if err != nil {
+			return err
+		}
+		for _, m := range msgs {
+			// struct sock_extended_err (linux/errqueue.h), then the offender.
+			if m.Header.Level != unix.SOL_IP || m.Header.Type != unix.IP_RECVERR || len(m.Data) < 24 || m.Data[4] != 2 {
+				continue
+			}
+			e.Type, e.Code = m.Data[5], m.Data[6]
+			e.MTU = uint32(m.Data[8]) | uint32(m.Data[9])<<8
+			e.Offender = netip.AddrFrom4([4]byte(m.Data[20:24]))
+			ok = true
+		}
+		return nil
+	})
+	return e, ok
+}
+
+func setIP(t *testing.T, c *net.UDPConn, option, value int) {
+	t.Helper()
+	socket(t, c, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_IP, option, value) })
+}
+
+// Sizes around every border, in both directions, fragments among them.
+func TestDatagramSizes(t *testing.T) {
+	requireRoot(t)
+	for _, offload := range []bool{true, false} {
+		t.Run(fmt.Sprintf("offload %v", offload), func(t *testing.T) {
+			if !offload {
+				withoutOffload(t)
+			}
+			u := newUDPPair(t, udpReal, rack0)
+			for _, n := range []int{0, 1, 2, 3, 11, 12, 13, 64, 1471, 1472, 1473, 2959, 2960, 2961, 9000, 60000} {
+				u.exchange(n)
+			}
+			if r := u.reasons(); len(r) != 0 {
+				t.Errorf("reasons %v, want none", r)
+			}
+		})
+	}
+}
+
+func TestZeroChecksumStaysZero(t *testing.T) {
+	requireRoot(t)
+	withoutOffload(t)
+	u := newUDPPair(t, udpReal, rack0)
+	for _, c := range []*net.UDPConn{u.client, u.real} {
+		socket(t, c, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_NO_CHECK, 1) })
+	}
+	u.exchange(100)
+	u.exchange(4000)
+}
+
+// A datagram that may be fragmented goes through narrow places on either side.
+func TestNarrowPathWithoutDF(t *testing.T) {
+	requireRoot(t)
+	for _, dev := range []string{"inside0", "outside"} {
+		t.Run(dev, func(t *testing.T) {
+			withoutOffload(t)
+			director.mtu(t, dev, 1000)
+			u := newUDPPair(t, udpReal, rack0)
+			setIP(t, u.client, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
+			setIP(t, u.real, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
+			u.exchange(900)
+			u.exchange(1400)
+			u.exchange(5000)
+			if u.reasons()[ReasonTooBig] == 0 {
+				t.Error("nothing was too big: the test tests nothing")
+			}
+		})
+	}
+}
+
+// One that must not be is answered: with the MTU of the narrow place, and in
+// the virtual address's name.
+func TestPathMTUTowardsClient(t *testing.T) {
+	requireRoot(t)
+	t.Run("the director's own interface", func(t *testing.T) {
+		director.mtu(t, "inside0", 1400)
+		u := newUDPPair(t, udpReal, rack0)
+		recvErrors(t, u.client)
+		setIP(t, u.client, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
+		u.exchange(1372)
+		if _, err := u.client.Write(payload(1450)); err != nil {
+			t.Fatal(err)
+		}
+		u.wantError(u.client, icmpError{vip(0, 0).Addr(), 3, 4, 1400})
+		flushRoutes(t, client)
+	})
+	t.Run("a router inside", func(t *testing.T) {
+		router.mtu(t, "down", 1300)
+		u := newUDPPair(t, "10.243.0.20:5300", far)
+		recvErrors(t, u.client)
+		setIP(t, u.client, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
+		u.exchange(1272)
+		if _, err := u.client.Write(payload(1350)); err != nil {
+			t.Fatal(err)
+		}
+		u.wantError(u.client, icmpError{vip(0, 0).Addr(), 3, 4, 1300})
+		flushRoutes(t, client)
+	})
+}
+
+func TestPathMTUTowardsReal(t *testing.T) {
+	requireRoot(t)
+	director.mtu(t, "outside", 1400)
+	u := newUDPPair(t, udpReal, rack0)
+	u.exchange(100)
+	var err error
+	real := u.real
+	if err = real.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// A connected socket hears of errors.
+	rack0.do(func() {
+		u.real, err = net.DialUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(udpReal)), u.client.LocalAddr().(*net.UDPAddr))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	recvErrors(t, u.real)
+	setIP(t, u.real, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
+	if _, err := u.real.Write(payload(1450)); err != nil {
+		t.Fatal(err)
+	}
+	u.wantError(u.real, icmpError{netip.MustParseAddr("10.240.0.1"), 3, 4, 1400})
+	flushRoutes(t, rack0)
+}
+
+// flushRoutes makes a host forget the path MTUs that it has learnt.
+func flushRoutes(t *testing.T, h *host) {
+	t.Helper()
+	if err := h.sysctl("net/ipv4/route/flush", "1"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestHopLimit(t *testing.T) {
+	requireRoot(t)
+	u := newUDPPair(t, "10.243.0.20:5300", far)
+	recvErrors(t, u.client)
+	u.exchange(10)
+	for _, c := range []struct {
+		ttl int
+		who string
+	}{{1, "the director"}, {2, "a router inside"}} {
+		setIP(t, u.client, unix.IP_TTL, c.ttl)
+		if _, err := u.client.Write([]byte("far")); err != nil {
+			t.Fatal(err)
+		}
+		// Whoever it was, the client hears the virtual address.
+		u.wantError(u.client, icmpError{vip(0, 0).Addr(), 11, 0, 0})
+	}
+	setIP(t, u.client, unix.IP_TTL, 3)
+	u.exchange(10)
+}
+
+func TestPortUnreachable(t *testing.T) {
+	requireRoot(t)
+	t.Run("towards the client", func(t *testing.T) {
+		u := newUDPPair(t, udpReal, rack0)
+		recvErrors(t, u.client)
+		u.exchange(10)
+		_ = u.real.Close()
+		if _, err := u.client.Write([]byte("anybody?")); err != nil {
+			t.Fatal(err)
+		}
+		u.wantError(u.client, icmpError{vip(0, 0).Addr(), 3, 3, 0})
+	})
+	t.Run("towards the real server", func(t *testing.T) {
+		u := newUDPPair(t, udpReal, rack0)
+		u.exchange(10)
+		peer := u.client.LocalAddr().(*net.UDPAddr)
+		_ = u.client.Close()
+		_ = u.real.Close()
+		var err error
+		rack0.do(func() {
+			u.real, err = net.DialUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(udpReal)), peer)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		recvErrors(t, u.real)
+		if _, err := u.real.Write([]byte("anybody?")); err != nil {
+			t.Fatal(err)
+		}
+		u.wantError(u.real, icmpError{netip.MustParseAddr("10.1.0.50"), 3, 3, 0})
+	})
+}
+
+// A stream finds its way through narrow places: segments learn their size
+// from the errors.
+func TestStreamThroughNarrowPath(t *testing.T) {
+	requireRoot(t)
+	for _, c := range []struct {
+		name, real string
+		at, narrow *host
+		dev        string
+	}{
+		{"inside", "10.240.0.20:8000", rack0, director, "inside0"},
+		{"outside", "10.240.0.20:8000", rack0, director, "outside"},
+		{"a router inside", "10.243.0.20:8000", far, router, "down"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			withoutOffload(t)
+			c.narrow.mtu(t, c.dev, 1280)
+			p := open(t, testOptions())
+			apply(t, p, addService(model.TCP, vip(0, 80), "rr"), addReal(model.TCP, vip(0, 80), c.real, 1))
+			echoStream(t, c.at, c.real, vip(0, 80), 2<<20)
+			flushRoutes(t, client)
+			flushRoutes(t, c.at)
+		})
+	}
+}
+
+// echoStream sends size bytes through an echo server on another host, both
+// ways at once, and compares.
+func echoStream(t testing.TB, at *host, listen string, to netip.AddrPort, size int) {
+	t.Helper()
+	var (
+		l   net.Listener
+		c   net.Conn
+		err error
+		wg  sync.WaitGroup
+	)
+	at.do(func() { l, err = net.Listen("tcp4", listen) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	wg.Go(func() {
+		s, err := l.Accept()
+		if err != nil {
+			return
+		}
+		_, _ = io.Copy(s, s)
+		_ = s.Close()
+	})
+	defer func() { _ = l.Close(); wg.Wait() }()
+	client.do(func() { c, err = net.DialTimeout("tcp4", to.String(), patience) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	_ = c.SetDeadline(time.Now().Add(patience))
+	msg := payload(size)
+	wg.Go(func() {
+		_, _ = c.Write(msg)
+		_ = c.(*net.TCPConn).CloseWrite()
+	})
+	got, err := io.ReadAll(c)
+	if err != nil {
+		t.Fatalf("after %d of %d bytes: %v", len(got), size, err)
+	}
+	if !bytes.Equal(got, msg) {
+		t.Fatalf("%d bytes came back, which differ from the %d sent", len(got), size)
+	}
+}
+
+// A program with broken checksums must be found out by the tests above: here
+// is one, made from the real one by leaving out the call that corrects them.
+func TestBrokenChecksumIsNoticed(t *testing.T) {
+	requireRoot(t)
+	withoutOffload(t)
+	u := newUDPPair(t, udpReal, rack0)
+	u.exchange(100)
+	mutate(t, u.p, func(ins asm.Instructions) int {
+		n := 0
+		for i := range ins {
+			if ins[i].IsBuiltinCall() && asm.BuiltinFunc(ins[i].Constant) == asm.FnL4CsumReplace {
+				ins[i] = asm.Mov.Imm(asm.R0, 0).WithMetadata(ins[i].Metadata)
+				n++
+			}
+		}
+		return n
+	})
+	if _, err := u.client.Write([]byte("broken")); err != nil {
+		t.Fatal(err)
+	}
+	_ = u.real.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+	if n, _, err := u.real.ReadFromUDPAddrPort(make([]byte, 100)); err == nil {
+		t.Fatalf("the real server accepted %d bytes with a broken checksum: the network of these tests hides such faults", n)
+	}
+}
+
+// mutate replaces the ingress program on all interfaces by a changed one.
+func mutate(t *testing.T, p *Plane, change func(asm.Instructions) int) {
+	t.Helper()
+	spec, err := loadTc()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := change(spec.Programs[tcProgIngress].Instructions); n == 0 {
+		t.Fatal("the mutation found nothing to change")
+	}
+	for name, m := range p.t.replacements() {
+		spec.Maps[name].MaxEntries = m.MaxEntries()
+	}
+	_ = spec.Variables[tcVarCpus].Set(uint32(p.t.cpus))
+	_ = spec.Variables[tcVarMaxFlows].Set(uint32(len(p.t.flows)))
+	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: p.t.replacements()})
+	if err != nil {
+		t.Fatalf("%+v", err)
+	}
+	t.Cleanup(c.Close)
+	for _, links := range p.hooks.links {
+		if err := links[1].Update(c.Programs[tcProgIngress]); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// The fallback on the director listens on the virtual address, or on all.
+func TestLocalServer(t *testing.T) {
+	requireRoot(t)
+	p := open(t, testOptions())
+	gate := addReal(model.TCP, vip(0, 80), "127.0.0.1:80", 1)
+	gate.Real.Forward = model.Gate
+	apply(t, p, addService(model.TCP, vip(0, 80), "rr"), gate)
+	echoStream(t, director, "0.0.0.0:80", vip(0, 80), 1<<20)
+	c, err := p.Counters(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := c[0].Reals[0]; r.Connections != 1 || r.BytesIn < 1<<20 || r.BytesOut < 1<<20 {
+		t.Errorf("counters %+v: want one connection with at least %d bytes each way", r, 1<<20)
+	}
+}
+
+// masq to an address of the director itself: another port than the virtual one.
+func TestMasqToTheDirectorItself(t *testing.T) {
+	requireRoot(t)
+	withoutOffload(t)
+	p := open(t, testOptions())
+	apply(t, p, addService(model.TCP, vip(0, 80), "rr"), addReal(model.TCP, vip(0, 80), "10.240.0.1:8080", 1))
+	echoStream(t, director, "10.240.0.1:8080", vip(0, 80), 1<<20)
+}
+
+// An interface that comes later is served, one that goes is let go.
+func TestInterfacesComeAndGo(t *testing.T) {
+	requireRoot(t)
+	p := open(t, testOptions())
+	apply(t, p, addService(model.TCP, vip(0, 80), "rr"), addReal(model.TCP, vip(0, 80), "10.250.0.20:8000", 1))
+	if err := director.connect("late0", "10.250.0.1/24", rack0, "late0", "10.250.0.20/24"); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if l, err := director.LinkByName("late0"); err == nil {
+			_ = director.LinkDel(l)
+		}
+	}()
+	eventually(t, func() string { return contains(p.Info().Detail, "late0") })
+	if err := rack0.route("10.1.0.0/24", "10.250.0.1"); err != nil {
+		t.Fatal(err)
+	}
+	_, dst, _ := net.ParseCIDR("10.1.0.0/24")
+	defer func() { _ = rack0.RouteDel(&netlink.Route{Dst: dst}) }()
+	echoStream(t, rack0, "10.250.0.20:8000", vip(0, 80), 1000)
+
+	l, err := director.LinkByName("late0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := director.LinkDel(l); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() string {
+		if strings.Contains(p.Info().Detail, "late0") {
+			return "still there: " + p.Info().Detail
+		}
+		return ""
+	})
+}
+
+// Open connections follow a change of route.
+func TestRouteChangeIsFollowed(t *testing.T) {
+	requireRoot(t)
+	u := newUDPPair(t, "10.243.0.20:5300", far)
+	u.exchange(10)
+	_, dst, _ := net.ParseCIDR("10.243.0.20/32")
+	if err := director.RouteAdd(&netlink.Route{Dst: dst, Type: unix.RTN_BLACKHOLE}); err != nil {
+		t.Fatal(err)
+	}
+	was := u.reasons()[ReasonNoRoute]
+	eventually(t, func() string {
+		if _, err := u.client.Write([]byte("x")); err != nil {
+			return err.Error()
+		}
+		if u.reasons()[ReasonNoRoute] == was {
+			return "packets still take the old route"
+		}
+		return ""
+	})
+	if err := director.RouteDel(&netlink.Route{Dst: dst, Type: unix.RTN_BLACKHOLE}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() string { // drain what came through meanwhile
+		if _, err := u.client.Write([]byte("again")); err != nil {
+			return err.Error()
+		}
+		_ = u.real.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		b := make([]byte, 100)
+		n, _, err := u.real.ReadFromUDPAddrPort(b)
+		if err != nil || string(b[:n]) != "again" {
+			return fmt.Sprintf("%q %v", b[:n], err)
+		}
+		return ""
+	})
+}
+
+// When the table is full, new connections are refused and counted, and open
+// ones go on; when there is room again, it is used.
+func TestFullTable(t *testing.T) {
+	requireRoot(t)
+	o := testOptions()
+	o.MaxFlows = 16
+	var (
+		mu     sync.Mutex
+		events []string
+	)
+	o.Sink = func(e model.Event) { mu.Lock(); defer mu.Unlock(); events = append(events, e.Kind) }
+	p := open(t, o)
+	apply(t, p, addService(model.UDP, vip(0, 53), "rr"), addReal(model.UDP, vip(0, 53), udpReal, 1))
+	send := func(port int) uint32 {
+		in, err := parsePacket(fmt.Sprintf("udp 10.1.0.50:%d > 10.1.0.100:53 len=5", port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, _ := testRun(t, p, "ingress", "outside", in.ip(), 1)
+		return v
+	}
+	for i := range 16 {
+		if v := send(40000 + i); v != 7 {
+			t.Fatalf("flow %d: verdict %d, want redirect", i, v)
+		}
+	}
+	for i := range 3 {
+		if v := send(41000 + i); v != 2 {
+			t.Fatalf("flow %d beyond: verdict %d, want drop", i, v)
+		}
+	}
+	if v := send(40003); v != 7 {
+		t.Fatalf("an open flow: verdict %d, want redirect", v)
+	}
+	r, _ := p.Reasons(t.Context())
+	if r[ReasonTableFull] != 3 {
+		t.Errorf("reasons %v, want %v 3 times", r, ReasonTableFull)
+	}
+	flows, _ := p.Flows(t.Context())
+	if len(flows) != 16 {
+		t.Errorf("%d flows, want 16", len(flows))
+	}
+	if n := entries(t, p); n != 32 {
+		t.Errorf("%d entries in the index, want 32: no half connections", n)
+	}
+	eventually(t, func() string {
+		mu.Lock()
+		defer mu.Unlock()
+		if !slices.Contains(events, "table-full") {
+			return "nobody was told"
+		}
+		return ""
+	})
+	p.o.Timeouts.UDP = time.Millisecond
+	p.setTimeouts()
+	eventually(t, func() string {
+		if send(42000) != 7 {
+			return "no room after the old flows have gone"
+		}
+		return ""
+	})
+}
+
+func entries(t *testing.T, p *Plane) (n int) {
+	t.Helper()
+	var (
+		k tcTuple
+		v tcIndex
+	)
+	it := p.t.FlowIndex.Iterate()
+	for it.Next(&k, &v) {
+		n++
+	}
+	if err := it.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// Both directions of a connection die together, and leave nothing behind.
+func TestExpiry(t *testing.T) {
+	requireRoot(t)
+	o := testOptions()
+	o.Timeouts = Timeouts{SynRecv: time.Millisecond, UDP: time.Hour}
+	p := open(t, o)
+	apply(t, p,
+		addService(model.TCP, vip(0, 80), "rr"), addReal(model.TCP, vip(0, 80), "10.240.0.20:80", 1),
+		addService(model.UDP, vip(0, 53), "rr"), addReal(model.UDP, vip(0, 53), udpReal, 1))
+	for i := range 100 {
+		for _, s := range []string{"tcp 10.1.0.50:%d > 10.1.0.100:80 S", "udp 10.1.0.50:%d > 10.1.0.100:53"} {
+			in, err := parsePacket(fmt.Sprintf(s, 40000+i))
+			if err != nil {
+				t.Fatal(err)
+			}
+			testRun(t, p, "ingress", "outside", in.ip(), 1)
+		}
+	}
+	eventually(t, func() string {
+		f, _ := p.Flows(t.Context())
+		if n := entries(t, p); len(f) != 100 || n != 200 {
+			return fmt.Sprintf("%d connections and %d entries, want 100 and 200: half-open ones end after a millisecond, UDP flows stay", len(f), n)
+		}
+		return ""
+	})
+	// The rest end early when the real server is deleted and there is a crowd;
+	// otherwise they are kept as dead for a while.
+	c := addReal(model.UDP, vip(0, 53), udpReal, 1)
+	c.Op = model.RealDelete
+	apply(t, p, c)
+	if f, _ := p.Flows(t.Context()); len(f) != 0 {
+		t.Errorf("%d connections of a deleted real server", len(f))
+	}
+}
+
+// One client port towards two services with one real server: both cannot
+// have the same reply, so the second gets another real server, or none.
+func TestCollision(t *testing.T) {
+	requireRoot(t)
+	p := open(t, testOptions())
+	apply(t, p, addService(model.UDP, vip(0, 53), "rr"), addReal(model.UDP, vip(0, 53), udpReal, 1),
+		addService(model.UDP, vip(1, 53), "rr"), addReal(model.UDP, vip(1, 53), udpReal, 1))
+	send := func(to int) uint32 {
+		in, _ := parsePacket(fmt.Sprintf("udp 10.1.0.50:40000 > 10.1.0.%d:53", to))
+		v, _ := testRun(t, p, "ingress", "outside", in.ip(), 1)
+		return v
+	}
+	if v := send(100); v != 7 {
+		t.Fatalf("first: verdict %d", v)
+	}
+	if v := send(101); v != 2 {
+		t.Fatalf("second: verdict %d, want drop: its replies would be the first one's", v)
+	}
+	apply(t, p, addReal(model.UDP, vip(1, 53), "10.240.0.21:5300", 1))
+	if v := send(101); v != 7 {
+		t.Fatalf("second with another real server: verdict %d", v)
+	}
+	if n := entries(t, p); n != 4 {
+		t.Errorf("%d entries, want 4", n)
+	}
+}
+
+func TestAdoption(t *testing.T) {
+	requireRoot(t)
+	o := testOptions()
+	p := open(t, o)
+	apply(t, p, addService(model.TCP, vip(0, 80), "wrr"), addReal(model.TCP, vip(0, 80), "10.240.0.20:8000", 3))
+	want, _ := p.Read(t.Context())
+
+	t.Run("another layout is refused with the way out", func(t *testing.T) {
+		p.t.control.Abi ^= 1
+		defer func() { p.t.control.Abi ^= 1 }()
+		_, err := Open(o)
+		if !errors.Is(err, ErrOtherVersion) || !strings.Contains(err.Error(), "remove the directory") {
+			t.Errorf("open: %v", err)
+		}
+	})
+	t.Run("another namespace is refused", func(t *testing.T) {
+		var err error
+		client.do(func() { _, err = Open(o) })
+		if !errors.Is(err, ErrOtherNamespace) {
+			t.Errorf("open: %v", err)
+		}
+	})
+	t.Run("packets flow while nobody is there, and counters go on", func(t *testing.T) {
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+		echoStream(t, rack0, "10.240.0.20:8000", vip(0, 80), 100000)
+		o := o
+		o.MaxFlows = 99 // sizes of an adopted table stay
+		p = open(t, o)
+		got, err := p.Read(t.Context())
+		if err != nil || got.String() != want.String() {
+			t.Errorf("read: %v, %v; want %v", got, err, want)
+		}
+		c, err := p.Counters(t.Context())
+		if err != nil || c[0].Connections != 1 || c[0].BytesIn < 100000 {
+			t.Errorf("counters %+v, %v", c, err)
+		}
+		if i := p.Info(); i.Size != 4096 || !strings.Contains(i.Detail, "adopted") {
+			t.Errorf("info %+v", i)
+		}
+	})
+	t.Run("a start that was cut short is begun again", func(t *testing.T) {
+		p.t.control.Abi = 0
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+		p = open(t, o)
+		if got, err := p.Read(t.Context()); err != nil || len(got.Services) != 0 {
+			t.Errorf("read: %v, %v; want an empty table", got, err)
+		}
+	})
+	t.Run("remove leaves nothing", func(t *testing.T) {
+		if err := p.Remove(); err != nil {
+			t.Fatal(err)
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(o.Dir, &st); !errors.Is(err, unix.ENOENT) {
+			t.Errorf("%s is still there: %v", o.Dir, err)
+		}
+	})
+}
+
+func TestNoBPFFileSystem(t *testing.T) {
+	requireRoot(t)
+	_, err := Open(Options{Dir: t.TempDir()})
+	if err == nil || !strings.Contains(err.Error(), "mount -t bpf") {
+		t.Errorf("open: %v, want the way out", err)
+	}
+}
+
+func TestSupported(t *testing.T) {
+	requireRoot(t)
+	if err := Supported(); err != nil {
+		t.Errorf("this machine runs these tests, but: %v", err)
+	}
+}
+
+func contains(s, want string) string {
+	if strings.Contains(s, want) {
+		return ""
+	}
+	return fmt.Sprintf("%q has no %q", s, want)
+}
+
+func eventually(t *testing.T, ok func() string) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		said := ok()
+		if said == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %v: %s", patience, said)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}

@@ -1,0 +1,143 @@
+package ebpf
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+)
+
+func TestRing(t *testing.T) {
+	for _, c := range []struct {
+		sched   scheduler
+		weights []int
+		want    []int
+	}{
+		{roundRobin, nil, []int{}},
+		{roundRobin, []int{0, 0}, []int{}},
+		{roundRobin, []int{1, 1, 1}, []int{0, 1, 2}},
+		{roundRobin, []int{5, 0, 1}, []int{0, 2}},
+		{weightedRoundRobin, []int{0}, []int{}},
+		{weightedRoundRobin, []int{1, 1}, []int{0, 1}},
+		{weightedRoundRobin, []int{300, 100}, []int{0, 0, 1, 0}},
+		{weightedRoundRobin, []int{4, 3, 2, 1}, []int{0, 1, 2, 0, 1, 3, 0, 2, 1, 0}},
+		{weightedRoundRobin, []int{5, 1, 1}, []int{0, 0, 0, 1, 2, 0, 0}},
+	} {
+		t.Run(fmt.Sprintf("%s %v", c.sched, c.weights), func(t *testing.T) {
+			if d := cmp.Diff(c.want, ring(c.sched, c.weights)); d != "" {
+				t.Errorf("(-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+func TestRingShares(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		weights := rapid.SliceOfN(rapid.IntRange(0, maxWeight), 1, 40).Draw(t, "weights")
+		turns := ring(weightedRoundRobin, weights)
+		if len(turns) > max(minRing, 16*len(weights))+len(weights) {
+			t.Fatalf("%d turns for %d servers", len(turns), len(weights))
+		}
+		got, sum := make([]int, len(weights)), 0
+		for _, i := range turns {
+			got[i]++
+		}
+		for _, w := range weights {
+			sum += w
+		}
+		for i, w := range weights {
+			switch {
+			case w == 0 && got[i] != 0:
+				t.Fatalf("weight 0 got %d turns", got[i])
+			case w > 0 && got[i] == 0:
+				t.Fatalf("weight %d of %d got no turn among %d", w, sum, len(turns))
+			}
+			// Off by one turn, or by what those with less than one turn were given.
+			if want := float64(w) * float64(len(turns)) / float64(max(sum, 1)); w > 0 && got[i] > 1 &&
+				(float64(got[i]) < want-1-float64(len(weights))/2 || float64(got[i]) > want+1+float64(len(weights))/2) {
+				t.Fatalf("weight %d of %d got %d of %d turns, want %.1f", w, sum, got[i], len(turns), want)
+			}
+		}
+		// Smooth: in the first n turns everyone has had about n's share of its turns.
+		seen := make([]int, len(weights))
+		for n, i := range turns {
+			seen[i]++
+			fair := float64(got[i]) * float64(n+1) / float64(len(turns))
+			if d := float64(seen[i]) - fair; d > 2+float64(len(weights))/2 || d < -2-float64(len(weights))/2 {
+				t.Fatalf("server %d has had %d of its %d turns after %d of %d", i, seen[i], got[i], n+1, len(turns))
+			}
+		}
+	})
+}
+
+func TestSpace(t *testing.T) {
+	settled := 0
+	s := newSpace(10)
+	s.settle = func() error { settled++; return nil }
+	take := func(n, want uint32) {
+		t.Helper()
+		if at, ok := s.take(n); !ok || at != want {
+			t.Fatalf("take %d: %d, %v; want %d", n, at, ok, want)
+		}
+	}
+	take(4, 0)
+	take(4, 4)
+	s.give(0, 4)
+	take(2, 8) // what was given back is not handed out while programs may look at it
+	if settled != 0 {
+		t.Fatal("waited without need")
+	}
+	take(3, 0)
+	if settled != 1 {
+		t.Fatalf("waited %d times, want once before elements are used again", settled)
+	}
+	if _, ok := s.take(2); ok {
+		t.Fatal("took what is not there")
+	}
+	take(1, 3)
+	s.give(8, 2)
+	s.give(4, 4)
+	s.give(0, 4)
+	take(10, 0) // pieces grow together again
+
+	r := newSpace(10)
+	if !r.reserve(3, 4) || r.reserve(6, 2) || !r.reserve(0, 3) || !r.reserve(7, 3) {
+		t.Fatalf("reserve: %+v", r.free)
+	}
+}
+
+// Any sequence of taking and giving back never hands out an element twice.
+func TestSpaceAnySequence(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := newSpace(64)
+		s.settle = func() error { return nil }
+		var held []extent
+		owner := [64]bool{}
+		for range rapid.IntRange(0, 60).Draw(t, "steps") {
+			if len(held) > 0 && rapid.Bool().Draw(t, "give") {
+				i := rapid.IntRange(0, len(held)-1).Draw(t, "which")
+				e := held[i]
+				held = slices.Delete(held, i, i+1)
+				for k := range e.n {
+					owner[e.from+k] = false
+				}
+				s.give(e.from, e.n)
+				continue
+			}
+			n := rapid.Uint32Range(1, 9).Draw(t, "n")
+			at, ok := s.take(n)
+			if !ok {
+				continue
+			}
+			for k := range n {
+				if owner[at+k] {
+					t.Fatalf("element %d handed out twice", at+k)
+				}
+				owner[at+k] = true
+			}
+			held = append(held, extent{at, n})
+		}
+	})
+}
