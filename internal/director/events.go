@@ -94,7 +94,7 @@ func (s *state) changed(c model.Change, when stage) model.Event {
 		}
 	}
 	switch {
-	case c.Op == model.RealDelete && ours:
+	case c.Op == model.RealDelete && ours && when == starting:
 		return event(model.LevelWarning, what+"-deleted", subject, "Deleted %s server: %s (%s)", what, row, v)
 	case c.Op == model.RealDelete:
 		return event(model.LevelInfo, "real-purged", subject, "Purged real server (%s): %s (%s)", when, row, v)

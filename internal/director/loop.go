@@ -565,46 +565,27 @@ func (r *run) drain() {
 	}
 }
 
-// withdraw takes the services with CleanStop out of the table.
+// withdraw takes the services with CleanStop out of the table: as ldirectord
+// does, first the real servers that are up, then the service.
 func (r *run) withdraw() {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.ctx), stopLimit)
 	defer cancel()
-	st := r.st
-	var changes []model.Change
-	for i := range st.director.Services {
-		svc := &st.director.Services[i]
-		if svc.CleanStop && st.have.Find(svc.Virtual.Key) != nil {
-			changes = append(changes, model.Change{Op: model.ServiceDelete, Service: model.VirtualService{Key: svc.Virtual.Key}})
-		}
-	}
+	changes := r.st.withdrawal()
 	if len(changes) == 0 {
 		return
 	}
-	err := r.cfg.Plane.Apply(ctx, changes)
-	failed, err := refusals(changes, err)
+	failed, err := refusals(changes, r.cfg.Plane.Apply(ctx, changes))
 	if err != nil {
 		r.emit(event(model.LevelError, "plane-failed", "", "The services could not be taken out of the %s plane: %v", r.cfg.Plane.Info().Name, err))
 		return
 	}
-	for n, c := range changes {
-		if failed[n] != nil {
-			r.emit(event(model.LevelError, "apply-failed", c.Service.Key.String(), "The data plane refused a change: %s: %v", c, failed[n]))
-			continue
-		}
-		i := st.index[c.Service.Key]
-		for j, s := range st.health[i] {
-			if s.Status == model.Up {
-				row := st.director.Services[i].Reals[j].Addr
-				r.emit(event(model.LevelInfo, "real-purged", c.Service.Key.String()+" "+row.String(), "Purged real server (%s): %s (%s)", stopping, row, virtualText(c.Service.Key)))
-			}
-		}
-		r.emit(st.changed(c, stopping))
-	}
 	r.mu.Lock()
+	r.st.record(r.st.have, r.st.last, changes, failed)
+	r.mu.Unlock()
 	for n, c := range changes {
 		if failed[n] == nil {
-			_ = st.have.Perform(c)
+			r.emit(r.st.changed(c, stopping))
 		}
 	}
-	r.mu.Unlock()
+	r.tellRefused(changes, failed)
 }

@@ -197,6 +197,27 @@ func undo(t *model.Table, have model.Table, c model.Change) {
 	}
 }
 
+// withdrawal lists the changes that take the services with CleanStop out.
+func (s *state) withdrawal() []model.Change {
+	var changes []model.Change
+	for i := range s.director.Services {
+		svc := &s.director.Services[i]
+		k := svc.Virtual.Key
+		have := s.have.Find(k)
+		if !svc.CleanStop || have == nil {
+			continue
+		}
+		for j, st := range s.health[i] {
+			row := have.Find(balance.RowAddr(k, svc.Reals[j].RealServer))
+			if st.Status == model.Up && row != nil {
+				changes = append(changes, model.Change{Op: model.RealDelete, Service: model.VirtualService{Key: k}, Real: *row})
+			}
+		}
+		changes = append(changes, model.Change{Op: model.ServiceDelete, Service: model.VirtualService{Key: k}})
+	}
+	return changes
+}
+
 // configured finds the real server of a service that stands in a row; of
 // several the one that is up.
 func (s *state) configured(svc int, row netip.AddrPort) (real int, ok bool) {
