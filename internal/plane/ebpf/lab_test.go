@@ -232,18 +232,28 @@ func (h *host) do(fn func()) {
 	fn()
 }
 
-// mtu sets an interface's MTU until the test ends.
+// mtu sets the MTU of an interface, and of the other end of its link, until
+// the test ends: on veth a frame larger than the receiver's MTU is lost.
 func (h *host) mtu(t *testing.T, name string, mtu int) {
 	t.Helper()
-	l, err := h.LinkByName(name)
-	if err != nil {
-		t.Fatal(err)
+	peer := map[string]struct {
+		h    *host
+		name string
+	}{"outside": {client, "eth0"}, "inside0": {rack0, "eth0"}, "down": {far, "eth0"}}[name]
+	for _, e := range []struct {
+		h    *host
+		name string
+	}{{h, name}, peer} {
+		l, err := e.h.LinkByName(e.name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		was := l.Attrs().MTU
+		if err := e.h.LinkSetMTU(l, mtu); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = e.h.LinkSetMTU(l, was) })
 	}
-	was := l.Attrs().MTU
-	if err := h.LinkSetMTU(l, mtu); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = h.LinkSetMTU(l, was) })
 }
 
 // offload switches transmit checksums (ethtool -K tx) until the test ends.
@@ -343,4 +353,4 @@ func apply(t testing.TB, p *Plane, changes ...model.Change) {
 
 // patience bounds waiting for what must happen; it never decides that
 // something is right.
-const patience = 15 * time.Second
+const patience = 10 * time.Second

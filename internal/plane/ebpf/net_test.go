@@ -393,6 +393,7 @@ func echoStream(t testing.TB, at *host, listen string, to netip.AddrPort, size i
 		if err != nil {
 			return
 		}
+		_ = s.SetDeadline(time.Now().Add(patience))
 		_, _ = io.Copy(s, s)
 		_ = s.Close()
 	})
@@ -711,7 +712,7 @@ func TestCollision(t *testing.T) {
 
 func TestAdoption(t *testing.T) {
 	requireRoot(t)
-	o := testOptions()
+	whole, o := t, testOptions()
 	p := open(t, o)
 	apply(t, p, addService(model.TCP, vip(0, 80), "wrr"), addReal(model.TCP, vip(0, 80), "10.240.0.20:8000", 3))
 	want, _ := p.Read(t.Context())
@@ -738,7 +739,7 @@ func TestAdoption(t *testing.T) {
 		echoStream(t, rack0, "10.240.0.20:8000", vip(0, 80), 100000)
 		o := o
 		o.MaxFlows = 99 // sizes of an adopted table stay
-		p = open(t, o)
+		p = open(whole, o)
 		got, err := p.Read(t.Context())
 		if err != nil || got.String() != want.String() {
 			t.Errorf("read: %v, %v; want %v", got, err, want)
@@ -756,7 +757,7 @@ func TestAdoption(t *testing.T) {
 		if err := p.Close(); err != nil {
 			t.Fatal(err)
 		}
-		p = open(t, o)
+		p = open(whole, o)
 		if got, err := p.Read(t.Context()); err != nil || len(got.Services) != 0 {
 			t.Errorf("read: %v, %v; want an empty table", got, err)
 		}
