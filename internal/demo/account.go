@@ -61,29 +61,23 @@ func (a *account) answeredSince(t time.Time) bool {
 	return len(a.good) > 0 && a.good[len(a.good)-1].After(t)
 }
 
-// gap is the longest time without a correct answer that overlaps the span
-// from the cause until `until`. When no answer came after the cause it is the
-// whole rest, and ok is false.
+// gap is the longest time without a correct answer within the span from the
+// cause until `until`, counted from the last answer before the cause. ok is
+// false when none came after the cause.
 func (a *account) gap(cause, until time.Time) (longest time.Duration, ok bool) {
 	a.mu.Lock()
 	good := slices.Clone(a.good)
 	a.mu.Unlock()
 	slices.SortFunc(good, time.Time.Compare)
 	last := cause
-	for i, t := range good {
-		if !t.After(cause) {
-			last = t
-			continue
-		}
-		if i > 0 && good[i-1].After(until) {
+	for _, t := range good {
+		if t.After(until) {
 			break
 		}
-		longest = max(longest, t.Sub(last))
+		if t.After(cause) {
+			longest, ok = max(longest, t.Sub(last)), true
+		}
 		last = t
-		ok = true
 	}
-	if !ok {
-		return until.Sub(last), false
-	}
-	return longest, true
+	return max(longest, until.Sub(last)), ok
 }

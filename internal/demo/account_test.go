@@ -15,19 +15,20 @@ func TestGapIsTheLongestSilenceAroundTheCause(t *testing.T) {
 		want  time.Duration
 		ok    bool
 	}{
-		{"an answer each millisecond: no gap worth the name", []int{8, 9, 10, 11, 12, 13}, time.Millisecond, true},
-		{"the director dies at 10 and its successor answers at 55", []int{8, 9, 10, 55, 56}, 45 * time.Millisecond, true},
-		{"answers under way at the cause still arrive", []int{9, 11, 40, 41}, 29 * time.Millisecond, true},
-		{"a silence before the cause is not its doing", []int{0, 9, 11, 12}, 2 * time.Millisecond, true},
-		{"reports of parallel probes come slightly out of order", []int{9, 12, 11, 30, 29}, 17 * time.Millisecond, true},
-		{"nobody answers any more", []int{8, 9}, 91 * time.Millisecond, false},
+		{"an answer each five: no gap worth the name", []int{0, 5, 10, 15, 20, 25, 30}, 5 * time.Millisecond, true},
+		{"the director dies at 10 and its successor answers at 25", []int{8, 9, 10, 25, 28}, 15 * time.Millisecond, true},
+		{"answers under way at the cause still arrive", []int{9, 11, 28}, 17 * time.Millisecond, true},
+		{"a silence before the cause is not its doing", []int{0, 9, 11, 15, 20, 25, 30}, 5 * time.Millisecond, true},
+		{"reports of parallel probes come slightly out of order", []int{9, 12, 11, 25, 24, 30}, 12 * time.Millisecond, true},
+		{"a silence after the span is another event's", []int{9, 14, 19, 24, 29, 90}, 5 * time.Millisecond, true},
+		{"nobody answers any more", []int{8, 9}, 21 * time.Millisecond, false},
 	} {
 		t.Run(c.story, func(t *testing.T) {
 			a := newAccount()
 			for _, ms := range c.good {
 				a.add(at(ms), "web1")
 			}
-			got, ok := a.gap(at(10), at(100))
+			got, ok := a.gap(at(10), at(30))
 			if got != c.want || ok != c.ok {
 				t.Errorf("gap = %v, %v; want %v, %v", got, ok, c.want, c.ok)
 			}

@@ -26,7 +26,7 @@ func paced(hacf string, d time.Duration) string {
 		"keepalive": {"keepalive " + ms(dead/5)},
 		"warntime":  {"warntime " + ms(dead*3/5)},
 		"deadtime":  {"deadtime " + ms(dead)},
-		"initdead":  {"initdead " + ms(dead*3)},
+		"initdead":  {"initdead 10"},
 	})
 }
 

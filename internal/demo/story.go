@@ -33,6 +33,13 @@ type Options struct {
 	Linger   func(ctx context.Context, hint string)
 }
 
+// Causes of a change of director.
+const (
+	causeHandover = "handover" // a clean stop
+	causeFailback = "failback" // the other way, when the first director is back
+	causeCrash    = "crash"
+)
+
 // Report is the measured result, one JSON object.
 type Report struct {
 	Mode         string         `json:"mode"` // netns or loopback
@@ -42,11 +49,12 @@ type Report struct {
 	Failed       int            `json:"failed"`       // without a correct answer
 	Distribution map[string]int `json:"distribution"` // correct answers for each real server
 	Failovers    []Failover     `json:"failovers"`
+	failback     *Failover
 }
 
 // Failover is one change of director as the client saw it.
 type Failover struct {
-	Cause  string  `json:"cause"`  // handover or crash
+	Cause  string  `json:"cause"`  // handover, crash
 	GapMS  float64 `json:"gap_ms"` // longest time without a correct answer around it
 	From   string  `json:"from"`
 	To     string  `json:"to"`
@@ -99,6 +107,7 @@ type teller struct {
 	began time.Time
 	acc   *account
 	marks []mark
+	ended time.Time // of the load
 }
 
 // mark is a failover with the moment it was caused.
@@ -159,6 +168,7 @@ func (d *teller) underLoad(ctx context.Context, stop func()) error {
 	begin := time.Now()
 	story := d.events(ctx, begin)
 	until(ctx, begin.Add(d.Duration))
+	d.ended = time.Now()
 	stop()
 	loadErr := wait()
 	pw.Close()
@@ -190,7 +200,7 @@ func (d *teller) events(ctx context.Context, begin time.Time) error {
 	d.say("real server %s is back", victim)
 
 	until(ctx, at(0.28))
-	d.mark("handover", first, second)
+	d.mark(causeHandover, first, second)
 	d.say("heartbeat is stopped on %s: it hands over", first)
 	if err := d.stage.stopNode(ctx, first); err != nil {
 		return err
@@ -201,6 +211,7 @@ func (d *teller) events(ctx context.Context, begin time.Time) error {
 	d.say("%s serves; longest gap so far %.1f ms", second, d.gapSince())
 
 	until(ctx, at(0.42))
+	d.mark(causeFailback, second, first)
 	if err := d.stage.startNode(ctx, first); err != nil {
 		return err
 	}
@@ -211,7 +222,7 @@ func (d *teller) events(ctx context.Context, begin time.Time) error {
 	d.say("%s holds the service address again", first)
 
 	until(ctx, at(0.65))
-	d.mark("crash", first, second)
+	d.mark(causeCrash, first, second)
 	if err := d.stage.crash(ctx, first); err != nil {
 		return err
 	}
@@ -307,13 +318,18 @@ func (d *teller) report(st api.Status) Report {
 	r := Report{Mode: d.stage.mode(), Plane: st.Plane, RealServers: len(d.stage.reals()),
 		Requests: d.acc.total, Failed: d.acc.failed, Distribution: d.acc.snapshot()}
 	for i, m := range d.marks {
-		end := time.Now()
+		end := d.ended
 		if i+1 < len(d.marks) {
 			end = d.marks[i+1].at
 		}
 		gap, ok := d.acc.gap(m.at, end)
-		r.Failovers = append(r.Failovers, Failover{Cause: m.cause, GapMS: float64(gap.Round(10*time.Microsecond)) / 1e6,
-			From: string(m.from), To: string(m.to), served: ok})
+		f := Failover{Cause: m.cause, GapMS: float64(gap.Round(10*time.Microsecond)) / 1e6,
+			From: string(m.from), To: string(m.to), served: ok}
+		if m.cause == causeFailback {
+			r.failback = &f
+			continue
+		}
+		r.Failovers = append(r.Failovers, f)
 	}
 	return r
 }
@@ -323,7 +339,11 @@ func (d *teller) summarize(r Report) {
 	fmt.Fprintf(w, "\n%d requests, %d without a correct answer (%.3f %%)\n", r.Requests, r.Failed,
 		100*float64(r.Failed)/float64(max(r.Requests, 1)))
 	fmt.Fprintf(w, "answers: %s\n", spread(r.Distribution))
-	for _, f := range r.Failovers {
+	all := slices.Clone(r.Failovers)
+	if r.failback != nil {
+		all = slices.Insert(all, 1, *r.failback)
+	}
+	for _, f := range all {
 		fmt.Fprintf(w, "%-9s %s -> %s   longest time without an answer %.1f ms\n", f.Cause, f.From, f.To, f.GapMS)
 	}
 }

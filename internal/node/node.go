@@ -249,7 +249,7 @@ func (n *clusterNode) agentFor(r model.Resource) (agent.Agent, error) {
 		}
 		return heldAddress{address: a, addr: a.Addr(), book: n.book}, nil
 	case agent.KindDirector:
-		name := "ldirectord.cf"
+		name := "ldirectord" // what config calls the director of the default file
 		if len(r.Args) > 0 {
 			name = r.Args[0]
 		}
