@@ -306,7 +306,7 @@ func (c *boundConn) Close() error {
 }
 
 // verifyChain holds a server's certificate against the system's authorities
-// (SSL_CERT_FILE and SSL_CERT_DIR are honoured).
+// (SSL_CERT_FILE and SSL_CERT_DIR are honored).
 func verifyChain(cs tls.ConnectionState) error {
 	opts := x509.VerifyOptions{Intermediates: x509.NewCertPool()}
 	for _, c := range cs.PeerCertificates[1:] {

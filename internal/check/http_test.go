@@ -290,7 +290,7 @@ func TestHTTPSVerifiesTheChainAndNothingElse(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			sni := make(chan string, 1)
-			s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "alive") }))
+			s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "alive") }))
 			s.Config.ErrorLog = log.New(io.Discard, "", 0)
 			s.TLS = &tls.Config{Certificates: []tls.Certificate{tc.cert}, GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 				sni <- h.ServerName

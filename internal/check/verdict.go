@@ -67,8 +67,7 @@ func failed(ctx, within context.Context, err error, limit time.Duration) model.V
 func plain(err error) string {
 	var op *net.OpError
 	if errors.As(err, &op) && op.Err != nil {
-		var sys *os.SyscallError
-		if errors.As(op.Err, &sys) {
+		if sys, ok := errors.AsType[*os.SyscallError](op.Err); ok {
 			return sys.Err.Error()
 		}
 		return op.Err.Error()

@@ -241,8 +241,7 @@ func refusals(changes []model.Change, err error) (map[int]error, error) {
 			}
 			return other
 		}
-		var row *plane.RowError
-		if errors.As(err, &row) {
+		if row, ok := errors.AsType[*plane.RowError](err); ok {
 			byText[row.Change.String()] = row.Err
 			return nil
 		}
