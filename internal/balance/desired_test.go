@@ -73,7 +73,7 @@ func noFallback(s *model.Service) { s.Fallback = nil }
 // without a verdict), trusted (the same, and the answer was unknown) or new.
 func states(words string) []State {
 	var out []State
-	for _, w := range strings.FieldsSeq(words) {
+	for w := range strings.FieldsSeq(words) {
 		out = append(out, map[string]State{
 			"up": {Status: model.Up, Answered: true, Confirmed: true}, "down": {Status: model.Down, Failures: 1, Answered: true, Confirmed: true},
 			"unknown": {Answered: true}, "trusted": {Status: model.Up, Answered: true}, "adopted": {Status: model.Up}, "new": {},

@@ -274,7 +274,8 @@ func (r httpRequest) open(ctx context.Context) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn = &boundConn{Conn: conn, stop: context.AfterFunc(ctx, func() { _ = conn.Close() })}
+	raw := conn
+	conn = &boundConn{Conn: raw, stop: context.AfterFunc(ctx, func() { _ = raw.Close() })}
 	if deadline, ok := ctx.Deadline(); ok {
 		_ = conn.SetDeadline(deadline)
 	}
