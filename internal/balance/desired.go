@@ -102,7 +102,6 @@ func desiredRows(svc *model.Service, states []State, have []model.RealServer) []
 		row := svc.Reals[j].RealServer
 		row.Addr = RowAddr(key, row)
 		ours = append(ours, row.Addr)
-		old, present := findRow(have, row.Addr)
 		switch st.Status {
 		case model.Up:
 			rows = append(rows, row)
@@ -111,7 +110,7 @@ func desiredRows(svc *model.Service, states []State, have []model.RealServer) []
 				rows = append(rows, model.RealServer{Addr: row.Addr, Forward: row.Forward})
 			}
 		case model.Unknown:
-			if present {
+			if old, present := findRow(have, row.Addr); present {
 				rows = append(rows, old)
 			}
 		}
@@ -121,12 +120,15 @@ func desiredRows(svc *model.Service, states []State, have []model.RealServer) []
 		row := *svc.Fallback
 		row.Addr, row.Weight = RowAddr(key, row), 1
 		ours = append(ours, row.Addr)
-		switch old, present := findRow(have, row.Addr); {
-		case live == model.Down:
+		switch live {
+		case model.Down:
 			rows = append(rows, row)
 			replaced = true
-		case live == model.Unknown && present:
-			rows = append(rows, old)
+		case model.Unknown:
+			if old, present := findRow(have, row.Addr); present {
+				rows = append(rows, old)
+			}
+		case model.Up:
 		}
 	}
 	if !answered || !confirmed && !replaced {
@@ -144,6 +146,13 @@ func desiredRows(svc *model.Service, states []State, have []model.RealServer) []
 // configured real servers may share a row (the same one twice, two ports of a
 // gate server, a fallback on a real server's address).
 func unique(rows []model.RealServer) []model.RealServer {
+	increasing := true
+	for i := 1; increasing && i < len(rows); i++ {
+		increasing = rows[i-1].Addr.Compare(rows[i].Addr) < 0
+	}
+	if increasing {
+		return rows // as in most configurations
+	}
 	slices.SortStableFunc(rows, func(a, b model.RealServer) int {
 		return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(min(b.Weight, 1), min(a.Weight, 1)))
 	})
