@@ -141,7 +141,7 @@ static __always_inline void account(struct __sk_buff *skb, const struct packet *
 	/* The line is shared between processors: written when it matters only. */
 	if (now - f->seen > 127)
 		f->seen = now;
-	if (p->t.proto == IPPROTO_TCP && p->l4) {
+	if (p->t.proto == IPPROTO_TCP) {
 		if (f->state != FLOW_ESTABLISHED || (p->tcp_flags & (TCP_FIN | TCP_RST))) {
 			__u8 state = tcp_state(f, h->dir, p->tcp_flags);
 

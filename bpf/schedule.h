@@ -25,7 +25,7 @@ static __always_inline int take_slot(__u32 *slot)
 	return -1;
 }
 
-/* claim enters one direction into the index. An entry of a connection that is
+/* claim enters the way back into the index. An entry of a connection that is
  * over gives way. */
 static __noinline int claim(struct tuple *t, struct index *ix, __u32 now)
 {
@@ -92,6 +92,12 @@ static __always_inline enum reason open_flow(const struct packet *p, struct serv
 	to_client.slot = slot | INDEX_TO_CLIENT;
 	to_real.gen = to_client.gen = h->gen;
 
+	/* Both entries are made before the generation is: until then nobody can
+	 * follow them, and what has both is alive at once. */
+	if (bpf_map_update_elem(&flow_index, &out, &to_real, BPF_NOEXIST)) {
+		bpf_map_push_elem(&free_slots, &slot, 0);
+		return REASON_RACE; /* another processor has opened it meanwhile */
+	}
 	turn = __sync_fetch_and_add(&s->next, 1);
 	for (i = 0; i < TURNS; i++) {
 		__u32 at = first + (turn + i) % count;
@@ -128,20 +134,13 @@ static __always_inline enum reason open_flow(const struct packet *p, struct serv
 		}
 		why = REASON_COLLISION;
 	}
-	if (why == REASON_NONE) {
-		WRITE_ONCE(f->gen, h->gen);
-		if (claim(&out, &to_real, now)) {
-			/* Another processor has opened it meanwhile. */
-			WRITE_ONCE(f->gen, h->gen + 1);
-			bpf_map_delete_elem(&flow_index, &back);
-			why = REASON_RACE;
-		}
-	}
 	if (why != REASON_NONE) {
-		f->state = FLOW_NONE;
+		bpf_map_delete_elem(&flow_index, &out);
 		bpf_map_push_elem(&free_slots, &slot, 0);
 		return why;
 	}
+	/* Ordered after all of the above (an atomic with a result is a barrier). */
+	__sync_val_compare_and_swap(&f->gen, h->gen - 1, h->gen);
 	h->rc->count.connections++;
 	return REASON_NONE;
 }

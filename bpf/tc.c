@@ -70,6 +70,7 @@ static __always_inline int carry(struct __sk_buff *skb, struct packet *p, struct
 					   p->t.dport, &r);
 	/* The record was ours while we read it, or it was not: a slot given to
 	 * another connection has another generation. */
+	asm volatile("" ::: "memory");
 	if (READ_ONCE(f->gen) != h->gen)
 		return drop(REASON_RACE);
 	if (why != REASON_NONE && !to_real)

@@ -62,7 +62,7 @@ type ending struct {
 }
 
 // Apply carries out changes as the contract says.
-func (p *Plane) Apply(ctx context.Context, changes []model.Change) error {
+func (p *Plane) Apply(_ context.Context, changes []model.Change) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
