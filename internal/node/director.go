@@ -56,17 +56,22 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.Close()) }()
+	active := !o.DryRun || o.Hooks || o.Events != ""
+	sink := stderr
+	if active { // a dry run leaves the host's log file alone, too
+		sink = fanOut(stderr, logfile.Ldirectord(logfile.LdirectordOptions{
+			LogFile: cfg.LogFile, Instance: cfg.Name, PID: os.Getpid(), Sink: stderr}))
+	}
 	loop, err := director.New(director.Config{
 		Director: *cfg,
 		Plane:    p,
-		Sink: fanOut(stderr, logfile.Ldirectord(logfile.LdirectordOptions{
-			LogFile: cfg.LogFile, Instance: cfg.Name, PID: os.Getpid(), Sink: stderr})),
+		Sink:     sink,
 		Load: func() (*model.Director, error) { return loadDirector(o.Config) },
 	})
 	if err != nil {
 		return err
 	}
-	loop.SetActive(!o.DryRun || o.Hooks || o.Events != "")
+	loop.SetActive(active)
 	d := &loneDirector{node: reader.Host.NodeName, loop: loop, plane: p, rates: newRateMeter(p)}
 	server, err := api.Listen(dir.socket(), d)
 	if err != nil {
