@@ -215,7 +215,7 @@ func testRun(t testing.TB, p *Plane, hook, dev string, ip []byte, repeat uint32)
 	o := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256), Context: ctx, Repeat: repeat}
 	verdict, err = prog.Run(o)
 	if err != nil {
-		t.Fatalf("test-run: %v", err)
+		t.Fatalf("test-run of %d bytes: %v", len(frame), err)
 	}
 	return verdict, o.DataOut[14:]
 }

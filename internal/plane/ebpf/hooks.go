@@ -121,9 +121,11 @@ func (h *hooks) attach(ifindex int, name string) error {
 		err   error
 	)
 	if h.tcx {
-		links, err = h.attachTCX(ifindex)
-	} else {
-		err = h.attachFilters(ifindex)
+		if links, err = h.attachTCX(ifindex); err == nil {
+			removeFilters(ifindex) // of a start without tcx
+		}
+	} else if err = h.attachFilters(ifindex); err == nil {
+		h.removePins(ifindex) // of a start with it
 	}
 	if err != nil {
 		if _, gone := netlink.LinkByIndex(ifindex); gone != nil {
@@ -243,6 +245,12 @@ func (h *hooks) removeStale(there map[int]bool) {
 		if i, err := strconv.Atoi(num); err == nil && !there[i] {
 			_ = os.Remove(filepath.Join(h.dir, e.Name()))
 		}
+	}
+}
+
+func (h *hooks) removePins(ifindex int) {
+	for _, suffix := range []string{"-ingress", "-egress"} {
+		_ = os.Remove(filepath.Join(h.dir, strconv.Itoa(ifindex)+suffix))
 	}
 }
 

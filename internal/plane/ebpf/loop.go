@@ -34,13 +34,13 @@ func (p *Plane) start(ctx context.Context) error {
 	}
 	// What came between the first scan and the subscription.
 	if err := p.hooks.scan(); err != nil {
-		p.event(model.LevelWarning, "attach-failed", "", err.Error())
+		p.event(model.LevelWarning, "attach-failed", err.Error())
 	}
 	p.done.Go(func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		defer func() { _ = ns.Close() }()
 		if err := netns.Set(ns); err != nil {
-			p.event(model.LevelError, "namespace", "", fmt.Sprintf("enter own network namespace: %v", err))
+			p.event(model.LevelError, "namespace", fmt.Sprintf("enter own network namespace: %v", err))
 		}
 		p.loop(ctx, ns, news)
 	})
@@ -88,7 +88,7 @@ func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news) {
 				<-n.links
 			}
 			if err := p.hooks.scan(); err != nil {
-				p.event(model.LevelWarning, "attach-failed", "", err.Error())
+				p.event(model.LevelWarning, "attach-failed", err.Error())
 			}
 		case _, ok := <-n.routes:
 			lost = !ok
@@ -101,12 +101,12 @@ func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news) {
 			n.stop()
 			fresh, err := subscribe(ctx, ns)
 			if err != nil {
-				p.event(model.LevelError, "subscribe", "", err.Error())
+				p.event(model.LevelError, "subscribe", err.Error())
 				fresh = news{stop: func() {}} // routes are still asked again each second
 			}
 			n = fresh
 			if err := p.hooks.scan(); err != nil {
-				p.event(model.LevelWarning, "attach-failed", "", err.Error())
+				p.event(model.LevelWarning, "attach-failed", err.Error())
 			}
 		}
 	}
@@ -115,7 +115,7 @@ func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news) {
 // sweepOnce ends connections that have been silent for too long.
 func (p *Plane) sweepOnce() {
 	if _, err := p.sweep.Run(&ebpf.RunOptions{}); err != nil && !errors.Is(err, context.Canceled) {
-		p.event(model.LevelError, "sweep-failed", "", fmt.Sprintf("sweep connections: %v", err))
+		p.event(model.LevelError, "sweep-failed", fmt.Sprintf("sweep connections: %v", err))
 	}
 }
 
@@ -126,7 +126,7 @@ func (p *Plane) warnFull(before uint64) uint64 {
 		return before
 	}
 	if now > before {
-		p.event(model.LevelError, "table-full", "", fmt.Sprintf(
+		p.event(model.LevelError, "table-full", fmt.Sprintf(
 			"connection table is full: %d new connections refused in the last second; open connections go on; raise the number of flows (now %d)",
 			now-before, len(p.t.flows)))
 	}

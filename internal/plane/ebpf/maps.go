@@ -205,9 +205,9 @@ func (t *tables) assign(m map[string]*ebpf.Map) {
 func (t *tables) replacements() map[string]*ebpf.Map {
 	return map[string]*ebpf.Map{
 		tcMapAddresses: t.Addresses, tcMapControls: t.Controls, tcMapFlowIndex: t.FlowIndex,
-		tcMapFlows: t.tcMaps.Flows, tcMapFragments: t.Fragments, tcMapFreeSlots: t.FreeSlots,
-		tcMapRealCpus: t.RealCpus, tcMapReals: t.tcMaps.Reals, tcMapReasons: t.Reasons,
-		tcMapRings: t.tcMaps.Rings, tcMapServiceSlots: t.ServiceSlots, tcMapServices: t.tcMaps.Services,
+		tcMapFlows: t.Flows, tcMapFragments: t.Fragments, tcMapFreeSlots: t.FreeSlots,
+		tcMapRealCpus: t.RealCpus, tcMapReals: t.Reals, tcMapReasons: t.Reasons,
+		tcMapRings: t.Rings, tcMapServiceSlots: t.ServiceSlots, tcMapServices: t.Services,
 	}
 }
 
@@ -218,19 +218,19 @@ func (t *tables) mapAll() error {
 		return err
 	}
 	t.control = &control[0]
-	if t.services, err = mapArray[tcService](t, t.tcMaps.Services); err != nil {
+	if t.services, err = mapArray[tcService](t, t.Services); err != nil {
 		return err
 	}
-	if t.rings, err = mapArray[tcRingEntry](t, t.tcMaps.Rings); err != nil {
+	if t.rings, err = mapArray[tcRingEntry](t, t.Rings); err != nil {
 		return err
 	}
-	if t.reals, err = mapArray[tcReal](t, t.tcMaps.Reals); err != nil {
+	if t.reals, err = mapArray[tcReal](t, t.Reals); err != nil {
 		return err
 	}
 	if t.realCPUs, err = mapArray[tcRealCpu](t, t.RealCpus); err != nil {
 		return err
 	}
-	t.flows, err = mapArray[tcFlow](t, t.tcMaps.Flows)
+	t.flows, err = mapArray[tcFlow](t, t.Flows)
 	return err
 }
 

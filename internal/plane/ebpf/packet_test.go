@@ -47,7 +47,7 @@ func parsePacket(s string) (p packet, err error) {
 	s, about, quoted := strings.Cut(s, " about ")
 	f := strings.Fields(s)
 	if len(f) < 4 || f[2] != ">" {
-		return p, fmt.Errorf("%q: want PROTO SRC > DST ...", s)
+		return p, fmt.Errorf("%q: want PROTO SRC > DST and so on", s)
 	}
 	end := func(s string) (netip.AddrPort, error) {
 		if strings.Contains(s, ":") {
@@ -259,6 +259,10 @@ func readPacket(b []byte, quoted bool) (p packet) {
 		return p
 	}
 	ihl := int(b[0]&15) * 4
+	if ihl < 20 || ihl > len(b) {
+		p.sums = "short"
+		return p
+	}
 	p.options = (ihl - 20) / 4
 	total := int(binary.BigEndian.Uint16(b[2:]))
 	p.id = int(binary.BigEndian.Uint16(b[4:]))
@@ -284,7 +288,7 @@ func readPacket(b []byte, quoted bool) (p packet) {
 	switch {
 	case p.frag > 0:
 		p.length = len(l4)
-	case p.proto == "icmp":
+	case p.proto == "icmp" && len(l4) >= 8:
 		p.typ, p.code = int(l4[0]), int(l4[1])
 		p.mtu = int(binary.BigEndian.Uint16(l4[6:]))
 		if sum16(l4, 0) != 0xffff {

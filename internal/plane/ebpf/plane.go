@@ -210,7 +210,7 @@ func Open(o Options) (_ *Plane, err error) {
 // explain adds the way out to the kernel's bare refusal.
 func explain(err error) error {
 	if errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("%v: the eBPF plane needs root, or the capabilities BPF and NET_ADMIN: %w", err, plane.ErrNotSupported)
+		return fmt.Errorf("%w (%w): the eBPF plane needs root, or the capabilities BPF and NET_ADMIN", plane.ErrNotSupported, err)
 	}
 	return err
 }
@@ -288,13 +288,13 @@ func (p *Plane) setTimeouts() {
 func (p *Plane) warnForwarding() {
 	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
 	if err == nil && strings.TrimSpace(string(b)) == "0" {
-		p.event(model.LevelWarning, "forwarding-off", "",
+		p.event(model.LevelWarning, "forwarding-off",
 			"net.ipv4.ip_forward is 0: no packet reaches a real server by masq; set it: sysctl -w net.ipv4.ip_forward=1")
 	}
 }
 
-func (p *Plane) event(l model.Level, kind, subject, text string) {
-	p.sink(model.Event{At: time.Now(), Level: l, Source: "plane", Kind: kind, Subject: subject, Text: text})
+func (p *Plane) event(l model.Level, kind, text string) {
+	p.sink(model.Event{At: time.Now(), Level: l, Source: "plane", Kind: kind, Text: text})
 }
 
 // Info names the plane and the interfaces that it sits on.

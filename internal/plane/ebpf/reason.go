@@ -80,7 +80,7 @@ func (p *Plane) Reasons(context.Context) (map[Reason]uint64, error) {
 // count sums one reason over the processors.
 func (p *Plane) count(r Reason) (sum uint64, err error) {
 	per := make([]uint64, p.t.cpus)
-	if err := p.t.tcMaps.Reasons.Lookup(uint32(r), &per); err != nil {
+	if err := p.t.Reasons.Lookup(uint32(r), &per); err != nil {
 		return 0, err
 	}
 	for _, n := range per {

@@ -308,8 +308,9 @@ func (s *state) publish(t *tables, v *service) error {
 	row := &t.services[v.slot]
 	row.Scheduler = uint8(v.scheduler)
 	if !t.ringIs(row, order, turns) {
-		at, ok := uint32(0), true
+		at := uint32(0)
 		if len(turns) > 0 {
+			var ok bool
 			if at, ok = s.ringSpace.take(uint32(len(turns))); !ok {
 				return fmt.Errorf("no room for a ring of %d turns among %d: open the plane with more", len(turns), len(t.rings))
 			}
