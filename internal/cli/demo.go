@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -45,6 +46,9 @@ addresses, with the proxy plane. Nothing needs to be installed.`,
 				do.Linger = linger(do.Account, dir)
 			}
 			r, err := demo.Run(cmd.Context(), do)
+			if cmd.Context().Err() != nil {
+				return errors.Join(errors.New("interrupted; everything is taken down"), os.RemoveAll(dir))
+			}
 			if err != nil {
 				// The programs' output tells what the error does not.
 				return fmt.Errorf("%w\nthe demo's files are kept in %s", err, dir)
@@ -82,17 +86,18 @@ func linger(w io.Writer, dir string) func(context.Context, string) {
 // newDemoLoadCommand is the load generator as a process of its own, inside
 // the client's network namespace.
 func newDemoLoadCommand() *cobra.Command {
-	var url, want string
+	var p demo.Probes
 	cmd := &cobra.Command{
 		Use:    "load",
 		Short:  "Ask for a page each millisecond, report each answer",
 		Hidden: true,
 		Args:   positional(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return demo.Load(cmd.Context(), url, want, cmd.OutOrStdout())
+			return demo.Load(cmd.Context(), p, cmd.OutOrStdout())
 		},
 	}
-	cmd.Flags().StringVar(&url, "url", "", "the page")
-	cmd.Flags().StringVar(&want, "want", "", "text of a correct answer")
+	cmd.Flags().StringVar(&p.URL, "url", "", "the page")
+	cmd.Flags().StringVar(&p.Want, "want", "", "text of a correct answer")
+	cmd.Flags().IntVar(&p.Count, "count", 0, "probes in all (default: until the end)")
 	return cmd
 }

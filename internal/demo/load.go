@@ -20,12 +20,19 @@ const (
 	maxProbes     = 600
 )
 
+// Probes say what Load asks for.
+type Probes struct {
+	URL   string // of the page
+	Want  string // text of a correct answer
+	Count int    // probes in all; 0: until the context ends
+}
+
 // Load asks for a page each millisecond, over a fresh connection each time,
-// until ctx ends, and writes one line for every probe: when it ended (Unix
-// nanoseconds), and the name of the real server that answered or "-".
+// and writes one line for every probe: when it ended (Unix nanoseconds), and
+// the name of the real server that answered or "-".
 //
 // It runs as a process of its own inside the client's network.
-func Load(ctx context.Context, url, want string, w io.Writer) error {
+func Load(ctx context.Context, p Probes, w io.Writer) error {
 	out := bufio.NewWriter(w)
 	client := &http.Client{
 		Timeout: probeTimeout,
@@ -44,11 +51,11 @@ func Load(ctx context.Context, url, want string, w io.Writer) error {
 	go func() {
 		tick := time.NewTicker(probeInterval)
 		defer tick.Stop()
-		for {
+		defer close(results)
+		defer probes.Wait()
+		for begun := 0; p.Count == 0 || begun < p.Count; begun++ {
 			select {
 			case <-ctx.Done():
-				probes.Wait()
-				close(results)
 				return
 			case <-tick.C:
 			}
@@ -58,7 +65,7 @@ func Load(ctx context.Context, url, want string, w io.Writer) error {
 				continue // all slots wait for a dead director: the gap is being measured
 			}
 			probes.Go(func() {
-				server := ask(client, url, want)
+				server := ask(client, p)
 				results <- result{time.Now(), server}
 				<-slots
 			})
@@ -84,14 +91,14 @@ func Load(ctx context.Context, url, want string, w io.Writer) error {
 }
 
 // ask makes one request and returns who answered it correctly, else "-".
-func ask(client *http.Client, url, want string) string {
-	resp, err := client.Get(url)
+func ask(client *http.Client, p Probes) string {
+	resp, err := client.Get(p.URL)
 	if err != nil {
 		return "-"
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<16))
-	if err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(string(body), want) {
+	if err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(string(body), p.Want) {
 		return "-"
 	}
 	if s := resp.Header.Get("X-Real-Server"); s != "" {

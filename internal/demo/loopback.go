@@ -181,7 +181,7 @@ func (l *loopback) describe() []string {
 
 func (l *loopback) load(ctx context.Context, out io.Writer) (func() error, error) {
 	done := make(chan error, 1)
-	go func() { done <- Load(ctx, l.url(), lab.PageText, out) }()
+	go func() { done <- Load(ctx, Probes{URL: l.url(), Want: lab.PageText}, out) }()
 	return func() error { return <-done }, nil
 }
 
