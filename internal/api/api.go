@@ -22,18 +22,18 @@ type Daemon interface {
 
 // Status is the answer to "how are you".
 type Status struct {
-	Version   int                  `json:"version"`
-	Node      model.NodeName       `json:"node"`
-	State     string               `json:"state"` // starting, active, standby, stopping
-	Plane     string               `json:"plane"`
-	PlaneInfo model.PlaneInfo      `json:"plane_info"`
-	Mode      string               `json:"mode"` // safety mode: classic; "director" without a cluster
-	Peers     []Peer               `json:"peers"`
-	Resources []model.ResourceView `json:"resources"`
-	Services  []model.ServiceView  `json:"services"`
-	Sentences []string             `json:"sentences"` // what an operator should know, most urgent first
-	PID       int                  `json:"pid"`
-	BadPacket uint64               `json:"bad_packets"` // heartbeat packets dropped because they failed authentication
+	Version    int                  `json:"version"`
+	Node       model.NodeName       `json:"node"`
+	State      string               `json:"state"` // starting, active, standby, stopping
+	Plane      string               `json:"plane"`
+	PlaneInfo  model.PlaneInfo      `json:"plane_info"`
+	Mode       string               `json:"mode"` // safety mode: classic; "director" without a cluster
+	Peers      []Peer               `json:"peers"`
+	Resources  []model.ResourceView `json:"resources"`
+	Services   []model.ServiceView  `json:"services"`
+	Sentences  []string             `json:"sentences"` // what an operator should know, most urgent first
+	PID        int                  `json:"pid"`
+	BadPackets uint64               `json:"bad_packets"` // heartbeat packets dropped because they failed authentication
 }
 
 // Peer is one node of the cluster, this one among them.

@@ -171,8 +171,6 @@ func (up *labUp) welcome(out io.Writer, o *options, l *lab.Lab) {
 	fmt.Fprint(out, "\n\n")
 }
 
-// defaultRunDir is the global flag's default.
-const defaultRunDir = "/run/batuta"
 
 // leaveFor sends all further output of this process to a file, and closes what
 // it had: who waits for the lab to be up sees the end of it.

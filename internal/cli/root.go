@@ -24,6 +24,9 @@ const (
 	exitBadConfig = 78 // EX_CONFIG of sysexits.h
 )
 
+// defaultRunDir is where a machine's one daemon is.
+const defaultRunDir = "/run/batuta"
+
 // exitError carries the exit code a verb wants. An empty text prints nothing:
 // the verb has said all there is to say.
 type exitError struct {
@@ -97,7 +100,7 @@ Run a node:      batuta run --ha.d /etc/ha.d`,
 	}
 	root.SetFlagErrorFunc(usageError)
 	f := root.PersistentFlags()
-	f.StringVar(&o.runDir, "run-dir", "/run/batuta", "directory of the control socket and the lock")
+	f.StringVar(&o.runDir, "run-dir", defaultRunDir, "directory of the control socket and the lock")
 	f.StringVar(&o.stateDir, "state-dir", "/var/lib/batuta", "directory of what must survive a restart")
 	f.StringVar(&o.socket, "socket", "", "control socket of the daemon to ask (default: in --run-dir)")
 	f.BoolVar(&o.json, "json", false, "print JSON")

@@ -66,7 +66,7 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 		Director: *cfg,
 		Plane:    p,
 		Sink:     sink,
-		Load: func() (*model.Director, error) { return loadDirector(o.Config) },
+		Load:     func() (*model.Director, error) { return loadDirector(o.Config) },
 	})
 	if err != nil {
 		return err
@@ -77,22 +77,21 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	c := newCrew(context.WithoutCancel(ctx))
+	c := newCrew(ctx)
 	c.start(server)
 	c.start(d.rates)
-	stop := c.start(loop)
+	c.start(loop)
 	for {
 		select {
 		case <-o.Hangup:
 			loop.Reload()
 			continue
 		case <-ctx.Done():
-		case <-c.ctx.Done():
+		case <-c.failed:
 		}
-		break
+		// The table goes first, by the rules of cleanstop, while the API still answers.
+		return c.stop()
 	}
-	stop() // the table first, by the rules of cleanstop, while the API still answers
-	return c.wait()
 }
 
 // loadDirector reads an ldirectord.cf for a reload: any error refuses it, and

@@ -259,15 +259,38 @@ func (n *clusterNode) agentFor(r model.Resource) (agent.Agent, error) {
 		}
 		return balancer{loop: loop}, nil
 	default:
-		return agent.Script(r, agent.ScriptOptions{HaD: n.HaD, Settings: n.hb.Recorded, Self: n.hb.Self})
+		return agent.Script(r, agent.ScriptOptions{HaD: n.HaD, Settings: n.hb.Recorded, Self: n.hb.Self, Output: n.scriptOutput()})
 	}
 }
 
-// run starts the tasks in their order and stops them in theirs: first the
-// resources go, then the heartbeats, then all else.
+// scriptOutput is where resource scripts print: the debug file, as with
+// Heartbeat, else standard error.
+func (n *clusterNode) scriptOutput() io.Writer {
+	if n.hb.DebugFile == "" {
+		return n.Stderr
+	}
+	return appender(n.hb.DebugFile)
+}
+
+// appender appends to a file that is opened anew for each write, so that it
+// can be rotated; what cannot be written is lost and holds nobody up.
+type appender string
+
+func (a appender) Write(b []byte) (int, error) {
+	f, err := os.OpenFile(string(a), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return 0, fmt.Errorf("script output: %w", err)
+	}
+	defer f.Close()
+	return f.Write(b)
+}
+
+// run starts the tasks in their order and stops them in reverse: first the
+// resources go, then the heartbeats, then all else. So it is, too, when one of
+// them fails: a node that cannot go on must not keep its addresses.
 func (n *clusterNode) run(ctx context.Context, server *api.Server) error {
 	n.stopping = ctx.Done()
-	c := newCrew(context.WithoutCancel(ctx))
+	c := newCrew(ctx)
 	c.start(server)
 	for _, d := range n.directors {
 		c.start(d)
@@ -278,16 +301,26 @@ func (n *clusterNode) run(ctx context.Context, server *api.Server) error {
 	c.start(n.messenger)
 	c.start(&feeder{loop: n.crm, events: n.messenger.Events()})
 	n.watch(ctx, c)
-	if c.ctx.Err() == nil {
-		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
-		err := n.crm.Stop(stop)
-		cancel()
-		if err != nil {
-			c.fail(fmt.Errorf("hand the resources over: %w", err))
-		}
-		rest(farewell, c.ctx)
+	limit, cancel := context.WithTimeout(c.ctx, stopTimeout)
+	if err := n.crm.Stop(limit); err != nil {
+		c.fail(fmt.Errorf("hand the resources over: %w", err))
 	}
-	return c.wait()
+	cancel()
+	c.stopLast()
+	if n.heard() {
+		time.Sleep(farewell)
+	}
+	return c.stop()
+}
+
+// heard tells whether another node lives that may have missed a message.
+func (n *clusterNode) heard() bool {
+	for _, v := range n.messenger.View().Nodes {
+		if v.Name != n.hb.Self && (v.State == model.NodeActive || v.State == model.NodeUp) {
+			return true
+		}
+	}
+	return false
 }
 
 // watch waits for the end and passes reload requests on.
@@ -296,21 +329,13 @@ func (n *clusterNode) watch(ctx context.Context, c *crew) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-c.ctx.Done():
+		case <-c.failed:
 			return
 		case <-n.Hangup:
 			for _, d := range n.directors {
 				d.Reload()
 			}
 		}
-	}
-}
-
-// rest waits, unless the crew ends first.
-func rest(d time.Duration, ctx context.Context) {
-	select {
-	case <-time.After(d):
-	case <-ctx.Done():
 	}
 }
 

@@ -22,6 +22,7 @@ func (n *clusterNode) Status(context.Context) (api.Status, error) {
 		Version: api.Version, Node: n.hb.Self, Mode: "classic", PID: os.Getpid(),
 		Peers: []api.Peer{}, Resources: n.crm.Resources(), Services: []model.ServiceView{},
 	}
+	st.BadPackets = n.messenger.Counters().Bad
 	for _, v := range view.Nodes {
 		st.Peers = append(st.Peers, api.Peer{Name: v.Name, State: v.State.String(), Self: v.Name == n.hb.Self, Links: v.Links})
 	}

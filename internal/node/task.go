@@ -18,33 +18,31 @@ type Task interface {
 	String() string
 }
 
-// crew runs tasks together: when one ends, all end, because each is
-// essential to what the daemon promises.
+// crew runs tasks that are all essential: when one ends by itself, the whole
+// daemon has to end, in good order. It ends nothing by itself, so that
+// resources are released by parts that still work.
 type crew struct {
-	ctx    context.Context
-	cancel context.CancelCauseFunc
-	wg     sync.WaitGroup
+	ctx    context.Context // of no task's end
+	failed chan struct{}   // closed at the first failure
+	once   sync.Once
 	mu     sync.Mutex
 	errs   []error
+	stops  []func() // in the order of starts
 }
 
-// newCrew makes a crew whose tasks end when ctx does.
+// newCrew makes a crew. Its tasks keep ctx's values, not its end.
 func newCrew(ctx context.Context) *crew {
-	ctx, cancel := context.WithCancelCause(ctx)
-	return &crew{ctx: ctx, cancel: cancel}
+	return &crew{ctx: context.WithoutCancel(ctx), failed: make(chan struct{})}
 }
 
-// errEnded is the cause when a task returned without being asked to.
+// errEnded is the reason when a task returned without being asked to.
 var errEnded = errors.New("ended by itself")
 
-// start runs the task and gives back what ends this one task alone and waits
-// for it, for an orderly stop.
-func (c *crew) start(t Task) (stop func()) {
+// start runs a task.
+func (c *crew) start(t Task) {
 	ctx, cancel := context.WithCancel(c.ctx)
 	done := make(chan struct{})
-	c.wg.Add(1)
 	go func() {
-		defer c.wg.Done()
 		defer close(done)
 		err := t.Run(ctx)
 		if ctx.Err() == nil && err == nil {
@@ -54,21 +52,29 @@ func (c *crew) start(t Task) (stop func()) {
 			c.fail(fmt.Errorf("%s: %w", t, err))
 		}
 	}()
-	return func() { cancel(); <-done }
+	c.stops = append(c.stops, func() { cancel(); <-done })
 }
 
-// fail notes what went wrong and ends all tasks.
+// fail notes what went wrong.
 func (c *crew) fail(err error) {
 	c.mu.Lock()
 	c.errs = append(c.errs, err)
 	c.mu.Unlock()
-	c.cancel(err)
+	c.once.Do(func() { close(c.failed) })
 }
 
-// wait ends all that still runs, waits, and returns what went wrong.
-func (c *crew) wait() error {
-	c.cancel(nil)
-	c.wg.Wait()
+// stopLast ends the task that was started last, and returns when it has.
+func (c *crew) stopLast() {
+	last := len(c.stops) - 1
+	c.stops[last]()
+	c.stops = c.stops[:last]
+}
+
+// stop ends all tasks that still run, last first, and returns what went wrong.
+func (c *crew) stop() error {
+	for len(c.stops) > 0 {
+		c.stopLast()
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return errors.Join(c.errs...)
