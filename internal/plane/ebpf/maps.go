@@ -256,5 +256,5 @@ func (t *tables) close() {
 		_ = unix.Munmap(b)
 	}
 	t.mapped = nil
-	_ = t.tcMaps.Close()
+	_ = t.Close() // the maps
 }
