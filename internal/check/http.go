@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -20,10 +19,11 @@ import (
 )
 
 const (
-	headLimit     = 64 << 10 // bytes of status line and headers, informational answers included
-	bodyLimit     = 1 << 20  // bytes of body that receive is looked for in
-	redirectLimit = 7        // what ldirectord follows
-	interimLimit  = 8        // 1xx answers before the real one
+	headLimit     = 64 << 10                    // bytes of status line and headers, informational answers included
+	bodyLimit     = 1 << 20                     // bytes of body that receive is looked for in
+	httpLimit     = 2 * (headLimit + bodyLimit) // bytes of one connection, framing and encryption included
+	redirectLimit = 7                           // what ldirectord follows
+	interimLimit  = 8                           // 1xx answers before the real one
 
 	// userAgent is what ldirectord's checks say of themselves: access logs
 	// are filtered by it, and some pages are served by it.
@@ -39,6 +39,7 @@ type httpRequest struct {
 	header   string         // Host header
 	via      netip.AddrPort // connect here instead of to host; not valid for none
 	absolute bool           // a proxy's request line
+	target   model.Target   // its TLS settings and HTTP version
 }
 
 // negotiateHTTP asks for a page by http or https, or of an HTTP proxy, and is
@@ -92,11 +93,12 @@ func firstRequest(t model.Target) (httpRequest, error) {
 		if t.VirtualHost != "" {
 			req.header = t.VirtualHost
 		}
-		req.via, req.absolute = t.Addr, true
+		req.via, req.absolute, req.target = t.Addr, true, t
 		return req, portOf(t)
 	case t.RequestURL != "":
 		req, err := absoluteRequest(t.RequestURL)
 		req.header = cmp.Or(t.VirtualHost, ownAddress)
+		req.target = elsewhere(t, req.host)
 		return req, err
 	}
 	return httpRequest{
@@ -105,7 +107,23 @@ func firstRequest(t model.Target) (httpRequest, error) {
 		path:   "/" + escape(strings.TrimLeft(t.Request, "/")),
 		header: cmp.Or(t.VirtualHost, ownAddress),
 		via:    t.Addr,
+		target: t,
 	}, portOf(t)
+}
+
+// elsewhere is the target for a URL of its own, at any host: a name is sent
+// to that server and verified as that name, an address as that address.
+func elsewhere(t model.Target, hostPort string) model.Target {
+	host, _, err := net.SplitHostPort(hostPort)
+	if err != nil {
+		return t
+	}
+	if a, err := netip.ParseAddr(host); err == nil {
+		t.Addr, t.ServerName = netip.AddrPortFrom(a, 0), ""
+		return t
+	}
+	t.ServerName = host
+	return t
 }
 
 func portOf(t model.Target) error {
@@ -149,6 +167,7 @@ func (r httpRequest) follow(location string) (httpRequest, error) {
 	if err != nil {
 		return r, fmt.Errorf("redirected: %w", err)
 	}
+	next.target = elsewhere(r.target, next.host)
 	if r.absolute && next.scheme == "http" { // a proxy is asked for the next page, too
 		next.via, next.absolute = r.via, true
 	}
@@ -199,6 +218,9 @@ func exchange(ctx context.Context, method string, req httpRequest) (answer, erro
 		return answer{}, err
 	}
 	defer conn.Close()
+	if s, ok := conn.(*tls.Conn); ok && s.ConnectionState().NegotiatedProtocol == "h2" || req.scheme == "http" && req.target.HTTP2 {
+		return exchange2(ctx, conn, method, req)
+	}
 	if _, err := io.WriteString(conn, req.String(method)); err != nil {
 		return answer{}, err
 	}
@@ -213,6 +235,13 @@ func exchange(ctx context.Context, method string, req httpRequest) (answer, erro
 	case err != nil:
 		return answer{}, err
 	}
+	// Framing of chunks needs room beside the body itself.
+	head.N = 2 * bodyLimit
+	return judge(resp)
+}
+
+// judge takes what matters out of a response.
+func judge(resp *http.Response) (answer, error) {
 	defer resp.Body.Close()
 	a := answer{code: resp.StatusCode, status: clean(resp.Status)}
 	switch a.code {
@@ -221,8 +250,7 @@ func exchange(ctx context.Context, method string, req httpRequest) (answer, erro
 			return a, nil
 		}
 	}
-	// Framing of chunks needs room beside the body itself.
-	head.N = 2 * bodyLimit
+	var err error
 	a.body, err = io.ReadAll(io.LimitReader(resp.Body, bodyLimit))
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		err = nil // cut short: judged by what came, as ldirectord does
@@ -274,45 +302,12 @@ func (r httpRequest) open(ctx context.Context) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	raw := conn
-	conn = &boundConn{Conn: raw, stop: context.AfterFunc(ctx, func() { _ = raw.Close() })}
-	if deadline, ok := ctx.Deadline(); ok {
-		_ = conn.SetDeadline(deadline)
-	}
-	if r.scheme != "https" {
+	conn = bound(ctx, conn, httpLimit)
+	switch {
+	case r.scheme != "https":
 		return conn, nil
+	case r.target.HTTP2:
+		return secure(ctx, conn, r.target, "h2", "http/1.1")
 	}
-	secure := tls.Client(conn, &tls.Config{
-		// The chain is verified below, the name is not, and none is sent:
-		// real servers are known by address (ldirectord 4.12, IO::Socket::SSL).
-		InsecureSkipVerify: true,
-		VerifyConnection:   verifyChain,
-	})
-	if err := secure.HandshakeContext(ctx); err != nil {
-		_ = conn.Close()
-		return nil, err
-	}
-	return secure, nil
-}
-
-// boundConn is closed when its context ends.
-type boundConn struct {
-	net.Conn
-	stop func() bool
-}
-
-func (c *boundConn) Close() error {
-	c.stop()
-	return c.Conn.Close()
-}
-
-// verifyChain holds a server's certificate against the system's authorities
-// (SSL_CERT_FILE and SSL_CERT_DIR are honored).
-func verifyChain(cs tls.ConnectionState) error {
-	opts := x509.VerifyOptions{Intermediates: x509.NewCertPool()}
-	for _, c := range cs.PeerCertificates[1:] {
-		opts.Intermediates.AddCert(c)
-	}
-	_, err := cs.PeerCertificates[0].Verify(opts)
-	return err
+	return secure(ctx, conn, r.target)
 }

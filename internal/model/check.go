@@ -55,11 +55,38 @@ type Target struct {
 	Database    string
 	Secret      string
 
+	// What ldirectord.cf has no words for; the zero values are what
+	// ldirectord does.
+	TLSVerify  TLSVerify // what of the server's certificate is verified
+	ServerName string    // TLS server name (SNI, RFC 6066) to send, and to verify instead of the address; "": none
+	HTTP2      bool      // http(s): HTTP/2; on https HTTP/1.1 if the server prefers it, on http with prior knowledge
+	RecordType string    // dns: "A", "AAAA", "PTR"; "": PTR where the request is an address, else A
+
 	// Set for external checks only, so that others can be shared between services.
 	Command     string
 	VirtualAddr netip.AddrPort
 	Mark        uint32
 	RealPort    uint16 // the real server's port as configured
+}
+
+// TLSVerify is how much of a server's certificate a check verifies.
+type TLSVerify uint8
+
+// Ways to verify.
+const (
+	VerifyAsEver  TLSVerify = iota // what ldirectord does for the application
+	VerifyNothing                  // any certificate will do
+	VerifyChain                    // signed by an authority of this machine, and in its time
+	VerifyName                     // that, and issued for the server name or address
+)
+
+var tlsVerifyText = [...]string{"as-ever", "nothing", "chain", "name"}
+
+func (v TLSVerify) String() string {
+	if int(v) < len(tlsVerifyText) {
+		return tlsVerifyText[v]
+	}
+	return "tlsverify(" + strconv.Itoa(int(v)) + ")"
 }
 
 // Status is what a check says of a real server.
