@@ -34,6 +34,7 @@ var rooms = map[string]room{
 	"internal/member":    {level: 1, pure: true}, // membership
 	"internal/pair":      {level: 1, pure: true}, // haresources negotiation
 	"internal/balance":   {level: 1, pure: true}, // desired table, difference
+	"internal/sla":       {level: 1, pure: true}, // availability: statements and predictions
 
 	"internal/link":     {level: 2}, // heartbeat media
 	"internal/agent":    {level: 2}, // resource agents
