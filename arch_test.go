@@ -39,6 +39,7 @@ var rooms = map[string]room{
 	"internal/link":     {level: 2}, // heartbeat media
 	"internal/agent":    {level: 2}, // resource agents
 	"internal/check":    {level: 2}, // health checks
+	"internal/alert":    {level: 2}, // e-mail alerts
 	"internal/announce": {level: 2}, // addresses and ARP
 	"internal/logfile":  {level: 2}, // log files in the old programs' forms
 	"internal/plane":    {level: 2}, // the contract of a data plane
