@@ -107,15 +107,15 @@ func (r *relay) session(c net.Conn) {
 			}
 		}
 		r.mu.Unlock()
-		switch {
-		case line == "DATA":
+		switch line {
+		case "DATA":
 			fmt.Fprint(c, "354 go\r\n")
 			var text strings.Builder
 			for in.Scan() && in.Text() != "." {
 				fmt.Fprintln(&text, in.Text())
 			}
 			r.mails <- text.String()
-		case line == "QUIT":
+		case "QUIT":
 			fmt.Fprint(c, "221 bye\r\n")
 			return
 		}
@@ -123,7 +123,7 @@ func (r *relay) session(c net.Conn) {
 	}
 }
 
-func mailer(t *testing.T, r *relay) (m *Mailer, told *[]string) {
+func mailer(r *relay) (m *Mailer, told *[]string) {
 	var mu sync.Mutex
 	told = &[]string{}
 	m = New(Options{Identity: director, Port: r.port, Sink: func(e model.Event) {
@@ -143,7 +143,7 @@ func finish(t *testing.T, m *Mailer) {
 // Several addresses are several recipients.
 func TestMailToSeveral(t *testing.T) {
 	r := newRelay(t, nil)
-	m, told := mailer(t, r)
+	m, told := mailer(r)
 	msg := shop
 	msg.To = "ops@example.test, night@example.test"
 	m.Send(msg)
@@ -167,7 +167,7 @@ func TestMailToSeveral(t *testing.T) {
 // A recipient that is refused does not take the others' mail away.
 func TestOneRefused(t *testing.T) {
 	r := newRelay(t, map[string]string{"RCPT TO:<gone@": "550 no such user"})
-	m, told := mailer(t, r)
+	m, told := mailer(r)
 	msg := shop
 	msg.To = "gone@example.test, night@example.test"
 	m.Send(msg)
@@ -184,7 +184,7 @@ func TestOneRefused(t *testing.T) {
 // told without asking anybody.
 func TestRefusals(t *testing.T) {
 	r := newRelay(t, map[string]string{"MAIL": "554 not from you"})
-	m, told := mailer(t, r)
+	m, told := mailer(r)
 	m.Send(shop)
 	bad := shop
 	bad.From = "not <an address"
@@ -203,7 +203,7 @@ func TestSilentRelay(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	m, told := mailer(t, &relay{port: ln.Addr().(*net.TCPAddr).Port})
+	m, told := mailer(&relay{port: ln.Addr().(*net.TCPAddr).Port})
 	for range 3 * maxWaiting {
 		m.Send(shop)
 	}

@@ -44,11 +44,29 @@ type waiting struct {
 
 // append queues one line, and waits for it to be written unless the disk hangs.
 func (a *appender) append(e entry) {
+	done, wait := a.queue(e)
+	if !wait {
+		return
+	}
+	t := time.NewTimer(patience)
+	defer t.Stop()
+	select {
+	case <-done:
+	case <-t.C:
+		a.mu.Lock()
+		a.stuck = a.writing
+		a.mu.Unlock()
+	}
+}
+
+// queue queues one line. done is closed once it is written; wait tells whether
+// that is to be expected soon.
+func (a *appender) queue(e entry) (done <-chan struct{}, wait bool) {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	if len(a.waiting) >= maxWaiting {
 		a.dropped++
-		a.mu.Unlock()
-		return
+		return nil, false
 	}
 	w := waiting{e, make(chan struct{})}
 	a.waiting = append(a.waiting, w)
@@ -56,20 +74,7 @@ func (a *appender) append(e entry) {
 		a.writing = true
 		go a.drain()
 	}
-	wait := !a.stuck
-	a.mu.Unlock()
-	if !wait {
-		return
-	}
-	t := time.NewTimer(patience)
-	defer t.Stop()
-	select {
-	case <-w.done:
-	case <-t.C:
-		a.mu.Lock()
-		a.stuck = a.writing
-		a.mu.Unlock()
-	}
+	return w.done, !a.stuck
 }
 
 // drain writes what waits, and ends.
