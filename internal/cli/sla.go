@@ -247,6 +247,8 @@ change at a time. --what-if combines changes of your own.`,
 type modelReport struct {
 	Version int           `json:"version"`
 	Problem []sla.Problem `json:"problems,omitempty"`
+	// Availability repeats service.availability, for scripts.
+	Availability *float64 `json:"availability,omitempty"`
 	*sla.Prediction
 	Preset  string           `json:"preset,omitempty"`
 	Node    *nodeReport      `json:"node,omitempty"`    // of a preset
@@ -304,7 +306,8 @@ func slaModel(cmd *cobra.Command, o *options, f modelFlags, args []string) error
 	if err != nil {
 		return usageError(cmd, err)
 	}
-	r.Prediction = &p
+	a := p.Service.Availability()
+	r.Prediction, r.Availability = &p, &a
 	if len(f.whatIf) > 0 {
 		changed, err := m.What(f.whatIf)
 		if err != nil {
@@ -396,7 +399,7 @@ func writeModel(w io.Writer, r modelReport) {
 	if r.Node != nil {
 		fmt.Fprintf(w, "A = MTBF/(MTBF+MTTR): availability is the mean time between failures, divided by\n"+
 			"it and the mean time to repair. One node: %s/(%s + %s) = %s\n\n",
-			hoursText(r.Node.MTBF), hoursText(r.Node.MTBF), hoursText(r.Node.MTTR), r.Node.Availability)
+			r.Node.MTBF.InHours(), r.Node.MTBF.InHours(), r.Node.MTTR.InHours(), r.Node.Availability)
 	}
 	fmt.Fprint(w, r.Prediction.String())
 	if len(r.Compare) > 0 {
@@ -408,6 +411,3 @@ func writeModel(w io.Writer, r modelReport) {
 			strings.Join(r.Changed.Changes, ", "), after.Service, before.Service, after.DownYear, before.DownYear, after.PerYear, before.PerYear)
 	}
 }
-
-// hoursText is a span in the unit of the formula's examples.
-func hoursText(s sla.Span) string { return fmt.Sprintf("%.6g h", s.Hours()) }

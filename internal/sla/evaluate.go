@@ -87,9 +87,7 @@ func (m *Model) Evaluate() (Prediction, error) {
 	}
 	p.Capacity, p.AtLeast = capacity(levels)
 	p.Parts = s.importance(root, u)
-	if p.WhatIf, err = m.improvements(Unavailability(u)); err != nil {
-		return Prediction{}, err
-	}
+	p.WhatIf = m.improvements(Unavailability(u))
 	return p, nil
 }
 
@@ -183,7 +181,7 @@ func (b *Block) find(want func(*Block) bool) []*Block {
 }
 
 // improvements tries what an administrator could buy or do, one at a time.
-func (m *Model) improvements(now Unavailability) ([]Variant, error) {
+func (m *Model) improvements(now Unavailability) []Variant {
 	type try struct {
 		change string
 		apply  func(*Block)
@@ -200,8 +198,8 @@ func (m *Model) improvements(now Unavailability) ([]Variant, error) {
 		c := b.Cluster
 		if b.Kind == KindCluster {
 			all := c.Active + c.Spares
-			add(true, fmt.Sprintf("fail half as often: MTBF %s", 2*c.MTBF), func(b *Block) { b.Cluster.MTBF *= 2 })
-			add(true, fmt.Sprintf("repair twice as fast: MTTR %s", c.MTTR/2), func(b *Block) { b.Cluster.MTTR /= 2 })
+			add(true, fmt.Sprintf("fail half as often: MTBF %s", (2*c.MTBF).InHours()), func(b *Block) { b.Cluster.MTBF *= 2 })
+			add(true, fmt.Sprintf("repair twice as fast: MTTR %s", (c.MTTR/2).InHours()), func(b *Block) { b.Cluster.MTTR /= 2 })
 			add(c.Crews < all, fmt.Sprintf("one crew more: %d", c.Crews+1), func(b *Block) { b.Cluster.Crews++ })
 			add(all < MostNodes, fmt.Sprintf("one spare more: %d", c.Spares+1), func(b *Block) { b.Cluster.Spares++ })
 			add(all > 1 && c.Coverage < 1, fmt.Sprintf("notice half of what goes unnoticed: coverage %.6g", (1+c.Coverage)/2), func(b *Block) { b.Cluster.Coverage = (1 + b.Cluster.Coverage) / 2 })
@@ -215,7 +213,7 @@ func (m *Model) improvements(now Unavailability) ([]Variant, error) {
 			t.apply(changed.Root.find(func(*Block) bool { return true })[i])
 			u, err := changed.unavailability()
 			if err != nil {
-				return nil, err
+				continue // not everything goes with everything: no spares with beta
 			}
 			name := b.Name
 			if name != "" {
@@ -225,7 +223,7 @@ func (m *Model) improvements(now Unavailability) ([]Variant, error) {
 		}
 	}
 	slices.SortStableFunc(all, func(a, b Variant) int { return cmp.Compare(a.Service, b.Service) })
-	return all, nil
+	return all
 }
 
 // settings are what What can change.

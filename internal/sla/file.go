@@ -91,7 +91,7 @@ func (p *parser) diagnose(diags hcl.Diagnostics) {
 			at = *d.Subject
 		}
 		summary := strings.TrimSuffix(d.Summary, ".")
-		p.add(at, strings.ToLower(summary[:min(1, len(summary))])+summary[min(1, len(summary)):], d.Detail)
+		p.add(at, strings.ToLower(summary[:min(1, len(summary))])+summary[min(1, len(summary)):], strings.TrimSuffix(d.Detail, "."))
 	}
 }
 

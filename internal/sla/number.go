@@ -174,6 +174,11 @@ func SpanOf(d time.Duration) Span { return Span(d.Seconds()) }
 // Hours is the span in hours.
 func (s Span) Hours() float64 { return float64(s / Hour) }
 
+// InHours is for people who think of MTBF in hours: "1000 h".
+func (s Span) InHours() string {
+	return strconv.FormatFloat(significant(s.Hours(), 6), 'f', -1, 64) + " h"
+}
+
 // String is for people: "36d 12h", "8h 45m 36s", "8.64ms", "1140 years",
 // "never ends" for an infinite one.
 func (s Span) String() string {
@@ -195,13 +200,15 @@ func (s Span) String() string {
 		name string
 		unit Span
 	}{{"ns", 1e-9}, {"µs", 1e-6}, {"ms", 1e-3}, {"s", 1}} {
-		if n := significant(float64(s/u.unit), 5); n < 1000 || u.unit == 1 && n < 60 {
+		if n := significant(float64(s/u.unit), 5); n < 1000 && (u.unit < 1 || n < 60) {
 			return strconv.FormatFloat(n, 'f', -1, 64) + u.name
 		}
 	}
 	// The last unit printed has three digits at least before it.
 	step := Minute
 	switch {
+	case s < 10*Minute:
+		step = 0.01
 	case s < Hour:
 		step = 0.1
 	case s < 10*Day:
@@ -219,7 +226,7 @@ func (s Span) String() string {
 		}
 	}
 	if s >= step/2 {
-		parts = append(parts, strconv.FormatFloat(significant(float64(s), 3), 'f', -1, 64)+"s")
+		parts = append(parts, strconv.FormatFloat(significant(float64(s), 4), 'f', -1, 64)+"s")
 	}
 	return strings.Join(parts, " ")
 }

@@ -21,7 +21,7 @@ func ClusterModel(name string, c Cluster) *Model {
 }
 
 func describe(name string, c Cluster) string {
-	parts := []string{fmt.Sprintf("%s: %s of MTBF %s and MTTR %s", name, plural(c.Active, "node"), c.MTBF, c.MTTR)}
+	parts := []string{fmt.Sprintf("%s: %s of MTBF %s and MTTR %s", name, plural(c.Active, "node"), c.MTBF.InHours(), c.MTTR.InHours())}
 	if c.Spares > 0 {
 		parts = append(parts, plural(c.Spares, "spare"))
 	}

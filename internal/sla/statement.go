@@ -105,6 +105,9 @@ func Account(record iter.Seq[Interval], p Period, now time.Time, agreed Agreemen
 	if !p.From.Before(p.To) {
 		return Statement{}, fmt.Errorf("period %s ends before it begins", p.Name)
 	}
+	if p.From.Year() < 1970 || p.To.Year() > 2200 {
+		return Statement{}, fmt.Errorf("period %s is not between 1970 and 2200", p.Name)
+	}
 	if agreed.Confidence == 0 {
 		agreed.Confidence = 0.9
 	}
