@@ -16,36 +16,35 @@ type Key struct {
 // All is every check there is. Combined checks are not in it: a director
 // alternates negotiate and connect and keeps the count.
 var All = map[Key]Func{
-	{Kind: model.CheckOn}:      on,
-	{Kind: model.CheckOff}:     off,
-	{Kind: model.CheckConnect}: connect,
-	{Kind: model.CheckPing}:    ping,
+	{Kind: model.CheckOn}:           on,
+	{Kind: model.CheckOff}:          off,
+	{Kind: model.CheckConnect}:      connect,
+	{Kind: model.CheckPing}:         ping,
+	{Kind: model.CheckExternal}:     external,
+	{Kind: model.CheckExternalPerl}: externalPerl,
 
 	{model.CheckNegotiate, "http"}:       negotiateHTTP,
 	{model.CheckNegotiate, "https"}:      negotiateHTTP,
 	{model.CheckNegotiate, "http_proxy"}: negotiateHTTP,
 	{model.CheckNegotiate, "none"}:       on,
 
-	// Accepted in configurations, not yet in force.
-	{Kind: model.CheckExternal}:          notYet,
-	{Kind: model.CheckExternalPerl}:      notYet,
 	{model.CheckNegotiate, "dns"}:        notYet,
-	{model.CheckNegotiate, "ftp"}:        notYet,
-	{model.CheckNegotiate, "imap"}:       notYet,
-	{model.CheckNegotiate, "imaps"}:      notYet,
+	{model.CheckNegotiate, "ftp"}:        negotiateFTP,
+	{model.CheckNegotiate, "imap"}:       negotiateIMAP,
+	{model.CheckNegotiate, "imaps"}:      negotiateIMAP,
 	{model.CheckNegotiate, "ldap"}:       notYet,
 	{model.CheckNegotiate, "ldaps"}:      notYet,
 	{model.CheckNegotiate, "mysql"}:      notYet,
-	{model.CheckNegotiate, "nntp"}:       notYet,
+	{model.CheckNegotiate, "nntp"}:       negotiateNNTP,
 	{model.CheckNegotiate, "oracle"}:     notYet,
 	{model.CheckNegotiate, "pgsql"}:      notYet,
-	{model.CheckNegotiate, "pop"}:        notYet,
-	{model.CheckNegotiate, "pops"}:       notYet,
+	{model.CheckNegotiate, "pop"}:        negotiatePOP,
+	{model.CheckNegotiate, "pops"}:       negotiatePOP,
 	{model.CheckNegotiate, "radius"}:     notYet,
-	{model.CheckNegotiate, "simpletcp"}:  notYet,
-	{model.CheckNegotiate, "sip"}:        notYet,
-	{model.CheckNegotiate, "smtp"}:       notYet,
-	{model.CheckNegotiate, "submission"}: notYet,
+	{model.CheckNegotiate, "simpletcp"}:  negotiateSimple,
+	{model.CheckNegotiate, "sip"}:        negotiateSIP,
+	{model.CheckNegotiate, "smtp"}:       negotiateSMTP,
+	{model.CheckNegotiate, "submission"}: negotiateSMTP,
 }
 
 // For returns the check that a target asks for, never nil: what does not exist

@@ -91,8 +91,8 @@ func TestEveryTargetHasACheck(t *testing.T) {
 		{model.Target{Kind: model.CheckOn}, model.Up},
 		{model.Target{Kind: model.CheckOff}, model.Down},
 		{model.Target{Kind: model.CheckNegotiate, Application: "none"}, model.Up},
-		{model.Target{Kind: model.CheckNegotiate, Application: "dns"}, model.Unknown},
-		{model.Target{Kind: model.CheckExternal}, model.Unknown},
+		{model.Target{Kind: model.CheckNegotiate, Application: "nonsense"}, model.Unknown},
+		{model.Target{Kind: model.CheckExternal}, model.Down},
 	} {
 		v := Perform(t.Context(), For(tc.t), tc.t)
 		if v.Status != tc.status || v.Reason == "" {

@@ -30,8 +30,8 @@ var pendingLdirectord = map[string]pending{
 	"comment":          {"it is for mail, and no mail is sent", nil},
 	"logfile":          {"syslog is not written: messages go to standard error only", func(v string) bool { return strings.HasPrefix(v, "/") }},
 	"supervised":       {"messages go to the log file as ever; the director stays in the foreground in any case", func(v string) bool { return v == "no" }},
-	"checktype":        {"real servers are not checked like this and stay as they are found, out of service at first", oneOfFunc("negotiate", "connect", "ping", "on", "off")},
-	"service":          {"real servers are not checked like this and stay as they are found, out of service at first", oneOfFunc("http", "https", "http_proxy", "none")},
+	"checktype":        {"real servers are not checked like this and stay as they are found, out of service at first", oneOfFunc("negotiate", "connect", "external", "external-perl", "ping", "on", "off")},
+	"service":          {"real servers are not checked like this and stay as they are found, out of service at first", oneOfFunc("ftp", "http", "https", "http_proxy", "imap", "imaps", "nntp", "none", "pop", "pops", "simpletcp", "sip", "smtp", "submission")},
 }
 
 // pendingHaCf are the directives of ha.cf.
