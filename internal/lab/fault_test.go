@@ -171,6 +171,8 @@ func TestNodeThatPowersItselfOff(t *testing.T) {
 func TestStatusShowsWhereTheVirtualAddressIs(t *testing.T) {
 	l := start(t)
 	output(t, l, "lvs02", "ip", "addr", "add", lab.TutorialVIP+"/24", "dev", "eth0")
+	// Only a service that answers is known to end by itself when told to.
+	fetch(t, l, "lvs01", "10.240.0.21", "/.testpage")
 	if err := errors.Join(l.Kill("lvs01"), l.Cut("lvs02", "eth1"), l.Node("web2").StopService(t.Context())); err != nil {
 		t.Fatal(err)
 	}
