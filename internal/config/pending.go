@@ -3,8 +3,6 @@ package config
 import (
 	"slices"
 	"strings"
-
-	"github.com/batuta-ha/batuta/internal/model"
 )
 
 // pending is one directive that is understood and accepted, but does nothing
@@ -31,7 +29,6 @@ var pendingLdirectord = map[string]pending{
 	"logfile":          {"syslog is not written: messages go to standard error only", func(v string) bool { return strings.HasPrefix(v, "/") }},
 	"supervised":       {"messages go to the log file as ever; the director stays in the foreground in any case", func(v string) bool { return v == "no" }},
 	"checktype":        {"real servers are not checked like this and stay as they are found, out of service at first", oneOfFunc("negotiate", "connect", "external", "external-perl", "ping", "on", "off")},
-	"service":          {"real servers are not checked like this and stay as they are found, out of service at first", oneOfFunc("ftp", "http", "https", "http_proxy", "imap", "imaps", "nntp", "none", "pop", "pops", "simpletcp", "sip", "smtp", "submission")},
 }
 
 // pendingHaCf are the directives of ha.cf.
@@ -108,7 +105,7 @@ func (p pending) report(to *problems, at pos, name, value string) {
 func reportPending(p *problems, raw *rawDirector) {
 	all := func(settings map[string]setting) {
 		for name, s := range settings {
-			if name == "service" || name == "checktype" {
+			if name == "checktype" {
 				continue // counts only where a check is made: see reportCheck
 			}
 			if e, ok := pendingLdirectord[name]; ok {
@@ -125,20 +122,9 @@ func reportPending(p *problems, raw *rawDirector) {
 	}
 }
 
-// reportCheck warns of a kind of check that is pending. Several blocks, or
-// none of their directives, may choose it: the place is that of the directive
-// if there is one, else the virtual line.
-func reportCheck(p *problems, v *rawVirtual, c checks) {
-	at := func(name string) pos {
-		if s, ok := v.settings[name]; ok {
-			return s.pos
-		}
-		return v.pos
-	}
+// reportCheck warns of a kind of check that is pending.
+func reportCheck(p *problems, v *rawVirtual) {
 	if s, ok := v.settings["checktype"]; ok {
 		pendingLdirectord["checktype"].report(p, s.pos, "checktype", s.value.text)
-	}
-	if c.kind == model.CheckNegotiate || c.kind == model.CheckCombined {
-		pendingLdirectord["service"].report(p, at("service"), "service", c.application)
 	}
 }

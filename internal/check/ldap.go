@@ -1,0 +1,110 @@
+package check
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/go-ldap/ldap/v3"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// ldapLimit is how many bytes of one connection are read. Little is asked for,
+// and what is read takes up to 300 times that in memory once it is decoded.
+const ldapLimit = 32 << 10
+
+// negotiateLDAP binds, as Login if that and Password are given, else
+// anonymously, and reads the entry that Request names. Up is exactly one entry
+// whose DN the receive expression matches. CheckTimeout covers everything, and
+// NegotiateTimeout the connection.
+func negotiateLDAP(ctx context.Context, t model.Target) model.Verdict {
+	re, err := compile(t.Receive)
+	if err != nil {
+		return down(err.Error())
+	}
+	if err := portOf(t); err != nil {
+		return down(err.Error())
+	}
+	within, cancel := context.WithTimeout(ctx, t.CheckTimeout)
+	defer cancel()
+	conn, v := openLDAP(ctx, within, t)
+	if conn == nil {
+		return v
+	}
+	defer conn.Close()
+
+	who := "anonymously"
+	if t.Login != "" && t.Password != "" {
+		who = "as " + t.Login
+		err = conn.Bind(t.Login, t.Password)
+	} else {
+		err = conn.UnauthenticatedBind("")
+	}
+	if err != nil {
+		return failed(ctx, within, ldapFault("bind "+who, err), t.CheckTimeout)
+	}
+	base := strings.TrimPrefix(t.Request, "/")
+	found, err := conn.Search(&ldap.SearchRequest{
+		BaseDN: base, Scope: ldap.ScopeBaseObject, DerefAliases: ldap.DerefAlways, Filter: "(objectClass=*)",
+		Attributes: []string{"1.1"}, // none: the DN is enough (RFC 4511 section 4.5.1.8)
+	})
+	switch {
+	case err != nil:
+		return failed(ctx, within, ldapFault(fmt.Sprintf("search %q", base), err), t.CheckTimeout)
+	case len(found.Entries) != 1:
+		return down(fmt.Sprintf("%d entries for %q, want exactly one", len(found.Entries), base))
+	}
+	dn := clean(found.Entries[0].DN)
+	if !re.MatchString(found.Entries[0].DN) {
+		return down(fmt.Sprintf("receive=%q is not in the entry's DN %q", t.Receive, dn))
+	}
+	return up(fmt.Sprintf("found %q", dn))
+}
+
+// openLDAP connects, for ldaps with TLS; without a connection it has the verdict.
+func openLDAP(ctx, within context.Context, t model.Target) (*ldap.Conn, model.Verdict) {
+	connecting, cancel := context.WithTimeout(within, t.NegotiateTimeout)
+	defer cancel()
+	raw, err := dial(connecting, t.Addr)
+	if err != nil {
+		return nil, failed(ctx, connecting, err, min(t.NegotiateTimeout, t.CheckTimeout))
+	}
+	conn := net.Conn(bound(within, raw, ldapLimit))
+	if t.Application == "ldaps" {
+		if conn, err = secure(connecting, conn, t); err != nil {
+			return nil, failed(ctx, connecting, err, min(t.NegotiateTimeout, t.CheckTimeout))
+		}
+	}
+	l := ldap.NewConn(conn, t.Application == "ldaps")
+	if deadline, ok := within.Deadline(); ok {
+		l.SetTimeout(time.Until(deadline)) // a net below the connection's own deadline
+	}
+	l.Start()
+	return l, model.Verdict{}
+}
+
+// ldapFault says what went wrong in a reader's words.
+func ldapFault(what string, err error) error {
+	var le *ldap.Error
+	switch {
+	case !errors.As(err, &le):
+		return fmt.Errorf("%s: %w", what, err)
+	case le.ResultCode == ldap.ErrorNetwork && le.Err != nil:
+		if errors.Is(le.Err, io.EOF) || errors.Is(le.Err, io.ErrUnexpectedEOF) || strings.HasSuffix(le.Err.Error(), "connection closed") {
+			return fmt.Errorf("%s: connection closed before an LDAP answer was complete", what)
+		}
+		return fmt.Errorf("%s: %s", what, clean(plain(le.Err)))
+	case le.Err != nil && le.ResultCode >= ldap.ErrorNetwork: // the library's own codes
+		return fmt.Errorf("%s: not an LDAP answer: %s", what, clean(le.Err.Error()))
+	}
+	text := fmt.Sprintf("%s: %s (%d)", what, ldap.LDAPResultCodeMap[le.ResultCode], le.ResultCode)
+	if le.Err != nil && le.Err.Error() != "" {
+		text += ": " + clean(le.Err.Error())
+	}
+	return errors.New(text)
+}
