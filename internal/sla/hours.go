@@ -176,6 +176,14 @@ func (h *Hours) Length(from, to time.Time) time.Duration {
 	return sum
 }
 
+// any tells whether there is service time in [from, to).
+func (h *Hours) any(from, to time.Time) bool {
+	for range h.Within(from, to) {
+		return true
+	}
+	return false
+}
+
 func earlier(a, b time.Time) time.Time {
 	if b.Before(a) {
 		return b

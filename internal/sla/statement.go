@@ -112,13 +112,11 @@ func Account(record iter.Seq[Interval], p Period, now time.Time, agreed Agreemen
 		agreed.Confidence = 0.9
 	}
 	until := later(p.From, earlier(p.To, now))
-	a := accountant{until: until, period: newMeter(agreed.Hours, p.From, until)}
+	a := accountant{hours: agreed.Hours, from: p.From, period: newMeter(agreed.Hours, p.From, until), until: until}
 	for _, w := range burnWindows {
 		a.burn = append(a.burn, newMeter(agreed.Hours, now.Add(-w.long), now), newMeter(agreed.Hours, now.Add(-w.short), now))
 	}
-	a.burnFrom = now.Add(-BurnReach)
-	a.hours = agreed.Hours
-	a.from = p.From
+	a.burnFrom = now.Add(-BurnReach).UnixNano()
 
 	var last time.Time
 	for iv := range record {
@@ -126,18 +124,19 @@ func Account(record iter.Seq[Interval], p Period, now time.Time, agreed Agreemen
 			return Statement{}, err
 		}
 		last = iv.To
-		a.add(iv)
+		a.add(&iv)
 	}
 	a.close()
-	return a.statement(p, now, agreed), nil
+	return a.statement(p, agreed), nil
 }
 
-// accountant is Account at work.
+// accountant is Account at work. Its instants are nanoseconds since 1970,
+// which cost less than time.Time with millions of intervals.
 type accountant struct {
 	hours       *Hours
 	from, until time.Time
 	period      meter
-	burnFrom    time.Time
+	burnFrom    int64
 	burn        []meter
 
 	known    State // the last one that says whether service was there: up, degraded or down
@@ -145,16 +144,16 @@ type accountant struct {
 	outage   Outage
 	failures int
 	longest  Outage
-	parts    [4]time.Duration
+	parts    [4]int64
 }
 
 // add takes the next interval.
-func (a *accountant) add(iv Interval) {
-	before := a.period.sum[Down]
-	a.period.add(iv.State, iv.From, iv.To)
-	if iv.To.After(a.burnFrom) {
+func (a *accountant) add(iv *Interval) {
+	from, to := iv.From.UnixNano(), iv.To.UnixNano()
+	n := a.period.add(iv.State, from, to)
+	if to > a.burnFrom {
 		for i := range a.burn {
-			a.burn[i].add(iv.State, iv.From, iv.To)
+			a.burn[i].add(iv.State, from, to)
 		}
 	}
 	switch iv.State {
@@ -170,10 +169,12 @@ func (a *accountant) add(iv Interval) {
 		}
 		a.known = Down
 		a.outage.To = iv.To
-		a.outage.Down += SpanOf(a.period.sum[Down] - before)
-		a.count(iv)
-		if iv.Repair != (Repair{}) && a.period.sum[Down] > before {
-			a.split(iv)
+		a.outage.Down += nanoseconds(n)
+		if !a.counted {
+			a.count(iv, n > 0)
+		}
+		if n > 0 && iv.Repair != (Repair{}) {
+			a.split(&iv.Repair, from, to)
 		}
 	default: // planned and unknown say nothing about failures
 	}
@@ -181,26 +182,23 @@ func (a *accountant) add(iv Interval) {
 
 // count attributes an outage to the period in which its first moment of
 // service time lies, so that failures of adjacent periods add up.
-func (a *accountant) count(iv Interval) {
-	if a.counted {
+func (a *accountant) count(iv *Interval, within bool) {
+	if iv.From.Before(a.from) && a.hours.any(iv.From, earlier(iv.To, a.from)) {
+		a.counted = true // an earlier period's
 		return
 	}
-	for at := range a.hours.Within(iv.From, iv.To) {
+	if within {
 		a.counted = true
-		if !at.Before(a.from) && at.Before(a.until) {
-			a.failures++
-		}
-		return
+		a.failures++
 	}
 }
 
 // split adds the parts of a repair that lie within the period and the hours.
-func (a *accountant) split(iv Interval) {
-	from := iv.From
-	for i, d := range [...]time.Duration{iv.Repair.Detect, iv.Repair.Decide, iv.Repair.Switch, iv.Repair.Verify} {
-		to := earlier(from.Add(max(d, 0)), iv.To)
-		a.parts[i] += a.hours.Length(later(from, a.from), earlier(to, a.until))
-		from = to
+func (a *accountant) split(r *Repair, from, to int64) {
+	for i, d := range [...]time.Duration{r.Detect, r.Decide, r.Switch, r.Verify} {
+		end := min(from+max(int64(d), 0), to)
+		a.parts[i] += a.period.overlap(from, end)
+		from = end
 	}
 }
 
@@ -212,12 +210,12 @@ func (a *accountant) close() {
 	a.outage = Outage{}
 }
 
-func (a *accountant) statement(p Period, now time.Time, agreed Agreement) Statement {
+func (a *accountant) statement(p Period, agreed Agreement) Statement {
 	sum := a.period.sum
 	s := Statement{
 		Period: p, Until: a.until, Hours: agreed.Hours,
 		Service: SpanOf(agreed.Hours.Length(p.From, a.until)),
-		Up:      SpanOf(sum[Up]), Degraded: SpanOf(sum[Degraded]), Down: SpanOf(sum[Down]), Planned: SpanOf(sum[Planned]),
+		Up:      nanoseconds(sum[Up]), Degraded: nanoseconds(sum[Degraded]), Down: nanoseconds(sum[Down]), Planned: nanoseconds(sum[Planned]),
 		Failures: a.failures, Enough: a.failures >= Few,
 	}
 	operating := s.Up + s.Degraded
@@ -230,8 +228,8 @@ func (a *accountant) statement(p Period, now time.Time, agreed Agreement) Statem
 		mtbf, mttr := operating/n, s.Down/n
 		s.MTBF, s.MTTR = &mtbf, &mttr
 		s.Parts = Parts{
-			Detect: SpanOf(a.parts[0]) / n, Decide: SpanOf(a.parts[1]) / n,
-			Switch: SpanOf(a.parts[2]) / n, Verify: SpanOf(a.parts[3]) / n,
+			Detect: nanoseconds(a.parts[0]) / n, Decide: nanoseconds(a.parts[1]) / n,
+			Switch: nanoseconds(a.parts[2]) / n, Verify: nanoseconds(a.parts[3]) / n,
 		}
 		s.Parts.Rest = max(0, mttr-s.Parts.Detect-s.Parts.Decide-s.Parts.Switch-s.Parts.Verify)
 	}
@@ -265,12 +263,10 @@ func share(part, whole Span) *Unavailability {
 	return &u
 }
 
-// meter adds up the time in each state within [from, to) and the agreed
-// hours. Times are nanoseconds since 1970, which costs less than time.Time
-// with millions of intervals.
+// meter adds up the nanoseconds in each state within the agreed
+// hours of a time.
 type meter struct {
-	from, to int64
-	sum      [states]time.Duration
+	sum [states]int64
 
 	// The stretches of service time are walked along with the intervals.
 	spans    [][2]int64
@@ -280,30 +276,34 @@ type meter struct {
 // newMeter lists the stretches: a few hundred a year. Without agreed hours it
 // is one.
 func newMeter(h *Hours, from, to time.Time) meter {
-	m := meter{from: from.UnixNano(), to: to.UnixNano()}
+	var m meter
 	for a, b := range h.Within(from, to) {
 		m.spans = append(m.spans, [2]int64{a.UnixNano(), b.UnixNano()})
 	}
 	return m
 }
 
-// add takes intervals in ascending order.
-func (m *meter) add(s State, begin, end time.Time) {
-	from, to := max(begin.UnixNano(), m.from), min(end.UnixNano(), m.to)
-	if from >= to {
-		return
-	}
+// add takes intervals in ascending order, and returns how much of one counts.
+func (m *meter) add(s State, from, to int64) int64 {
 	for m.position < len(m.spans) && m.spans[m.position][1] <= from {
 		m.position++
 	}
+	n := m.overlap(from, to)
+	m.sum[s] += n
+	return n
+}
+
+// overlap is how much of an interval counts that does not begin before the
+// last one added.
+func (m *meter) overlap(from, to int64) int64 {
+	var n int64
 	for _, span := range m.spans[m.position:] {
 		if span[0] >= to {
-			return
+			break
 		}
-		if a, b := max(from, span[0]), min(to, span[1]); a < b {
-			m.sum[s] += time.Duration(b - a)
-		}
+		n += max(0, min(to, span[1])-max(from, span[0]))
 	}
+	return n
 }
 
 // rate is how many times as fast as allowed the budget was spent; nil if
@@ -313,6 +313,8 @@ func (m *meter) rate(target Unavailability) *float64 {
 	if observed == 0 {
 		return nil
 	}
-	r := m.sum[Down].Seconds() / observed.Seconds() / float64(target)
+	r := float64(m.sum[Down]) / float64(observed) / float64(target)
 	return &r
 }
+
+func nanoseconds(n int64) Span { return SpanOf(time.Duration(n)) }

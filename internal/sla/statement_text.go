@@ -12,9 +12,9 @@ func (s Statement) String() string {
 	line := func(name, format string, args ...any) {
 		fmt.Fprintf(&b, "%-16s %s\n", name, fmt.Sprintf(format, args...))
 	}
-	zone := s.Until.In(s.Period.From.Location()).Format(time.RFC3339)
+	until := s.Until.In(s.Period.From.Location()).Format(time.RFC3339)
 	if s.Until.Before(s.Period.To) {
-		line("Period", "%s, until %s", s.Period.Name, zone)
+		line("Period", "%s, until %s", s.Period.Name, until)
 	} else {
 		line("Period", "%s", s.Period.Name)
 	}
@@ -22,7 +22,11 @@ func (s Statement) String() string {
 	if s.Unplanned == nil {
 		line("Availability", "not enough data: nothing was observed")
 	} else {
-		line("Availability", "%s", *s.Unplanned)
+		if s.Failures == 0 && s.Down == 0 {
+			line("Availability", "not enough data: no down time in %s", s.Up+s.Degraded)
+		} else {
+			line("Availability", "%s", *s.Unplanned)
+		}
 		if s.Planned > 0 {
 			line("", "%s with planned windows counted as down", *s.Total)
 		}
@@ -40,16 +44,15 @@ func (s Statement) String() string {
 			*s.MTTR, s.Parts.Detect, s.Parts.Decide, s.Parts.Switch, s.Parts.Verify, s.Parts.Rest)
 	}
 	if s.Bounds != nil {
-		high := "; no upper bound without failures"
+		bound := fmt.Sprintf("at least %s", s.Bounds.Low)
 		if s.Failures > 0 {
-			high = fmt.Sprintf(" and %s", s.Bounds.High)
+			bound = fmt.Sprintf("between %s and %s", s.Bounds.Low, s.Bounds.High)
 		}
-		word := "MTBF bounds"
+		few := ""
 		if !s.Enough {
-			word = "Not enough data"
+			few = "; not enough data for more"
 		}
-		line(word, "%s in %s allow only: MTBF at least %s%s (%g %% confidence)",
-			plural(s.Failures, "failure"), s.Up+s.Degraded, s.Bounds.Low, high, 100*s.Bounds.Confidence)
+		line("MTBF bounds", "%s (%g %% confidence, from %s)%s", bound, 100*s.Bounds.Confidence, plural(s.Failures, "failure"), few)
 	}
 	if s.Longest != nil {
 		line("Longest outage", "%s, from %s to %s", s.Longest.Down,
