@@ -87,6 +87,12 @@ func (s *State) Hear(v model.Status, failureCount int) Outcome {
 	return NoChange
 }
 
+// Force brings a server down whatever its checks say, as for maintenance. The
+// next success brings it back.
+func (s *State) Force() {
+	*s = State{Status: model.Down, Answered: true, Confirmed: true}
+}
+
 // Health holds what is believed of every real server, in the configuration's
 // own order: Health[i][j] belongs to services[i].Reals[j].
 type Health [][]State

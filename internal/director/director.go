@@ -12,9 +12,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"sync/atomic"
 
+	"github.com/batuta-ha/batuta/internal/alert"
 	"github.com/batuta-ha/batuta/internal/check"
 	"github.com/batuta-ha/batuta/internal/model"
 	"github.com/batuta-ha/batuta/internal/plane"
@@ -32,6 +34,17 @@ type Config struct {
 
 	// Check finds the check for a target; nil for check.For.
 	Check func(model.Target) check.Func
+
+	// Mail takes an e-mail alert and returns at once; nil for none.
+	Mail func(alert.Message)
+
+	// LookupAddr finds the names of an address, for maintenancedir; nil for
+	// the system's resolver.
+	LookupAddr func(ctx context.Context, addr string) (names []string, err error)
+
+	// Reloaded hears of each configuration that has come into force after the
+	// first. It is called by Run's goroutine and returns soon; nil for nobody.
+	Reloaded func(model.Director)
 
 	// Shell runs a command line (fallbackcommand, callback) until it ends or
 	// ctx does; nil for /bin/sh -c.
@@ -72,6 +85,15 @@ func New(cfg Config) (*Loop, error) {
 	if cfg.Shell == nil {
 		cfg.Shell = shell
 	}
+	if cfg.Mail == nil {
+		cfg.Mail = func(alert.Message) {}
+	}
+	if cfg.LookupAddr == nil {
+		cfg.LookupAddr = net.DefaultResolver.LookupAddr
+	}
+	if cfg.Reloaded == nil {
+		cfg.Reloaded = func(model.Director) {}
+	}
 	return &Loop{
 		cfg:    cfg,
 		ready:  make(chan struct{}),
@@ -101,8 +123,8 @@ func (l *Loop) Ready() <-chan struct{} { return l.ready }
 
 func (l *Loop) String() string { return "director " + l.cfg.Director.Name }
 
-// SetActive says whether fallbackcommand and callback run. A director that is
-// not active (a warm standby) checks and keeps the plane's table right all the
+// SetActive says whether fallbackcommand and callback run, mails are sent and
+// monitorfiles written. A director that is not active (a warm standby) checks and keeps the plane's table right all the
 // same; when it becomes active, each fallbackcommand hears the present state.
 func (l *Loop) SetActive(active bool) {
 	l.active.Store(active)

@@ -108,6 +108,14 @@ func (s *state) changed(c model.Change, when stage) model.Event {
 	return event(model.LevelInfo, what+"-restored", subject, "Restored %s server: %s (%s) (Weight set to %d)", what, row, v, c.Real.Weight)
 }
 
+func maintenanceBegan(subject, file string) model.Event {
+	return event(model.LevelInfo, "maintenance", subject, "%s: %s: file %s", inMaintenance, subject, file)
+}
+
+func maintenanceEnded(subject string) model.Event {
+	return event(model.LevelInfo, "maintenance-over", subject, "Server no longer in maintenance: %s", subject)
+}
+
 func applyFailed(c model.Change, err error) model.Event {
 	return event(model.LevelError, "apply-failed", c.Service.Key.String(), "The data plane refused a change and will be asked again: %s: %v", c, err)
 }

@@ -82,3 +82,67 @@ func shell(ctx context.Context, command string) error {
 func hookFailed(command string, err error) model.Event {
 	return event(model.LevelWarning, "hook-failed", "", "system(%s) failed: %s", command, strings.TrimSpace(err.Error()))
 }
+
+// runHooks runs each fallbackcommand that has not heard the present state,
+// one at a time for a service, off this goroutine.
+func (r *run) runHooks() {
+	if !r.Active() {
+		return
+	}
+	st := r.st
+	for k, h := range r.hooks {
+		if _, ok := st.index[k]; !ok && !h.running {
+			delete(r.hooks, k)
+		}
+	}
+	for i := range st.director.Services {
+		svc := &st.director.Services[i]
+		k := svc.Virtual.Key
+		h := r.hooks[k]
+		switch {
+		case svc.FallbackCommand == "":
+			continue
+		case h == nil || (h.command != svc.FallbackCommand && !h.running):
+			h = &hook{command: svc.FallbackCommand}
+			r.hooks[k] = h
+		}
+		if h.want = st.hookWord(i); h.running || h.want == "" || h.want == h.sent {
+			continue
+		}
+		h.running, h.sent = true, h.want
+		r.shell(hookEnd{service: h, command: fallbackCommand(svc, h.want)})
+	}
+}
+
+func (r *run) runCallback() {
+	if !r.Active() {
+		return
+	}
+	command, err := callbackCommand(&r.st.director)
+	switch {
+	case err != nil:
+		r.emit(event(model.LevelWarning, "hook-failed", "", "%v", err))
+	case command == "":
+	case r.calling:
+		r.callAgain = true
+	default:
+		r.calling = true
+		r.shell(hookEnd{command: command})
+	}
+}
+
+func (r *run) hookEnded(e hookEnd) {
+	if e.err != nil {
+		r.emit(hookFailed(e.command, e.err))
+	}
+	if e.service == nil {
+		again := r.callAgain
+		r.calling, r.callAgain = false, false
+		if again {
+			r.runCallback()
+		}
+		return
+	}
+	e.service.running = false
+	r.runHooks()
+}

@@ -2,15 +2,15 @@ package director
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"maps"
+	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/batuta-ha/batuta/internal/balance"
 	"github.com/batuta-ha/batuta/internal/check"
 	"github.com/batuta-ha/batuta/internal/model"
-	"github.com/batuta-ha/batuta/internal/plane"
 )
 
 const (
@@ -49,6 +49,13 @@ type run struct {
 	retry      *time.Timer
 	retryDelay time.Duration
 	isReady    bool
+
+	phase      phase
+	reminder   *time.Timer
+	monitors   monitors
+	names      maintenance
+	job        atomic.Pointer[maintenanceJob]
+	maintained chan map[netip.AddrPort]string
 }
 
 type heard struct {
@@ -71,6 +78,7 @@ type hookEnd struct {
 type prober struct {
 	probe
 	cancel context.CancelFunc
+	rest   atomic.Bool // all servers that it decides on are in maintenance
 }
 
 // Run checks and balances until ctx ends, then takes the services with
@@ -90,6 +98,8 @@ func (l *Loop) Run(ctx context.Context) error {
 		Loop: l, ctx: work, hookCtx: hookCtx,
 		heard: make(chan heard, 64), changed: make(chan error), loaded: make(chan loaded), ended: make(chan hookEnd),
 		probes: map[probe]*prober{}, hooks: map[model.ServiceKey]*hook{},
+		phase: phaseStarting, monitors: monitors{}, names: maintenance{lookup: l.cfg.LookupAddr},
+		maintained: make(chan map[netip.AddrPort]string),
 	}
 	r.emit = func(e model.Event) {
 		e.At = time.Now()
@@ -97,12 +107,21 @@ func (l *Loop) Run(ctx context.Context) error {
 	}
 	r.retry = time.NewTimer(retryLast)
 	r.retry.Stop()
+	r.reminder = time.NewTimer(time.Hour)
+	r.reminder.Stop()
 	l.mu.Lock()
 	l.st.adopt(have)
 	l.mu.Unlock()
 
+	r.setMaintenance()
+	job := r.job.Load()
+	out, _ := r.outOfService(job) // before the first check could bring them in
+	l.mu.Lock()
+	l.st.maintain(out, r.emit)
+	l.mu.Unlock()
 	r.apply()
 	r.setProbes()
+	r.wg.Go(func() { r.maintain(job, out) })
 	if file := l.cfg.Director.File; file != "" {
 		r.wg.Go(func() { r.watch(file) })
 	}
@@ -114,6 +133,7 @@ func (l *Loop) Run(ctx context.Context) error {
 	}
 	grace := time.AfterFunc(hookGrace, stopHooks)
 	r.drain()
+	r.monitors.flush()
 	grace.Stop()
 	stopHooks()
 	return nil
@@ -145,6 +165,10 @@ func (r *run) loop() {
 			r.fileChanged(err)
 		case l := <-r.loaded:
 			r.take(l)
+		case out := <-r.maintained:
+			r.takeOut(out)
+		case <-r.reminder.C:
+			r.remindAgain()
 		case e := <-r.ended:
 			r.hookEnded(e)
 		}
@@ -158,6 +182,7 @@ func (r *run) hear(h heard) (decide bool) {
 	for more := true; more; {
 		if r.probes[h.from.probe] == h.from { // else it was stopped by a reload
 			decide = r.st.hear(h.from.probe, h.verdict, func(e model.Event) { events = append(events, e) }) || decide
+			r.monitor(h)
 		}
 		select {
 		case h = <-r.heard:
@@ -172,126 +197,6 @@ func (r *run) hear(h heard) (decide bool) {
 	return decide
 }
 
-// apply brings the plane to the desired table, as far as what is believed has
-// changed since the last time, and tells and runs what follows from it.
-func (r *run) apply() {
-	st := r.st
-	if !st.fresh && len(balance.Diff(st.last, st.desired(st.have))) == 0 {
-		r.settled()
-		return
-	}
-	have, err := r.cfg.Plane.Read(r.ctx)
-	if err != nil {
-		r.again(fmt.Errorf("read the table: %w", err))
-		return
-	}
-	want := st.desired(have)
-	target := want
-	if !st.fresh {
-		target = balance.Rebase(st.last, want, have, st.readd)
-	}
-	changes := balance.Diff(have, target)
-	var failed map[int]error
-	if len(changes) > 0 {
-		if err := r.cfg.Plane.Apply(r.ctx, changes); err != nil {
-			if failed, err = refusals(changes, err); err != nil {
-				r.again(err)
-				return
-			}
-		}
-	}
-	r.mu.Lock()
-	st.record(have, want, changes, failed)
-	r.mu.Unlock()
-	for n, c := range changes {
-		if failed[n] == nil {
-			delete(st.refused, c.String())
-			r.emit(st.changed(c, starting))
-		}
-	}
-	r.tellRefused(changes, failed)
-	if len(failed) > 0 {
-		r.schedule()
-	} else {
-		r.retry.Stop()
-		r.retryDelay = 0
-	}
-	r.settled()
-}
-
-// settled does what waits for the table: hooks, and Ready.
-func (r *run) settled() {
-	r.runHooks()
-	if !r.isReady && r.st.settled() {
-		r.isReady = true
-		close(r.ready)
-	}
-}
-
-// refusals sorts an error of Apply: which changes were refused, or what else
-// is wrong with the plane.
-func refusals(changes []model.Change, err error) (map[int]error, error) {
-	byText := map[string]error{}
-	var walk func(error) error
-	walk = func(err error) error {
-		if joined, ok := err.(interface{ Unwrap() []error }); ok {
-			var other error
-			for _, e := range joined.Unwrap() {
-				other = errors.Join(other, walk(e))
-			}
-			return other
-		}
-		if row, ok := errors.AsType[*plane.RowError](err); ok {
-			byText[row.Change.String()] = row.Err
-			return nil
-		}
-		return err
-	}
-	if other := walk(err); other != nil {
-		return nil, other
-	}
-	failed := map[int]error{}
-	for n, c := range changes {
-		if e := byText[c.String()]; e != nil {
-			failed[n] = e
-		}
-	}
-	return failed, nil
-}
-
-// tellRefused tells of each refusal once, and of a refused service not again
-// for each of its rows.
-func (r *run) tellRefused(changes []model.Change, failed map[int]error) {
-	services := map[model.ServiceKey]bool{}
-	for n, c := range changes {
-		err := failed[n]
-		if err == nil || services[c.Service.Key] {
-			continue
-		}
-		services[c.Service.Key] = c.Op == model.ServiceAdd
-		if text := err.Error(); r.st.refused[c.String()] != text {
-			r.st.refused[c.String()] = text
-			r.emit(applyFailed(c, err))
-		}
-	}
-}
-
-// again tells that the plane as a whole failed, and tries later.
-func (r *run) again(err error) {
-	if r.ctx.Err() != nil {
-		return
-	}
-	if r.retryDelay == 0 {
-		r.emit(event(model.LevelError, "plane-failed", "", "The %s plane failed and will be asked again: %v", r.cfg.Plane.Info().Name, err))
-	}
-	r.schedule()
-}
-
-func (r *run) schedule() {
-	r.retryDelay = min(max(2*r.retryDelay, retryFirst), retryLast)
-	r.retry.Reset(r.retryDelay)
-}
-
 // setProbes starts and stops goroutines so that there is one for each probe.
 // Those that stay are not disturbed.
 func (r *run) setProbes() {
@@ -301,10 +206,12 @@ func (r *run) setProbes() {
 			delete(r.probes, p)
 		}
 	}
+	defer r.setRest()
 	var fresh []*prober
 	for _, p := range r.st.probes {
 		if r.probes[p] == nil {
 			w := &prober{probe: p}
+			w.rest.Store(r.st.resting(p))
 			r.probes[p] = w
 			fresh = append(fresh, w)
 		}
@@ -329,7 +236,11 @@ func (r *run) prober(ctx context.Context, w *prober, first, second time.Duration
 			return
 		}
 		var v model.Verdict
-		v, rest = r.once(ctx, w.target, rest)
+		if w.rest.Load() {
+			v, rest = model.Verdict{Status: model.Down, Reason: inMaintenance, At: time.Now()}, 0
+		} else {
+			v, rest = r.once(ctx, w.target, rest)
+		}
 		if ctx.Err() != nil {
 			return
 		}
@@ -363,6 +274,93 @@ func (r *run) once(ctx context.Context, t model.Target, rest int) (v model.Verdi
 		next = 0
 	}
 	return v, next
+}
+
+// setRest tells the probers which of them need not check.
+func (r *run) setRest() {
+	for p, w := range r.probes {
+		w.rest.Store(r.st.resting(p))
+	}
+}
+
+// monitor writes a result to the monitorfiles of all services it is for.
+func (r *run) monitor(h heard) {
+	if !r.Active() {
+		return
+	}
+	for _, at := range r.st.users[h.from.probe] {
+		svc, v := &r.st.director.Services[at.service], h.verdict
+		if _, out := r.st.maintained[svc.Reals[at.real].Addr]; out {
+			v.Status, v.Reason = model.Down, inMaintenance
+		}
+		r.monitors.write(svc, at.real, v, r.emit)
+	}
+}
+
+// setMaintenance gives maintain the configuration to work with.
+func (r *run) setMaintenance() {
+	j := &maintenanceJob{dir: r.st.director.MaintenanceDir}
+	for i := range r.st.director.Services {
+		for _, real := range r.st.director.Services[i].Reals {
+			j.reals = append(j.reals, real.Addr)
+		}
+	}
+	r.job.Store(j)
+}
+
+// takeOut acts on a change in the maintenance directory.
+func (r *run) takeOut(out map[netip.AddrPort]string) {
+	var events []model.Event
+	r.mu.Lock()
+	r.st.maintain(out, func(e model.Event) { events = append(events, e) })
+	r.mu.Unlock()
+	for _, e := range events {
+		r.emit(e)
+	}
+	r.setRest()
+	r.apply()
+}
+
+// maintain looks at the maintenance directory for as long as the director runs.
+func (r *run) maintain(job *maintenanceJob, last map[netip.AddrPort]string) {
+	for wait := maintainEvery / 2; sleepUntil(r.ctx, time.Now().Add(wait)); {
+		wait = maintainEvery
+		now := r.job.Load()
+		out, err := r.outOfService(now)
+		if err != nil || now == job && maps.Equal(out, last) {
+			continue // a directory that cannot be read: what it said last counts
+		}
+		job, last = now, out
+		select {
+		case r.maintained <- out:
+		case <-r.ctx.Done():
+			return
+		}
+	}
+}
+
+// outOfService looks at the directory once, and looks up names as far as it
+// matters, for nameLimit at most.
+func (r *run) outOfService(j *maintenanceJob) (map[netip.AddrPort]string, error) {
+	files, err := j.files()
+	if err != nil || len(files) == 0 {
+		return nil, err
+	}
+	if byName(files) {
+		ctx, cancel := context.WithTimeout(r.ctx, nameLimit)
+		defer cancel()
+		var wg sync.WaitGroup
+		turn := make(chan struct{}, namesAtOnce)
+		for _, a := range r.names.stale(j.reals, time.Now()) {
+			wg.Go(func() {
+				turn <- struct{}{}
+				r.names.resolve(ctx, a)
+				<-turn
+			})
+		}
+		wg.Wait()
+	}
+	return r.names.find(j.reals, files), nil
 }
 
 func sleepUntil(ctx context.Context, at time.Time) bool {
@@ -460,62 +458,17 @@ func (r *run) take(l loaded) {
 		if err != nil {
 			have = r.st.have // apply reads again and tells
 		}
+		r.phase = phaseReloading
 		r.mu.Lock()
 		r.st.configure(*l.director, have)
 		r.mu.Unlock()
+		r.setMaintenance()
 		r.setProbes()
 		r.apply()
+		r.cfg.Reloaded(*l.director)
 	}
 	if onDisk {
 		r.runCallback()
-	}
-}
-
-// runHooks runs each fallbackcommand that has not heard the present state,
-// one at a time for a service, off this goroutine.
-func (r *run) runHooks() {
-	if !r.Active() {
-		return
-	}
-	st := r.st
-	for k, h := range r.hooks {
-		if _, ok := st.index[k]; !ok && !h.running {
-			delete(r.hooks, k)
-		}
-	}
-	for i := range st.director.Services {
-		svc := &st.director.Services[i]
-		k := svc.Virtual.Key
-		h := r.hooks[k]
-		switch {
-		case svc.FallbackCommand == "":
-			continue
-		case h == nil || (h.command != svc.FallbackCommand && !h.running):
-			h = &hook{command: svc.FallbackCommand}
-			r.hooks[k] = h
-		}
-		if h.want = st.hookWord(i); h.running || h.want == "" || h.want == h.sent {
-			continue
-		}
-		h.running, h.sent = true, h.want
-		r.shell(hookEnd{service: h, command: fallbackCommand(svc, h.want)})
-	}
-}
-
-func (r *run) runCallback() {
-	if !r.Active() {
-		return
-	}
-	command, err := callbackCommand(&r.st.director)
-	switch {
-	case err != nil:
-		r.emit(event(model.LevelWarning, "hook-failed", "", "%v", err))
-	case command == "":
-	case r.calling:
-		r.callAgain = true
-	default:
-		r.calling = true
-		r.shell(hookEnd{command: command})
 	}
 }
 
@@ -527,22 +480,6 @@ func (r *run) shell(h hookEnd) {
 		h.err = r.cfg.Shell(ctx, h.command)
 		r.ended <- h // until the last has ended, drain receives
 	})
-}
-
-func (r *run) hookEnded(e hookEnd) {
-	if e.err != nil {
-		r.emit(hookFailed(e.command, e.err))
-	}
-	if e.service == nil {
-		again := r.callAgain
-		r.calling, r.callAgain = false, false
-		if again {
-			r.runCallback()
-		}
-		return
-	}
-	e.service.running = false
-	r.runHooks()
 }
 
 // drain waits for all goroutines of this run.
@@ -562,29 +499,4 @@ func (r *run) drain() {
 			return
 		}
 	}
-}
-
-// withdraw takes the services with CleanStop out of the table: as ldirectord
-// does, first the real servers that are up, then the service.
-func (r *run) withdraw() {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.ctx), stopLimit)
-	defer cancel()
-	changes := r.st.withdrawal()
-	if len(changes) == 0 {
-		return
-	}
-	failed, err := refusals(changes, r.cfg.Plane.Apply(ctx, changes))
-	if err != nil {
-		r.emit(event(model.LevelError, "plane-failed", "", "The services could not be taken out of the %s plane: %v", r.cfg.Plane.Info().Name, err))
-		return
-	}
-	r.mu.Lock()
-	r.st.record(r.st.have, r.st.last, changes, failed)
-	r.mu.Unlock()
-	for n, c := range changes {
-		if failed[n] == nil {
-			r.emit(r.st.changed(c, stopping))
-		}
-	}
-	r.tellRefused(changes, failed)
 }

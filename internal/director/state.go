@@ -36,6 +36,9 @@ type state struct {
 	fresh   bool                      // this configuration has not been applied yet
 	owned   map[model.ServiceKey]bool // configured at some time in this life
 	refused map[string]string         // changes that the plane refused, and why
+
+	maintained map[netip.AddrPort]string // real servers in maintenance, and the file that says so
+	reminders  []reminder
 }
 
 func newState(d model.Director) *state {
@@ -72,6 +75,7 @@ func (s *state) configure(d model.Director, have model.Table) {
 			}
 		}
 	}
+	s.takeOut()
 }
 
 func (s *state) set(d model.Director) {
@@ -104,6 +108,9 @@ func (s *state) hear(p probe, v model.Verdict, emit func(model.Event)) (decide b
 	for _, at := range s.users[p] {
 		svc := &s.director.Services[at.service]
 		st := &s.health[at.service][at.real]
+		if _, out := s.maintained[svc.Reals[at.real].Addr]; out {
+			continue
+		}
 		before, first := st.Failures, !st.Answered
 		outcome := st.Hear(v.Status, svc.FailureCount)
 		subject := realID(svc, at.real)
@@ -131,6 +138,66 @@ func (s *state) hear(p probe, v model.Verdict, emit func(model.Event)) (decide b
 		}
 	}
 	return decide
+}
+
+// maintain takes in which real servers are in maintenance now.
+func (s *state) maintain(now map[netip.AddrPort]string, emit func(model.Event)) {
+	before := s.maintained
+	s.maintained = now
+	for i := range s.director.Services {
+		svc := &s.director.Services[i]
+		for j := range svc.Reals {
+			_, was := before[svc.Reals[j].Addr]
+			file, is := now[svc.Reals[j].Addr]
+			switch {
+			case is && !was:
+				emit(maintenanceBegan(realID(svc, j), file))
+			case was && !is:
+				s.verdicts[i][j] = model.Verdict{Status: model.Down, Reason: "the maintenance is over; waiting for a check to succeed"}
+				emit(maintenanceEnded(realID(svc, j)))
+			}
+		}
+	}
+	s.takeOut()
+}
+
+// takeOut forces down what is in maintenance, whatever the checks said.
+func (s *state) takeOut() {
+	if len(s.maintained) == 0 {
+		return
+	}
+	for i := range s.director.Services {
+		svc := &s.director.Services[i]
+		for j := range svc.Reals {
+			if file, out := s.maintained[svc.Reals[j].Addr]; out {
+				s.health[i][j].Force()
+				s.verdicts[i][j] = model.Verdict{Status: model.Down, Reason: inMaintenance + " (file " + file + ")", At: s.verdicts[i][j].At}
+			}
+		}
+	}
+}
+
+// resting tells whether a probe need not be made: all whom it decides on are
+// in maintenance.
+func (s *state) resting(p probe) bool {
+	for _, at := range s.users[p] {
+		if _, out := s.maintained[s.director.Services[at.service].Reals[at.real].Addr]; !out {
+			return false
+		}
+	}
+	return true
+}
+
+// answered tells whether every real server has answered once.
+func (s *state) answered() bool {
+	for i := range s.health {
+		for _, st := range s.health[i] {
+			if !st.Answered {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // desired is the table as it should be, given the one that is there.

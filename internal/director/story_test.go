@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -18,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
 
+	"github.com/batuta-ha/batuta/internal/alert"
 	"github.com/batuta-ha/batuta/internal/check"
 	"github.com/batuta-ha/batuta/internal/config"
 	"github.com/batuta-ha/batuta/internal/model"
@@ -44,6 +46,9 @@ var update = flag.Bool("update", false, "rewrite the stories with what happens n
 //	plane CHANGE           somebody else changes the table: "real-del tcp A:P R", "real-edit tcp A:P R masq 2", "service-del tcp A:P"
 //	refuse|accept R        the plane refuses rows of R, or no longer
 //	hook fail|ok|slow      how commands end from now on
+//	touch|remove FILE      in @DIR@, for maintenancedir
+//	name ADDR NAME         the reverse name of an address
+//	show FILE              print a file of @DIR@
 func TestStories(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -96,6 +101,7 @@ type teller struct {
 	mu      sync.Mutex
 	out     strings.Builder
 	answers map[netip.AddrPort]string
+	names   map[string][]string
 	hook    string
 }
 
@@ -124,7 +130,7 @@ func newTeller(t *testing.T, a *txtar.Archive) *teller {
 		t.Fatal(err)
 	}
 	return &teller{t: t, a: a, file: filepath.Join(t.TempDir(), "ldirectord.cf"), began: time.Now(),
-		plane: &stubborn{p, map[string]bool{}}, answers: map[netip.AddrPort]string{}}
+		plane: &stubborn{p, map[string]bool{}}, answers: map[netip.AddrPort]string{}, names: map[string][]string{}}
 }
 
 func (s *teller) tell() string {
@@ -194,6 +200,10 @@ func (s *teller) play(words []string) {
 		s.plane.refuse[args[0]] = true
 	case "accept":
 		delete(s.plane.refuse, args[0])
+	case "touch", "remove", "show":
+		s.touch(words[0], filepath.Join(filepath.Dir(s.file), args[0]))
+	case "name":
+		s.names[args[0]] = args[1:]
 	case "hook":
 		s.mu.Lock()
 		s.hook = args[0]
@@ -218,7 +228,8 @@ func (s *teller) start() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.loop, err = New(Config{Director: *d, Plane: s.plane, Load: s.load, Check: s.check, Shell: s.shell, Sink: s.hear})
+	s.loop, err = New(Config{Director: *d, Plane: s.plane, Load: s.load, Check: s.check, Shell: s.shell, Sink: s.hear,
+		Mail: s.mail, LookupAddr: s.lookup})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -251,6 +262,7 @@ func (s *teller) write(name string) {
 	if !ok {
 		s.t.Fatalf("the story has no file %q", name)
 	}
+	text = strings.ReplaceAll(text, "@DIR@", filepath.Dir(s.file))
 	if err := os.WriteFile(s.file, []byte(text), 0o755); err != nil { // executable: it serves as its own callback
 		s.t.Fatal(err)
 	}
@@ -318,6 +330,44 @@ func (s *teller) shell(ctx context.Context, command string) error {
 func (s *teller) hear(e model.Event) {
 	text, _, _ := strings.Cut(e.Text, " at /")
 	s.say("%s %s", s.clock(), strings.ReplaceAll(text, s.file, "ldirectord.cf"))
+}
+
+// touch creates, removes or prints a file.
+func (s *teller) touch(verb, name string) {
+	var err error
+	switch verb {
+	case "touch":
+		if err = os.MkdirAll(filepath.Dir(name), 0o755); err == nil {
+			err = os.WriteFile(name, nil, 0o644)
+		}
+	case "remove":
+		err = os.Remove(name)
+	default:
+		var b []byte
+		b, err = os.ReadFile(name)
+		for line := range strings.Lines(string(b)) {
+			s.say("%s", stamp.ReplaceAllString(strings.TrimSuffix(line, "\n"), "[TIME] [PID]"))
+		}
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+var stamp = regexp.MustCompile(`^\[[^]]*\] \[\d+\]`)
+
+// mail writes an alert down.
+func (s *teller) mail(m alert.Message) {
+	s.say("%s mail from %q by %q to %s, %s: %s | %s | %s", s.clock(), m.From, m.Relay, m.To, m.Status, m.Subject, m.Service, m.Comment)
+}
+
+func (s *teller) lookup(_ context.Context, addr string) ([]string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if names, ok := s.names[addr]; ok {
+		return names, nil
+	}
+	return nil, errors.New("no such host")
 }
 
 func (s *teller) clock() string { return fmt.Sprintf("%6.2f", time.Since(s.began).Seconds()) }
