@@ -1,7 +1,7 @@
 # Batuta: build, show, test. `make help` lists the targets; CONTRIBUTING.md explains them.
 GO        ?= go
 CACHE     ?= $(CURDIR)/.cache
-T         ?= 5s
+T         ?= 5000x
 GOLANGCI  := v2.15.0
 CLANG     ?= clang-14
 # The race detector needs a C compiler; without one the tests run without it and say so.
@@ -33,7 +33,7 @@ unit: build ## all Go tests, as root with the kernel and lab tests
 	$(GO) test $(RACE) -timeout 15m ./...
 
 .PHONY: fuzz
-fuzz: ## each fuzz target for T (default 5s)
+fuzz: ## each fuzz target for T executions or seconds (default 5000x)
 	@GO='$(GO)' T='$(T)' scripts/fuzz
 
 .PHONY: lint
