@@ -91,14 +91,14 @@ func (c *Chain) At(t Span) []float64 {
 	first := make([]float64, n)
 	first[0] = 1
 	var fastest float64
+	leave := make([]float64, n)
 	for i, row := range c.Rate {
-		var out float64
 		for j, r := range row {
 			if j != i {
-				out += r
+				leave[i] += r
 			}
 		}
-		fastest = math.Max(fastest, out)
+		fastest = math.Max(fastest, leave[i])
 	}
 	jumps := fastest * float64(t)
 	if jumps <= 0 {
@@ -114,8 +114,8 @@ func (c *Chain) At(t Span) []float64 {
 				jump[i][j] = c.Rate[i][j] / fastest
 			}
 		}
+		jump[i][i] = (fastest - leave[i]) / fastest
 	}
-	closeRows(jump)
 
 	// The sum over m jumps of Poisson(m) · jump^m, by Horner's rule. With a
 	// mean of 0.25 what is left out after 16 is below 1e-24.

@@ -30,7 +30,8 @@ type Cluster struct {
 
 	// Failover is the mean time for a spare to take over. Meanwhile the failed
 	// node's share is not carried. Failures in the meantime are taken over
-	// together with the first.
+	// together with the first; a node that comes back from repair takes its
+	// place at once.
 	Failover Span
 
 	Standby float64 // failure rate of a spare relative to a carrying node: 0 cold, 1 hot

@@ -49,6 +49,7 @@ func Parse(name string, src []byte) (*Model, []Problem) {
 	}
 	file, diags := hclsyntax.ParseConfig(src, name, hcl.InitialPos)
 	p.diagnose(diags)
+	p.torn = diags.HasErrors()
 	m := &Model{Root: &Block{Kind: KindSeries}}
 	if body, ok := file.Body.(*hclsyntax.Body); ok {
 		p.model(m, body)
@@ -77,7 +78,11 @@ func Parse(name string, src []byte) (*Model, []Problem) {
 type parser struct {
 	file  string
 	names map[string]hcl.Range
-	list  []Problem
+
+	// torn is set when the text itself is wrong: what seems to be missing may
+	// then be there.
+	torn bool
+	list []Problem
 }
 
 func (p *parser) add(at hcl.Range, text, hint string) {
@@ -91,7 +96,8 @@ func (p *parser) diagnose(diags hcl.Diagnostics) {
 			at = *d.Subject
 		}
 		summary := strings.TrimSuffix(d.Summary, ".")
-		p.add(at, strings.ToLower(summary[:min(1, len(summary))])+summary[min(1, len(summary)):], strings.TrimSuffix(d.Detail, "."))
+		hint, _, _ := strings.Cut(d.Detail, ". ")
+		p.add(at, strings.ToLower(summary[:min(1, len(summary))])+summary[min(1, len(summary)):], strings.TrimSuffix(hint, "."))
 	}
 }
 
@@ -104,7 +110,7 @@ type setting func(text string) error
 // not know or that are missing.
 func (p *parser) body(b *hclsyntax.Body, what string, at hcl.Range, known map[string]setting, needed ...string) {
 	for _, name := range needed {
-		if b.Attributes[name] == nil {
+		if b.Attributes[name] == nil && !p.torn {
 			p.add(at, fmt.Sprintf("%s has no %s", what, name), "")
 		}
 	}
@@ -260,7 +266,7 @@ func (p *parser) unit(block *Block, b *hclsyntax.Block, at hcl.Range) {
 			p.add(a.NameRange, "mtbf and availability say the same", "leave one out: availability is mtbf/(mtbf+mttr)")
 		}
 		c.MTBF = c.MTTR * Span((1-u)/u)
-		if (u <= 0 || u >= 1) && len(p.list) == clean {
+		if (u <= 0 || u >= 1) && len(p.list) == clean && !p.torn {
 			p.add(a.Expr.Range(), "availability: must be between 0 and 100 %", "")
 		}
 	}
@@ -270,7 +276,7 @@ func (p *parser) unit(block *Block, b *hclsyntax.Block, at hcl.Range) {
 
 // check reports what settings mean together, once they are right alone.
 func (p *parser) check(c Cluster, b *hclsyntax.Block, at hcl.Range, clean int) {
-	if len(p.list) > clean {
+	if len(p.list) > clean || p.torn {
 		return
 	}
 	for _, err := range c.Check() {
@@ -330,7 +336,7 @@ func (p *parser) group(block *Block, b *hclsyntax.Block, at hcl.Range) {
 	}
 	clean := len(p.list)
 	p.body(b.Body, "a "+b.Type, at, known, needed...)
-	ok := len(p.list) == clean
+	ok := len(p.list) == clean && !p.torn
 	block.Parts = p.parts(b.Body)
 	switch redundancy {
 	case "", "active":
@@ -350,7 +356,7 @@ func (p *parser) group(block *Block, b *hclsyntax.Block, at hcl.Range) {
 		}
 		n = block.Count
 	}
-	if len(b.Body.Blocks) == 0 {
+	if len(b.Body.Blocks) == 0 && !p.torn {
 		p.add(at, fmt.Sprintf("this %s has no parts", b.Type), "")
 	} else if a := b.Body.Attributes["need"]; a != nil && ok && (block.Need < 1 || block.Need > n) {
 		p.add(a.Expr.Range(), fmt.Sprintf("need: %d of %d parts cannot be needed", block.Need, n), "")
@@ -401,7 +407,7 @@ func (p *parser) chain(block *Block, b *hclsyntax.Block, at hcl.Range) {
 		index[st.Name] = len(states)
 		states = append(states, st)
 	}
-	if len(p.list) > clean {
+	if len(p.list) > clean || p.torn {
 		return
 	}
 	if len(states) == 0 || !states[0].Up {

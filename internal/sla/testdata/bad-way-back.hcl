@@ -1,0 +1,9 @@
+chain "c" {
+  state "good" {
+    to = { lost = "1000h" }
+  }
+  state "lost" {
+    up = false
+    to = {}
+  }
+}
