@@ -108,6 +108,15 @@ func (m *Model) solve() (*solver, *node, error) {
 	return s, root, err
 }
 
+// Check tells whether Evaluate has an answer, which takes longer.
+func (m *Model) Check() error {
+	_, root, err := m.solve()
+	if err == nil {
+		_, err = root.levelsOf()
+	}
+	return err
+}
+
 // unavailability is the one figure that variants are compared by.
 func (m *Model) unavailability() (Unavailability, error) {
 	_, root, err := m.solve()

@@ -60,7 +60,7 @@ func Parse(name string, src []byte) (*Model, []Problem) {
 	// What concerns parts together comes last: it means nothing while they
 	// are wrong themselves.
 	if len(p.list) == 0 {
-		if _, err := m.Evaluate(); err != nil {
+		if err := m.Check(); err != nil {
 			p.add(start, err.Error(), "")
 		}
 	}
@@ -142,14 +142,33 @@ func list(known map[string]setting) string {
 	return strings.Join(names, ", ")
 }
 
+// literal tells whether an expression is written out. HCL could also compute,
+// for as long as it likes; a model needs no loops.
+func literal(e hclsyntax.Expression) bool {
+	switch e := e.(type) {
+	case *hclsyntax.LiteralValueExpr:
+		return true
+	case *hclsyntax.UnaryOpExpr:
+		return literal(e.Val)
+	case *hclsyntax.TemplateExpr:
+		return len(e.Parts) == 0 || e.IsStringLiteral()
+	case *hclsyntax.ObjectConsKeyExpr:
+		return hcl.ExprAsKeyword(e) != "" || literal(e.Wrapped)
+	}
+	return false
+}
+
 // text evaluates a string, number or truth value.
 func (p *parser) text(e hclsyntax.Expression) (string, bool) {
-	v, diags := e.Value(nil)
-	if diags.HasErrors() {
-		p.diagnose(diags)
-		return "", false
+	v := cty.NilVal
+	if literal(e) {
+		var diags hcl.Diagnostics
+		if v, diags = e.Value(nil); diags.HasErrors() {
+			p.diagnose(diags)
+			return "", false
+		}
 	}
-	if v.IsKnown() && !v.IsNull() {
+	if v != cty.NilVal && v.IsKnown() && !v.IsNull() {
 		switch v.Type() {
 		case cty.String:
 			return v.AsString(), true

@@ -24,3 +24,11 @@ chain "c" {
      to = { } 
   }
 }
+cluster "d" {
+  nodes    = -1
+  mtbf     = ""
+  mttr     = null
+  coverage = [for x in [1, 2] : x]
+  standby  = "${1 + 1}"
+  beta     = true
+}
