@@ -46,8 +46,8 @@ type lines struct {
 	left *io.LimitedReader
 }
 
-func newLines(r io.Reader, limit int64) lines {
-	left := &io.LimitedReader{R: r, N: limit}
+func newLines(r io.Reader) lines {
+	left := &io.LimitedReader{R: r, N: dialogueLimit}
 	return lines{in: bufio.NewReaderSize(left, lineLimit), left: left}
 }
 
@@ -177,7 +177,7 @@ func (d *dialogue) hold(t model.Target, talk func(*dialogue) (string, error)) (s
 
 // use makes conn the dialogue's connection.
 func (d *dialogue) use(conn net.Conn) {
-	d.conn, d.lines = conn, newLines(conn, dialogueLimit)
+	d.conn, d.lines = conn, newLines(conn)
 }
 
 // secure goes on with TLS: at once, or after the server agreed to STARTTLS.

@@ -71,11 +71,17 @@ func newAuthority() authority {
 // server makes a server certificate for a name that nobody asks for.
 func (a authority) server(t *testing.T, until time.Time) tls.Certificate {
 	t.Helper()
+	return a.serverAt(t, until)
+}
+
+// serverAt makes one that is for addresses, too.
+func (a authority) serverAt(t *testing.T, until time.Time, addresses ...net.IP) tls.Certificate {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(2), DNSNames: []string{"other.example.test"},
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(2), DNSNames: []string{"other.example.test"}, IPAddresses: addresses,
 		NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: until, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, a.cert, &key.PublicKey, a.key)
 	if err != nil {
 		t.Fatal(err)
@@ -103,7 +109,12 @@ func short(t *model.Target) {
 // script listens on loopback and plays one function for each connection.
 func script(t *testing.T, play func(net.Conn)) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	return scriptAt(t, "127.0.0.1", play)
+}
+
+func scriptAt(t *testing.T, host string, play func(net.Conn)) string {
+	t.Helper()
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -89,7 +89,7 @@ func sipTCP(ctx context.Context, conn net.Conn, request string) (sipAnswer, erro
 	if _, err := conn.Write([]byte(request)); err != nil {
 		return sipAnswer{}, err
 	}
-	l := newLines(conn, dialogueLimit)
+	l := newLines(conn)
 	for {
 		a, err := l.sip()
 		if err != nil || a.code >= 200 {
@@ -118,7 +118,7 @@ func sipUDP(ctx context.Context, conn net.Conn, request, callID string) (sipAnsw
 			if err != nil {
 				return sipAnswer{}, err
 			}
-			a, err := newLines(bytes.NewReader(buf[:n]), dialogueLimit).sip()
+			a, err := newLines(bytes.NewReader(buf[:n])).sip()
 			if err != nil {
 				return a, err
 			}
