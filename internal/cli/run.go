@@ -69,7 +69,7 @@ SIGHUP reads the file again; SIGTERM stops, by the rules of cleanstop.`,
 			if !do.DryRun && (do.Events != "" || do.Table != "") {
 				return usageError(cmd, errors.New("--events and --table go with --dry-run"))
 			}
-			do.Config, do.RunDir, do.Stderr = args[0], o.runDir, cmd.ErrOrStderr()
+			do.Config, do.RunDir, do.Stderr, do.Stdout = args[0], o.runDir, cmd.ErrOrStderr(), cmd.OutOrStdout()
 			ctx, stop := onHangup(cmd.Context(), &do.Hangup)
 			defer stop()
 			return daemonError(node.RunDirector(ctx, do))

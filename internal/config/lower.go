@@ -65,7 +65,6 @@ func lowerDirector(p *problems, raw *rawDirector, r *resolver, stat func(string)
 		lines[s.Virtual.Key] = v.line
 		d.Services = append(d.Services, s)
 	}
-	reportPending(p, raw)
 	return d
 }
 
@@ -276,7 +275,7 @@ func (l *cfLower) globalFallback(name string) {
 	if name == "fallback6" {
 		f = model.IPv6
 	}
-	l.fallbackServer(s, f, "tcp", 0)
+	_, _ = l.fallbackServer(s, f, "tcp", 0) // only its problems matter here
 }
 
 // fallback is the virtual service's own or the global one of its family. A

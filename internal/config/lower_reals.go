@@ -23,7 +23,6 @@ func (l *cfLower) reals(v *rawVirtual, key model.ServiceKey, usable bool) []mode
 	checks := l.checks(v, key)
 	l.patterns(v, checks, usable)
 	if usable {
-		reportCheck(l.problems, v)
 		l.lacking(v, checks)
 	}
 	var out []model.CheckedReal

@@ -1,34 +1,13 @@
 package config
 
-import (
-	"slices"
-	"strings"
-)
+import "slices"
 
 // pending is one directive that is understood and accepted, but does nothing
-// yet. The lists below are the only place that says so: taking an entry out
-// is part of putting its directive in force.
+// yet. The list below is the only place that says so: taking an entry out is
+// part of putting its directive in force. Of ldirectord.cf all is in force.
 type pending struct {
 	consequence string                  // what happens, or does not, meanwhile
 	fine        func(value string) bool // values with nothing to miss; nil: none
-}
-
-// pendingLdirectord are the directives of ldirectord.cf.
-var pendingLdirectord = map[string]pending{
-	"callback":         {"the program is not run when the file changes", nil},
-	"execute":          {"the other instance is not started", nil},
-	"maintenancedir":   {"files in it take no server out", nil},
-	"monitorfile":      {"check results are not written to it", nil},
-	"emailalert":       {"no mail is sent", nil},
-	"emailalertfrom":   {"no mail is sent", nil},
-	"emailalertfreq":   {"no mail is sent", func(v string) bool { return v == "0" }},
-	"emailalertstatus": {"no mail is sent", func(v string) bool { return v == "none" }},
-	"smtp":             {"no mail is sent", nil},
-	"servicename":      {"it is for mail, and no mail is sent", nil},
-	"comment":          {"it is for mail, and no mail is sent", nil},
-	"logfile":          {"syslog is not written: messages go to standard error only", func(v string) bool { return strings.HasPrefix(v, "/") }},
-	"supervised":       {"messages go to the log file as ever; the director stays in the foreground in any case", func(v string) bool { return v == "no" }},
-	"checktype":        {"real servers are not checked like this and stay as they are found, out of service at first", oneOfFunc("negotiate", "connect", "external", "external-perl", "ping", "on", "off")},
 }
 
 // pendingHaCf are the directives of ha.cf.
@@ -99,32 +78,4 @@ func (p pending) report(to *problems, at pos, name, value string) {
 		name += "=" + clip(value)
 	}
 	to.warn(at, name+" is not yet in force: "+p.consequence, "")
-}
-
-// reportPending warns of every pending directive of an ldirectord.cf.
-func reportPending(p *problems, raw *rawDirector) {
-	all := func(settings map[string]setting) {
-		for name, s := range settings {
-			if name == "checktype" {
-				continue // counts only where a check is made: see reportCheck
-			}
-			if e, ok := pendingLdirectord[name]; ok {
-				e.report(p, s.pos, name, s.value.text)
-			}
-		}
-	}
-	all(raw.settings)
-	for _, e := range raw.execute {
-		pendingLdirectord["execute"].report(p, e.pos, "execute", e.value.text)
-	}
-	for _, v := range raw.virtuals {
-		all(v.settings)
-	}
-}
-
-// reportCheck warns of a kind of check that is pending.
-func reportCheck(p *problems, v *rawVirtual) {
-	if s, ok := v.settings["checktype"]; ok {
-		pendingLdirectord["checktype"].report(p, s.pos, "checktype", s.value.text)
-	}
 }

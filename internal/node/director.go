@@ -5,12 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
 	"github.com/batuta-ha/batuta/internal/api"
 	"github.com/batuta-ha/batuta/internal/config"
-	"github.com/batuta-ha/batuta/internal/director"
-	"github.com/batuta-ha/batuta/internal/logfile"
 	"github.com/batuta-ha/batuta/internal/model"
 )
 
@@ -24,6 +21,7 @@ type DirectorOptions struct {
 	Table  string // with DryRun: file of the table
 	RunDir string
 	Stderr io.Writer
+	Stdout io.Writer // log lines of supervised=yes
 	Hangup <-chan struct{}
 }
 
@@ -57,22 +55,15 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 	}
 	defer func() { err = errors.Join(err, p.Close()) }()
 	active := !o.DryRun || o.Hooks || o.Events != ""
-	sink := stderr
-	if active { // a dry run leaves the host's log file alone, too
-		sink = fanOut(stderr, logfile.Ldirectord(logfile.LdirectordOptions{
-			LogFile: cfg.LogFile, Instance: cfg.Name, PID: os.Getpid(), Sink: stderr}))
-	}
-	loop, err := director.New(director.Config{
-		Director: *cfg,
-		Plane:    p,
-		Sink:     sink,
-		Load:     func() (*model.Director, error) { return loadDirector(o.Config) },
-	})
+	// A dry run without hooks leaves the host's log file alone, too.
+	ds := newDirectors(directorsOptions{plane: p, sink: stderr, stdout: o.Stdout, quiet: !active})
+	defer func() { ds.close(signalName(ctx)) }()
+	main, err := ds.add(*cfg)
 	if err != nil {
 		return err
 	}
-	loop.SetActive(active)
-	d := &loneDirector{node: reader.Host.NodeName, loop: loop, plane: p, rates: newRateMeter(p)}
+	main.loop.SetActive(active)
+	d := &loneDirector{node: reader.Host.NodeName, directors: ds, plane: p, rates: newRateMeter(p)}
 	server, err := api.Listen(dir.socket(), d)
 	if err != nil {
 		return err
@@ -80,11 +71,13 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 	c := newCrew(ctx)
 	c.start(server)
 	c.start(d.rates)
-	c.start(loop)
+	main.tellStart()
+	c.start(main.loop)
+	c.start(ds)
 	for {
 		select {
 		case <-o.Hangup:
-			loop.Reload()
+			ds.reload()
 			continue
 		case <-ctx.Done():
 		case <-c.failed:

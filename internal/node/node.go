@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,7 +24,6 @@ import (
 	"github.com/batuta-ha/batuta/internal/api"
 	"github.com/batuta-ha/batuta/internal/config"
 	"github.com/batuta-ha/batuta/internal/crm"
-	"github.com/batuta-ha/batuta/internal/director"
 	"github.com/batuta-ha/batuta/internal/link"
 	"github.com/batuta-ha/batuta/internal/logfile"
 	"github.com/batuta-ha/batuta/internal/messenger"
@@ -106,7 +106,8 @@ type clusterNode struct {
 	network   *announce.Network
 	messenger *messenger.Loop
 	crm       *crm.Loop
-	directors map[string]*director.Loop
+	directors *directors           // nil where no resource balances
+	balancers map[string]*instance // by the name of their resource
 	rates     *rateMeter
 	closers   []io.Closer
 	stopping  <-chan struct{}
@@ -114,8 +115,8 @@ type clusterNode struct {
 
 // closeAll closes what build opened, last first.
 func (n *clusterNode) closeAll() {
-	for i := len(n.closers) - 1; i >= 0; i-- {
-		if err := n.closers[i].Close(); err != nil && !errors.Is(err, link.ErrClosed) {
+	for _, c := range slices.Backward(n.closers) {
+		if err := c.Close(); err != nil && !errors.Is(err, link.ErrClosed) {
 			n.sink(model.Event{At: time.Now(), Level: model.LevelWarning, Source: "node", Kind: "close-failed", Text: err.Error()})
 		}
 	}
@@ -140,7 +141,6 @@ func (n *clusterNode) build() error {
 }
 
 func (n *clusterNode) buildDirectors(stderr model.Sink) error {
-	n.directors = map[string]*director.Loop{}
 	if len(n.cluster.Directors) == 0 {
 		return nil
 	}
@@ -150,27 +150,19 @@ func (n *clusterNode) buildDirectors(stderr model.Sink) error {
 	}
 	n.plane, n.book, n.rates = p, newAddressBook(p), newRateMeter(p)
 	n.closers = append(n.closers, p)
+	n.directors = newDirectors(directorsOptions{
+		plane: p, sink: stderr, search: []string{n.HaD, filepath.Join(n.HaD, "conf")},
+		keep: true, // another node takes over; the table stays until the plane is closed
+	})
+	n.balancers = map[string]*instance{}
 	for _, d := range n.cluster.Directors {
-		own := logfile.Ldirectord(logfile.LdirectordOptions{LogFile: d.LogFile, Instance: d.Name, PID: os.Getpid(), Sink: stderr})
-		loop, err := director.New(director.Config{
-			Director: d,
-			Plane:    p,
-			Sink:     fanOut(stderr, own),
-			Load:     n.reloader(d),
-			Keep:     true, // another node takes over; the table stays until the plane is closed
-		})
+		in, err := n.directors.add(d)
 		if err != nil {
-			return fmt.Errorf("director %s: %w", d.Name, err)
+			return err
 		}
-		n.directors[d.Name] = loop
+		n.balancers[d.Name] = in
 	}
 	return nil
-}
-
-// reloader reads one ldirectord.cf again.
-func (n *clusterNode) reloader(d model.Director) func() (*model.Director, error) {
-	file := absolute(d.File)
-	return func() (*model.Director, error) { return loadDirector(file) }
 }
 
 func (n *clusterNode) buildMessenger() error {
@@ -253,11 +245,11 @@ func (n *clusterNode) agentFor(r model.Resource) (agent.Agent, error) {
 		if len(r.Args) > 0 {
 			name = r.Args[0]
 		}
-		loop := n.directors[name]
-		if loop == nil {
+		in := n.balancers[name]
+		if in == nil {
 			return nil, fmt.Errorf("resource %s: no director of that name was configured", r.Text)
 		}
-		return balancer{loop: loop}, nil
+		return balancer{directors: n.directors, instance: in}, nil
 	default:
 		return agent.Script(r, agent.ScriptOptions{HaD: n.HaD, Settings: n.hb.Recorded, Self: n.hb.Self, Output: n.scriptOutput()})
 	}
@@ -292,8 +284,13 @@ func (n *clusterNode) run(ctx context.Context, server *api.Server) error {
 	n.stopping = ctx.Done()
 	c := newCrew(ctx)
 	c.start(server)
-	for _, d := range n.directors {
-		c.start(d)
+	if n.directors != nil {
+		for _, in := range n.balancers {
+			in.tellStart()
+			c.start(in.loop)
+		}
+		c.start(n.directors)
+		defer func() { n.directors.close(signalName(ctx)) }()
 	}
 	if n.rates != nil {
 		c.start(n.rates)
@@ -332,8 +329,8 @@ func (n *clusterNode) watch(ctx context.Context, c *crew) {
 		case <-c.failed:
 			return
 		case <-n.Hangup:
-			for _, d := range n.directors {
-				d.Reload()
+			if n.directors != nil {
+				n.directors.reload()
 			}
 		}
 	}

@@ -8,7 +8,6 @@ import (
 
 	"github.com/batuta-ha/batuta/internal/agent"
 	"github.com/batuta-ha/batuta/internal/announce"
-	"github.com/batuta-ha/batuta/internal/director"
 	"github.com/batuta-ha/batuta/internal/model"
 )
 
@@ -38,13 +37,16 @@ func (h heldAddress) Status(ctx context.Context) (model.ResourceState, error) {
 
 // balancer is the ldirectord resource: the director always checks and keeps
 // the table right, and becomes active (hooks run) with the resource.
-type balancer struct{ loop *director.Loop }
+type balancer struct {
+	directors *directors
+	instance  *instance
+}
 
-func (b balancer) Start(context.Context) error { b.loop.SetActive(true); return nil }
-func (b balancer) Stop(context.Context) error  { b.loop.SetActive(false); return nil }
+func (b balancer) Start(context.Context) error { b.directors.setActive(b.instance, true); return nil }
+func (b balancer) Stop(context.Context) error  { b.directors.setActive(b.instance, false); return nil }
 
 func (b balancer) Status(context.Context) (model.ResourceState, error) {
-	if b.loop.Active() {
+	if b.instance.loop.Active() {
 		return model.ResourceRunning, nil
 	}
 	return model.ResourceStopped, nil

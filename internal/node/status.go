@@ -3,12 +3,10 @@ package node
 import (
 	"context"
 	"fmt"
-	"maps"
 	"os"
 	"slices"
 
 	"github.com/batuta-ha/batuta/internal/api"
-	"github.com/batuta-ha/batuta/internal/director"
 	"github.com/batuta-ha/batuta/internal/model"
 	"github.com/batuta-ha/batuta/internal/plane"
 )
@@ -30,8 +28,8 @@ func (n *clusterNode) Status(context.Context) (api.Status, error) {
 		st.PlaneInfo = n.plane.Info()
 		st.Plane = st.PlaneInfo.Name
 	}
-	for _, name := range slices.Sorted(maps.Keys(n.directors)) {
-		st.Services = append(st.Services, n.directors[name].Services()...)
+	if n.directors != nil {
+		st.Services = n.directors.services()
 	}
 	st.State = n.state(view, st.Resources)
 	st.Sentences = sentences(st)
@@ -146,10 +144,10 @@ func notNil[T any](s []T) []T {
 
 // loneDirector answers for `batuta director`.
 type loneDirector struct {
-	node  model.NodeName
-	loop  *director.Loop
-	plane plane.Plane
-	rates *rateMeter
+	node      model.NodeName
+	directors *directors
+	plane     plane.Plane
+	rates     *rateMeter
 }
 
 var _ api.Daemon = (*loneDirector)(nil)
@@ -159,7 +157,7 @@ func (d *loneDirector) Status(context.Context) (api.Status, error) {
 	info := d.plane.Info()
 	st := api.Status{
 		Version: api.Version, Node: d.node, State: "active", Plane: info.Name, PlaneInfo: info, Mode: "director", PID: os.Getpid(),
-		Peers: []api.Peer{}, Resources: []model.ResourceView{}, Services: notNil(d.loop.Services()),
+		Peers: []api.Peer{}, Resources: []model.ResourceView{}, Services: d.directors.services(),
 	}
 	st.Sentences = sentences(st)
 	return st, nil
