@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"strings"
 	"time"
@@ -90,17 +89,19 @@ func openLDAP(ctx, within context.Context, t model.Target) (*ldap.Conn, model.Ve
 
 // ldapFault says what went wrong in a reader's words.
 func ldapFault(what string, err error) error {
-	var le *ldap.Error
-	switch {
-	case !errors.As(err, &le):
-		return fmt.Errorf("%s: %w", what, err)
-	case le.ResultCode == ldap.ErrorNetwork && le.Err != nil:
-		if errors.Is(le.Err, io.EOF) || errors.Is(le.Err, io.ErrUnexpectedEOF) || strings.HasSuffix(le.Err.Error(), "connection closed") {
+	le, answered := errors.AsType[*ldap.Error](err)
+	if !answered || le.ResultCode == ldap.ErrorNetwork {
+		text := err.Error()
+		switch {
+		case errors.Is(err, errTooMuch), isTimeout(err):
+			return fmt.Errorf("%s: %w", what, err)
+		case strings.HasSuffix(text, "EOF"), strings.HasSuffix(text, "connection closed"):
 			return fmt.Errorf("%s: connection closed before an LDAP answer was complete", what)
 		}
-		return fmt.Errorf("%s: %s", what, clean(plain(le.Err)))
-	case le.Err != nil && le.ResultCode >= ldap.ErrorNetwork: // the library's own codes
-		return fmt.Errorf("%s: not an LDAP answer: %s", what, clean(le.Err.Error()))
+		return fmt.Errorf("%s: not an LDAP answer: %s", what, clean(plain(err)))
+	}
+	if le.ResultCode > ldap.ErrorNetwork { // the library's own codes
+		return fmt.Errorf("%s: not an LDAP answer: %s", what, clean(le.Error()))
 	}
 	text := fmt.Sprintf("%s: %s (%d)", what, ldap.LDAPResultCodeMap[le.ResultCode], le.ResultCode)
 	if le.Err != nil && le.Err.Error() != "" {

@@ -52,6 +52,12 @@ func verb(name string, args []string) error {
 			}
 		}
 		return w.Run(ctx)
+	case "check": // see checkAll
+		patience, err := time.ParseDuration(args[0])
+		if err != nil {
+			return err
+		}
+		return checkAll(patience)
 	case "caller": // a program that builds a lab and is then killed
 		return caller(args)
 	}
