@@ -49,8 +49,8 @@ type instance struct {
 	loop    *director.Loop
 	log     *directorLog
 	file    string
-	named   []string      // files that its execute= lines name, as they are now
-	by      *instance     // who named it; nil for those of the configuration
+	named   []string  // files that its execute= lines name, as they are now
+	by      *instance // who named it; nil for those of the configuration
 	started bool
 	stop    func()        // of those that were named
 	stopped chan struct{} // closed when it has ended
