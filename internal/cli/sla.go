@@ -245,8 +245,8 @@ change at a time. --what-if combines changes of your own.`,
 
 // modelReport is the JSON form of batuta sla model.
 type modelReport struct {
-	Version int           `json:"version"`
-	Problem []sla.Problem `json:"problems,omitempty"`
+	Version  int           `json:"version"`
+	Problems []sla.Problem `json:"problems,omitempty"`
 	// Availability repeats service.availability, for scripts.
 	Availability *float64 `json:"availability,omitempty"`
 	*sla.Prediction
@@ -365,7 +365,7 @@ func readModel(path string) (*sla.Model, []sla.Problem, error) {
 
 func badModel(w io.Writer, o *options, problems []sla.Problem) error {
 	if o.json {
-		if err := printJSON(w, modelReport{Version: slaVersion, Problem: problems}); err != nil {
+		if err := printJSON(w, modelReport{Version: slaVersion, Problems: problems}); err != nil {
 			return err
 		}
 	} else {

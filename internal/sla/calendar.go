@@ -37,7 +37,7 @@ func ParseUnit(text string) (Unit, error) {
 			return u, nil
 		}
 	}
-	return UnitNone, fmt.Errorf("%q is no period: year, quarter, month, week or day", text)
+	return UnitNone, fmt.Errorf("%q is no period: year, quarter, month, week, day", text)
 }
 
 // Conventional is the length that printed tables of nines use: a year of 365

@@ -16,17 +16,18 @@ import (
 
 // Problem is one thing wrong with a model file. A file with any has no model.
 type Problem struct {
-	File string `json:"file"`
-	Line int    `json:"line"` // from 1
-	Col  int    `json:"col"`  // in bytes, from 1
-	Text string `json:"text"`
-	Hint string `json:"hint,omitempty"` // what to do about it
+	File     string `json:"file"`
+	Line     int    `json:"line"`     // from 1
+	Col      int    `json:"col"`      // in bytes, from 1
+	Severity string `json:"severity"` // error, as no problem is less
+	Text     string `json:"text"`
+	Hint     string `json:"hint,omitempty"` // what to do about it
 }
 
 // String is the form of every configuration problem:
 // "shop.hcl:3:1: error: text; hint".
 func (p Problem) String() string {
-	s := fmt.Sprintf("%s:%d:%d: error: %s", p.File, p.Line, p.Col, p.Text)
+	s := fmt.Sprintf("%s:%d:%d: %s: %s", p.File, p.Line, p.Col, p.Severity, p.Text)
 	if p.Hint != "" {
 		s += "; " + p.Hint
 	}
@@ -86,7 +87,7 @@ type parser struct {
 }
 
 func (p *parser) add(at hcl.Range, text, hint string) {
-	p.list = append(p.list, Problem{p.file, max(at.Start.Line, 1), max(at.Start.Column, 1), oneLine(text), oneLine(hint)})
+	p.list = append(p.list, Problem{p.file, max(at.Start.Line, 1), max(at.Start.Column, 1), "error", oneLine(text), oneLine(hint)})
 }
 
 func (p *parser) diagnose(diags hcl.Diagnostics) {

@@ -240,12 +240,13 @@ func significant(f float64, digits int) float64 {
 	return r
 }
 
-// MarshalJSON writes seconds, and null for what never ends.
+// MarshalJSON writes seconds, without the last bit that arithmetic got wrong,
+// and null for what never ends.
 func (s Span) MarshalJSON() ([]byte, error) {
 	if math.IsInf(float64(s), 0) || math.IsNaN(float64(s)) {
 		return []byte("null"), nil
 	}
-	return json.Marshal(float64(s))
+	return json.Marshal(significant(float64(s), 15))
 }
 
 // ParseShare reads a share or probability: "0.99" or "99%".

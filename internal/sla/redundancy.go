@@ -87,7 +87,7 @@ func Compare(c Cluster) ([]Redundancy, error) {
 func CompareText(rows []Redundancy) string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 2, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "  redundancy\tservice\tall capacity\tcapacity-weighted\t")
+	fmt.Fprintln(w, "  redundancy\tservice\tall capacity\tcapacity-weighted\tnodes")
 	for _, r := range rows {
 		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\n", r.Way, r.Service, r.Full, r.Capacity, r.Means)
 	}
