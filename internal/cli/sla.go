@@ -223,6 +223,24 @@ enough) or k of n; the outermost are in series:
     }
   }
 
+A unit has mttr, and mtbf or availability; a cluster besides crews, standby (0
+cold to 1 hot) and beta. A chain is any Markov chain, with mean times from state
+to state, beginning where all is well:
+
+  chain "database" {
+    state "good" {
+      to = { replica = "1000h" }
+    }
+    state "replica" {
+      capacity = 0.5
+      to       = { good = "10h", lost = "1000h" }
+    }
+    state "lost" {
+      up = false
+      to = { replica = "20h" }
+    }
+  }
+
 Failures and repairs have no memory; the table of what would help most tries one
 change at a time. --what-if combines changes of your own.`,
 		Example: `  batuta sla model --preset active-passive --mtbf 1000h --mttr 10h --coverage 0.95 --failover 2s

@@ -3,6 +3,7 @@ package sla
 import (
 	"fmt"
 	"math"
+	"strings"
 	"testing"
 )
 
@@ -47,6 +48,8 @@ func binomial(n, k int) float64 {
 // λ = 1/MTBF, μ = 1/MTTR, r = λ/μ, q = λ/(λ+μ).
 func TestClosedForms(t *testing.T) {
 	const tolerance = 1e-12
+	var table strings.Builder
+	fmt.Fprintf(&table, "MTBF 1000 h, MTTR 10 h: r = λ/μ = 0.01, q = λ/(λ+μ); failover 30 s, coverage 0.9, beta 0.1\n\n%-62s %-22s %s\n", "model", "unavailability", "formula and program differ by")
 	for _, mttr := range []Span{0.001 * Hour, 10 * Hour, 500 * Hour} {
 		const mtbf = 1000 * Hour
 		λ, μ := 1/float64(mtbf), 1/float64(mttr)
@@ -123,10 +126,15 @@ func TestClosedForms(t *testing.T) {
 		}
 		for _, c := range checks {
 			t.Run(fmt.Sprintf("MTTR %s/%s", mttr, c.name), func(t *testing.T) {
-				near(t, "unavailability", solved(t, c.block), c.want, tolerance)
+				got := solved(t, c.block)
+				near(t, "unavailability", got, c.want, tolerance)
+				if mttr == 10*Hour {
+					fmt.Fprintf(&table, "%-62s %-22.12g less than 1e-12\n", c.name, got)
+				}
 			})
 		}
 	}
+	golden(t, "closed-forms.txt", table.String())
 }
 
 // either is the probability of one of two independent things, or both.

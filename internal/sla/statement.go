@@ -212,15 +212,16 @@ func (a *accountant) close() {
 
 func (a *accountant) statement(p Period, agreed Agreement) Statement {
 	sum := a.period.sum
+	service := agreed.Hours.Length(p.From, a.until)
+	unknown := int64(service) - sum[Up] - sum[Degraded] - sum[Down] - sum[Planned]
 	s := Statement{
 		Period: p, Until: a.until, Hours: agreed.Hours,
-		Service: SpanOf(agreed.Hours.Length(p.From, a.until)),
+		Service: SpanOf(service), Unknown: nanoseconds(unknown),
 		Up:      nanoseconds(sum[Up]), Degraded: nanoseconds(sum[Degraded]), Down: nanoseconds(sum[Down]), Planned: nanoseconds(sum[Planned]),
 		Failures: a.failures, Enough: a.failures >= Few,
 	}
 	operating := s.Up + s.Degraded
 	observed := operating + s.Down
-	s.Unknown = max(0, s.Service-observed-s.Planned)
 	s.Unplanned = share(s.Down, observed)
 	s.Total = share(s.Down+s.Planned, observed+s.Planned)
 	s.Worst = share(s.Down+s.Planned+s.Unknown, s.Service)

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"iter"
 	"math"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -324,6 +325,71 @@ func TestMerge(t *testing.T) {
 			t.Fatalf("merged alone it differs:\n%s", diff)
 		}
 	})
+}
+
+// A year as it was, in milliseconds, and two recorders of it that crash now and
+// then, but never both at once: what they know together is the truth, month by
+// month, through both changes of the clock.
+func TestScriptedYear(t *testing.T) {
+	seed := uint64(2026)
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	p := PeriodAt(PerYear, time.Date(2026, 6, 1, 0, 0, 0, 0, zone(t, "Europe/Berlin")))
+	var truth, first, second []Interval
+	var total [states]time.Duration
+	failures := 0
+	last := StateUnset
+	for at := p.From; at.Before(p.To); {
+		s := []State{Up, Up, Up, Degraded, Down, Planned}[rng.IntN(6)]
+		length := time.Duration(1+rng.Int64N(4*3600*1000)) * time.Millisecond
+		iv := Interval{From: at, To: earlier(at.Add(length), p.To), State: s}
+		at = iv.To
+		truth = append(truth, iv)
+		total[s] += iv.To.Sub(iv.From)
+		if s == Down && last != Down {
+			failures++
+		}
+		if s != Planned {
+			last = s
+		}
+		// One recorder dies in the middle and comes back with the next
+		// interval; sometimes it says that it does not know.
+		whole, torn := &first, &second
+		if rng.IntN(2) == 0 {
+			whole, torn = torn, whole
+		}
+		*whole = append(*whole, iv)
+		died := iv.From.Add(time.Duration(rng.Int64N(int64(iv.To.Sub(iv.From))))).Truncate(time.Millisecond)
+		if died.After(iv.From) {
+			*torn = append(*torn, Interval{From: iv.From, To: died, State: s})
+		}
+		if rng.IntN(2) == 0 {
+			*torn = append(*torn, Interval{From: later(died, iv.From), To: iv.To, State: Unknown})
+		}
+	}
+	var got [states]Span
+	found := 0
+	for m := PeriodAt(PerMonth, p.From); m.From.Before(p.To); m = PeriodAt(PerMonth, m.To) {
+		s, err := Account(Merge(slices.Values(first), slices.Values(second)), m, p.To, Agreement{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Unknown != 0 || s.Service != SpanOf(m.Length()) {
+			t.Errorf("%s: %s unknown, service %s", m.Name, s.Unknown, s.Service)
+		}
+		for st, d := range map[State]Span{Up: s.Up, Degraded: s.Degraded, Down: s.Down, Planned: s.Planned} {
+			got[st] += d
+		}
+		found += s.Failures
+	}
+	for _, st := range []State{Up, Degraded, Down, Planned} {
+		if math.Abs(float64(got[st]-SpanOf(total[st]))) >= 1e-3 {
+			t.Errorf("%s: %s, in truth %s", st, got[st], total[st])
+		}
+	}
+	if found != failures {
+		t.Errorf("%d failures, in truth %d of %d intervals", found, failures, len(truth))
+	}
 }
 
 // Merging stops when its reader does.
