@@ -217,7 +217,7 @@ func (a *accountant) statement(p Period, agreed Agreement) Statement {
 	s := Statement{
 		Period: p, Until: a.until, Hours: agreed.Hours,
 		Service: SpanOf(service), Unknown: nanoseconds(unknown),
-		Up:      nanoseconds(sum[Up]), Degraded: nanoseconds(sum[Degraded]), Down: nanoseconds(sum[Down]), Planned: nanoseconds(sum[Planned]),
+		Up: nanoseconds(sum[Up]), Degraded: nanoseconds(sum[Degraded]), Down: nanoseconds(sum[Down]), Planned: nanoseconds(sum[Planned]),
 		Failures: a.failures, Enough: a.failures >= Few,
 	}
 	operating := s.Up + s.Degraded
