@@ -142,7 +142,7 @@ func (up *labUp) run(ctx context.Context, o *options, out io.Writer) (err error)
 		if err := leaveFor(up.log); err != nil {
 			return err
 		}
-		defer os.Remove(up.log)
+		defer func() { _ = os.Remove(up.log) }() // a log left behind does no harm
 	}
 	unlock()
 	return server.Serve(ctx, l)
@@ -170,7 +170,6 @@ func (up *labUp) welcome(out io.Writer, o *options, l *lab.Lab) {
 	}
 	fmt.Fprint(out, "\n\n")
 }
-
 
 // leaveFor sends all further output of this process to a file, and closes what
 // it had: who waits for the lab to be up sees the end of it.
@@ -230,7 +229,7 @@ func (up *labUp) background(o *options, cmd *cobra.Command) error {
 	err = child.Wait()
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) {
-		return fmt.Errorf("lab up: the lab ended at once: %s%v", said, err)
+		return fmt.Errorf("lab up: the lab ended at once: %s%v", said, err) //nolint:errorlint // an exit status is nothing to unwrap
 	}
 	return &exitError{max(exit.ExitCode(), exitFailed), strings.TrimPrefix(strings.TrimSpace(string(said)), "batuta: ")}
 }

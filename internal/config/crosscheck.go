@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/batuta-ha/batuta/internal/model"
@@ -95,12 +96,12 @@ func (x *crossCheck) addresses(at word, g model.ResourceGroup, d model.Director)
 	missing := newList()
 	lost := newList()
 	for _, s := range d.Services {
-		if a := s.Virtual.Key.Addr.Addr(); a.IsValid() && !has(anywhere, func(p netip.Prefix) bool { return p.Addr() == a }) {
+		if a := s.Virtual.Key.Addr.Addr(); a.IsValid() && !slices.ContainsFunc(anywhere, func(p netip.Prefix) bool { return p.Addr() == a }) {
 			missing.add(a.String())
 		}
 		for _, r := range s.Reals {
 			a := r.Addr.Addr()
-			if r.Forward == model.Masq && !a.IsLoopback() && !has(here, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			if r.Forward == model.Masq && !a.IsLoopback() && !slices.ContainsFunc(here, func(p netip.Prefix) bool { return p.Contains(a) }) {
 				lost.add(a.String())
 			}
 		}
@@ -151,15 +152,6 @@ func (x *crossCheck) networkBits(a netip.Addr) int {
 		}
 	}
 	return best
-}
-
-func has(list []netip.Prefix, f func(netip.Prefix) bool) bool {
-	for _, p := range list {
-		if f(p) {
-			return true
-		}
-	}
-	return false
 }
 
 // shortList prints its first members, each once.

@@ -57,8 +57,7 @@ func badPattern(p string) (text, hint string) {
 		return fmt.Sprintf("receive uses %s (%s), which is not supported", construct, name), "write a pattern without it; most need only the text itself"
 	}
 	why := err.Error()
-	var se *syntax.Error
-	if errors.As(err, &se) {
+	if se, ok := errors.AsType[*syntax.Error](err); ok {
 		why = se.Code.String()
 		if se.Expr != "" && se.Expr != p {
 			why += ": " + se.Expr

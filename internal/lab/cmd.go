@@ -80,8 +80,7 @@ func (n *Node) Output(ctx context.Context, args ...string) (string, error) {
 	cmd := n.Command(ctx, args...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
-	var exit *ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*ExitError](err); ok {
 		exit.Text = strings.TrimSpace(stderr.String())
 	}
 	return stdout.String(), err

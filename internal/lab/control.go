@@ -203,8 +203,7 @@ func (s *Server) exec(ctx context.Context, l *Lab, c *conn, req controlRequest, 
 		}
 	}()
 	err := cmd.Wait()
-	var exit *ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*ExitError](err); ok {
 		return exit.Code, nil
 	}
 	return 0, err

@@ -262,8 +262,8 @@ func stanzas(text, release string) []string {
 		if by := keys["signed-by"]; strings.HasPrefix(by, "/") {
 			options = "[signed-by=" + by + "] "
 		}
-		for _, uri := range strings.Fields(keys["uris"]) {
-			for _, suite := range strings.Fields(keys["suites"]) {
+		for uri := range strings.FieldsSeq(keys["uris"]) {
+			for suite := range strings.FieldsSeq(keys["suites"]) {
 				if ownSuite(suite, release) {
 					components := strings.Join(strings.Fields(keys["components"]), " ")
 					lines = append(lines, "deb "+options+uri+" "+suite+" "+components)

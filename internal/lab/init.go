@@ -37,10 +37,7 @@ func Init(args []string) error {
 	if len(args) > 0 && args[0] == serveArg {
 		return newInit(c).serve()
 	}
-	if err := becomeNode(c); err != nil {
-		return c.Send(initReply{Kind: replyFailed, Error: err.Error()})
-	}
-	return nil
+	return c.Send(initReply{Kind: replyFailed, Error: becomeNode(c).Error()})
 }
 
 // becomeNode returns only with an error.

@@ -101,7 +101,7 @@ func Start(ctx context.Context, o Options) (_ *Lab, err error) {
 	}
 	l := &Lab{topology: o.Topology, log: o.Log, ended: make(chan struct{}), nodes: map[string]*Node{}}
 	if l.log == nil {
-		l.log = func(node, line string) {}
+		l.log = func(string, string) {}
 	}
 	if err := l.prepare(o.HaD); err != nil {
 		return nil, err

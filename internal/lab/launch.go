@@ -148,6 +148,7 @@ func (l *launcher) do(req switchRequest) ([]*os.File, error) {
 		return nil, l.kill(req.Node)
 	case opLink:
 		return nil, setLink(port(req.Node, req.Device), req.Up)
+	case opUnset:
 	}
 	return nil, fmt.Errorf("launcher: no such operation: %d", req.Op)
 }

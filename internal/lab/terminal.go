@@ -93,8 +93,8 @@ func (t *Terminal) fit() {
 	}
 }
 
-// Close, after the command's end, shows the rest of its output and gives the
-// user's terminal back as it was.
+// Close shows the rest of the ended command's output and gives the user's
+// terminal back as it was.
 func (t *Terminal) Close() error {
 	t.Inner.Close()
 	<-t.copied

@@ -27,6 +27,7 @@ func (r Role) String() string {
 		return "director"
 	case RoleRealServer:
 		return "real server"
+	case RoleUnset:
 	}
 	return "unset"
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
-	"testing/fstest"
 )
 
 // TutorialFiles holds the files of the tutorial, byte for byte, in the folder
@@ -21,22 +20,45 @@ var fallbackScript []byte
 // TutorialHaD is the tutorial's /etc/ha.d: ha.cf, authkeys, ldirectord.cf, and
 // as haresources the one with the inside gateways, without which the replies
 // of masq servers find no way back after a failover.
-func TutorialHaD() fs.FS {
-	had := fstest.MapFS{}
-	for name, source := range map[string]string{
-		"authkeys":      "authkeys",
-		"ha.cf":         "ha.cf",
-		"haresources":   "haresources-with-gateways",
-		"ldirectord.cf": "ldirectord.cf",
-	} {
-		data, err := TutorialFiles.ReadFile("tutorial/" + source)
-		if err != nil {
-			panic(err) // embedded at build time
-		}
-		had[name] = &fstest.MapFile{Data: data, Mode: 0o644}
+func TutorialHaD() fs.FS { return tutorialHaD{} }
+
+// tutorialHaD is the folder of the tutorial with one file under another name.
+type tutorialHaD struct{}
+
+func (tutorialHaD) Open(name string) (fs.File, error) {
+	switch name {
+	case "haresources":
+		name = "haresources-with-gateways"
+	case ".", "authkeys", "ha.cf", "ldirectord.cf":
+	default:
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 	}
-	return had
+	return TutorialFiles.Open(path.Join("tutorial", name))
 }
+
+// ReadDir lists the four files of an /etc/ha.d.
+func (tutorialHaD) ReadDir(name string) ([]fs.DirEntry, error) {
+	if name != "." {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	}
+	var list []fs.DirEntry
+	for _, file := range []string{"authkeys", "ha.cf", "haresources", "ldirectord.cf"} {
+		info, err := fs.Stat(tutorialHaD{}, file)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, renamed{fs.FileInfoToDirEntry(info), file})
+	}
+	return list, nil
+}
+
+// renamed is a directory entry under another name.
+type renamed struct {
+	fs.DirEntry
+	name string
+}
+
+func (r renamed) Name() string { return r.name }
 
 // hadFiles turns an ha.d directory into files of a node's disk. Permissions
 // are kept (readable at least by the owner), but authkeys is always 0600: a
