@@ -13,8 +13,8 @@ import (
 var errTooMuch = errors.New("the answer is too long")
 
 // open connects to a real server by TCP. The connection is closed when ctx
-// ends, has its deadline, and gives no more than limit bytes: then reading is
-// an error that wraps errTooMuch.
+// ends, not a moment earlier, so that ctx tells why reading failed. It gives no
+// more than limit bytes: then reading is an error that wraps errTooMuch.
 func open(ctx context.Context, a netip.AddrPort, limit int64) (net.Conn, error) {
 	conn, err := dial(ctx, a)
 	if err != nil {
@@ -25,14 +25,11 @@ func open(ctx context.Context, a netip.AddrPort, limit int64) (net.Conn, error) 
 
 // bound makes an open connection such a one.
 func bound(ctx context.Context, conn net.Conn, limit int64) *boundConn {
-	if deadline, ok := ctx.Deadline(); ok {
-		_ = conn.SetDeadline(deadline)
-	}
 	return &boundConn{Conn: conn, left: limit, limit: limit, stop: context.AfterFunc(ctx, func() { _ = conn.Close() })}
 }
 
 // boundConn is closed when its context ends, and stops reading at a limit.
-// Libraries that set deadlines of their own cannot move the context's.
+// Deadlines that libraries set have no effect: the context's is the one.
 type boundConn struct {
 	net.Conn
 	left, limit int64

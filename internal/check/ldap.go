@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"strings"
-	"time"
 
 	"github.com/go-ldap/ldap/v3"
 
@@ -37,32 +36,42 @@ func negotiateLDAP(ctx context.Context, t model.Target) model.Verdict {
 	}
 	defer conn.Close()
 
+	base := strings.TrimPrefix(t.Request, "/")
+	found, err := findLDAP(conn, t.Login, t.Password, base)
+	switch {
+	case err != nil:
+		return failed(ctx, within, err, t.CheckTimeout)
+	case len(found) != 1:
+		return down(fmt.Sprintf("%d entries for %q, want exactly one", len(found), base))
+	case !re.MatchString(found[0]):
+		return down(fmt.Sprintf("receive=%q is not in the entry's DN %q", t.Receive, clean(found[0])))
+	}
+	return up(fmt.Sprintf("found %q", clean(found[0])))
+}
+
+// findLDAP binds and searches, and returns the DNs of what it finds.
+func findLDAP(conn *ldap.Conn, login, password, base string) (names []string, err error) {
 	who := "anonymously"
-	if t.Login != "" && t.Password != "" {
-		who = "as " + t.Login
-		err = conn.Bind(t.Login, t.Password)
+	if login != "" && password != "" {
+		who = "as " + login
+		err = conn.Bind(login, password)
 	} else {
 		err = conn.UnauthenticatedBind("")
 	}
 	if err != nil {
-		return failed(ctx, within, ldapFault("bind "+who, err), t.CheckTimeout)
+		return nil, ldapFault("bind "+who, err)
 	}
-	base := strings.TrimPrefix(t.Request, "/")
 	found, err := conn.Search(&ldap.SearchRequest{
 		BaseDN: base, Scope: ldap.ScopeBaseObject, DerefAliases: ldap.DerefAlways, Filter: "(objectClass=*)",
 		Attributes: []string{"1.1"}, // none: the DN is enough (RFC 4511 section 4.5.1.8)
 	})
-	switch {
-	case err != nil:
-		return failed(ctx, within, ldapFault(fmt.Sprintf("search %q", base), err), t.CheckTimeout)
-	case len(found.Entries) != 1:
-		return down(fmt.Sprintf("%d entries for %q, want exactly one", len(found.Entries), base))
+	if err != nil {
+		return nil, ldapFault(fmt.Sprintf("search %q", base), err)
 	}
-	dn := clean(found.Entries[0].DN)
-	if !re.MatchString(found.Entries[0].DN) {
-		return down(fmt.Sprintf("receive=%q is not in the entry's DN %q", t.Receive, dn))
+	for _, e := range found.Entries {
+		names = append(names, e.DN)
 	}
-	return up(fmt.Sprintf("found %q", dn))
+	return names, nil
 }
 
 // openLDAP connects, for ldaps with TLS; without a connection it has the verdict.
@@ -80,10 +89,7 @@ func openLDAP(ctx, within context.Context, t model.Target) (*ldap.Conn, model.Ve
 		}
 	}
 	l := ldap.NewConn(conn, t.Application == "ldaps")
-	if deadline, ok := within.Deadline(); ok {
-		l.SetTimeout(time.Until(deadline)) // a net below the connection's own deadline
-	}
-	l.Start()
+	l.Start() // what it starts ends with the connection
 	return l, model.Verdict{}
 }
 
