@@ -143,7 +143,6 @@ func TestNobodyThere(t *testing.T) {
 	}
 	closed := l.Addr().String()
 	l.Close()
-	udp := func(t *model.Target) { t.Proto = model.UDP }
 	radius := func(t *model.Target) { t.Application, t.Secret = "radius", "s" }
 	for _, p := range append(byTCP, []struct {
 		name  string
