@@ -45,6 +45,7 @@ var rooms = map[string]room{
 	"internal/plane":    {level: 2}, // the contract of a data plane
 
 	"internal/plane/memory":    {level: 2, knows: []string{"internal/plane"}}, // implements the contract
+	"internal/plane/ipvs":      {level: 2, knows: []string{"internal/plane"}}, // implements the contract
 	"internal/plane/ebpf":      {level: 2, knows: []string{"internal/plane"}}, // implements the contract
 	"internal/plane/proxy":     {level: 2, knows: []string{"internal/plane"}}, // implements the contract
 	"internal/plane/planetest": {level: 2, knows: []string{"internal/plane"}}, // tests the contract

@@ -1,0 +1,90 @@
+package lab_test
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/lab"
+)
+
+// ipvsKernel is a kernel with IPVS, and ipvsadm beside it.
+func ipvsKernel(t *testing.T) lab.Kernel {
+	t.Helper()
+	requireRoot(t)
+	tree, err := lab.DebianTree(t.Context(), append([]string{"ipvsadm", "iproute2"}, lab.UMLPackages...)...)
+	if errors.Is(err, lab.ErrNoTree) && os.Getenv("BATUTA_REQUIRE_ROOT") != "1" {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lab.Kernel{Tree: tree}
+}
+
+func TestKernelRunsACommand(t *testing.T) {
+	k := ipvsKernel(t)
+	k.Env = []string{"SAYING=it's a 'quoted' word"}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	out, status, err := k.Run(ctx, "sh", "-c", `echo "$SAYING"; modprobe ip_vs && ipvsadm -L -n; touch /usr/mark; exit 7`)
+	if err != nil || status != 7 {
+		t.Fatalf("status %d, %v, %s", status, err, out)
+	}
+	for _, want := range []string{"it's a 'quoted' word\n", "IP Virtual Server version 1.2.1", "Read-only file system"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("output lacks %q:\n%s", want, out)
+		}
+	}
+}
+
+// What IPVS really does can be seen only in a kernel that has it: the tests of
+// the packages that deal with it run there.
+func TestIPVS(t *testing.T) {
+	for name, test := range map[string]struct{ pkg, run string }{
+		"the plane": {"internal/plane/ipvs", "."},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := ipvsKernel(t)
+			k.Env = []string{"BATUTA_IPVS_KERNEL=1"}
+			k.Files = map[string]string{"bin/tests": testBinary(t, test.pkg)}
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+			defer cancel()
+			out, status, err := k.Run(ctx, "tests", "-test.v", "-test.timeout=4m", "-test.run="+test.run)
+			t.Logf("in the kernel:\n%s", out)
+			if err != nil || status != 0 {
+				t.Fatalf("exit status %d, %v", status, err)
+			}
+		})
+	}
+}
+
+// testBinary compiles the tests of a package of this module, so that they need
+// nothing but a kernel.
+func testBinary(t *testing.T, pkg string) string {
+	t.Helper()
+	// Looked at here so that go test knows what its cached results depend on.
+	err := filepath.WalkDir("..", func(name string, _ fs.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(name, ".go") {
+			_, err = os.Stat(name)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	binary := filepath.Join(t.TempDir(), "tests")
+	cmd := exec.CommandContext(t.Context(), "go", "test", "-c", "-o", binary, "./"+strings.TrimPrefix(pkg, "internal/"))
+	cmd.Dir = ".."
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("compile the tests of %s: %v\n%s", pkg, err, out)
+	}
+	return binary
+}
