@@ -75,8 +75,9 @@ func (d *dialogue) askPOP(line string) (string, error) {
 // timestamp is what APOP needs of a greeting (RFC 1939 section 7).
 var timestamp = regexp.MustCompile(`<[^<>\s]+@[^<>\s]*>`)
 
-// popLogin logs in without showing the password if the server knows how to;
-// one that then refuses may know it by USER and PASS only.
+// popLogin logs in without showing the password if the server offers a way.
+// If it then refuses, it may know this user's password in another form only:
+// USER and PASS are tried, too.
 func (d *dialogue) popLogin(greeting, login, password string) error {
 	var capabilities []string
 	_, err := d.askPOP("CAPA")
@@ -86,18 +87,18 @@ func (d *dialogue) popLogin(greeting, login, password string) error {
 	if err = unlessRefused(err); err != nil {
 		return err
 	}
-	if stamp := timestamp.FindString(greeting); stamp != "" {
-		sum := md5.Sum([]byte(stamp + password))
-		if _, err := d.askPOP("APOP " + login + " " + hex.EncodeToString(sum[:])); err == nil {
-			return nil
-		} else if err = unlessRefused(err); err != nil {
-			return err
+	stamp := timestamp.FindString(greeting)
+	if stamp != "" || slices.ContainsFunc(capabilities, offersCRAM) {
+		if stamp != "" {
+			sum := md5.Sum([]byte(stamp + password))
+			_, err = d.askPOP("APOP " + login + " " + hex.EncodeToString(sum[:]))
+		} else {
+			err = d.popCRAM(login, password)
 		}
-	}
-	if slices.ContainsFunc(capabilities, offersCRAM) {
-		if err := d.popCRAM(login, password); err == nil {
+		if err == nil {
 			return nil
-		} else if err = unlessRefused(err); err != nil {
+		}
+		if err = unlessRefused(err); err != nil {
 			return err
 		}
 	}

@@ -24,14 +24,17 @@ func verify(v model.TLSVerify) func(*model.Target) {
 	return func(t *model.Target) { t.TLSVerify = v }
 }
 
-// realServerCases are what each server of checkedServers is asked, and what
-// its answer means.
-var realServerCases = []struct {
+// realServerCase is a check and what it finds while all servers run.
+type realServerCase struct {
 	name   string
 	target model.Target
 	status model.Status
 	reason string // a part of it
-}{
+}
+
+// realServerCases are what each server of checkedServers is asked, and what
+// its answer means.
+var realServerCases = []realServerCase{
 	{"A by udp", checkedOn("dns", 53, byUDP, asking("host.example.test"), wants("192.0.2.81")), model.Up, "192.0.2.80"},
 	{"A by tcp", checkedOn("dns", 53, asking("host.example.test"), wants("^192")), model.Up, "192.0.2.81"},
 	{"another address", checkedOn("dns", 53, byUDP, asking("host.example.test"), wants("198.51")), model.Down, `receive="198.51" is not in the answer: 192.0.2.8`},

@@ -20,8 +20,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/batuta-ha/batuta/internal/check"
 	"github.com/batuta-ha/batuta/internal/lab"
 	"github.com/batuta-ha/batuta/internal/model"
@@ -112,13 +110,15 @@ func newPKI(t *testing.T) pki {
 	return p
 }
 
-// checkedServers are the configurations of the servers, and how each of them
-// is run. All listen on checkedAddress.
-var checkedServers = []struct {
+// checkedServer is a server, its configuration in /etc/check, and how it is
+// run. It listens on checkedAddress.
+type checkedServer struct {
 	name  string
 	files map[string]string
 	run   string // by sh, which it replaces
-}{
+}
+
+var checkedServers = []checkedServer{
 	{"unbound", map[string]string{"unbound.conf": `server:
   interface: 10.1.0.20
   access-control: 10.1.0.0/24 allow
@@ -295,9 +295,16 @@ func checkedOn(application string, port uint16, change ...func(*model.Target)) m
 // a real server of its kind from Debian.
 func TestChecksAgainstRealServers(t *testing.T) {
 	tree := debianTree(t, "freeradius", "mariadb-server", "nginx-light", "postgresql", "slapd", "squid", "unbound")
+	checkRealServers(t, tree, checkedServers, realServerCases)
+}
+
+// checkRealServers runs the servers on one node and makes the checks on
+// another: when all servers run, and when none does.
+func checkRealServers(t *testing.T, tree string, checked []checkedServer, cases []realServerCase) {
+	t.Helper()
 	keys := newPKI(t)
 	files := keys.files
-	for _, s := range checkedServers {
+	for _, s := range checked {
 		for name, text := range s.files {
 			files["/etc/check/"+name] = lab.File{Data: []byte(text)}
 		}
@@ -319,7 +326,7 @@ func TestChecksAgainstRealServers(t *testing.T) {
 		said bytes.Buffer
 	}
 	var servers []*server
-	for _, s := range checkedServers {
+	for _, s := range checked {
 		run := &server{name: s.name, cmd: l.Node("servers").Command(t.Context(), "sh", "-c", s.run)}
 		run.cmd.Stdout, run.cmd.Stderr = &run.said, &run.said
 		if err := run.cmd.Start(); err != nil {
@@ -328,12 +335,11 @@ func TestChecksAgainstRealServers(t *testing.T) {
 		servers = append(servers, run)
 	}
 	stop := sync.OnceFunc(func() {
-		var all sync.WaitGroup
+		// Some servers have processes in groups of their own.
+		_ = l.Node("servers").Run(context.Background(), "sh", "-c", "kill -KILL -1")
 		for _, s := range servers {
-			_ = s.cmd.Signal(unix.SIGKILL)
-			all.Go(func() { _ = s.cmd.Wait() })
+			_ = s.cmd.Wait()
 		}
-		all.Wait()
 	})
 	t.Cleanup(func() {
 		stop()
@@ -364,7 +370,7 @@ func TestChecksAgainstRealServers(t *testing.T) {
 	}
 
 	var up []model.Target
-	for _, c := range realServerCases {
+	for _, c := range cases {
 		if c.status == model.Up {
 			up = append(up, c.target)
 		}
@@ -378,11 +384,11 @@ func TestChecksAgainstRealServers(t *testing.T) {
 	t.Logf("all servers answer after %v", time.Since(began).Round(100*time.Millisecond))
 
 	var all []model.Target
-	for _, c := range realServerCases {
+	for _, c := range cases {
 		all = append(all, c.target)
 	}
 	for i, v := range verdicts("0s", all) {
-		c := realServerCases[i]
+		c := cases[i]
 		if v.Status != c.status || !strings.Contains(v.Reason, c.reason) {
 			t.Errorf("%s %s:\n got %v\nwant %v: ...%s...", c.target.Application, c.name, v, c.status, c.reason)
 		}
