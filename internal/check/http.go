@@ -218,7 +218,7 @@ func exchange(ctx context.Context, method string, req httpRequest) (answer, erro
 		return answer{}, err
 	}
 	defer conn.Close()
-	if s, ok := conn.(*tls.Conn); ok && s.ConnectionState().NegotiatedProtocol == "h2" || req.scheme == "http" && req.target.HTTP2 {
+	if s, ok := conn.(*tls.Conn); ok && s.ConnectionState().NegotiatedProtocol == "h2" || !ok && req.target.HTTP2 && !req.absolute {
 		return exchange2(ctx, conn, method, req)
 	}
 	if _, err := io.WriteString(conn, req.String(method)); err != nil {

@@ -59,7 +59,7 @@ type Target struct {
 	// ldirectord does.
 	TLSVerify  TLSVerify // what of the server's certificate is verified
 	ServerName string    // TLS server name (SNI, RFC 6066) to send, and to verify instead of the address; "": none
-	HTTP2      bool      // http(s): HTTP/2; on https HTTP/1.1 if the server prefers it, on http with prior knowledge
+	HTTP2      bool      // http, https: HTTP/2; on https HTTP/1.1 if the server prefers it, on http with prior knowledge
 	RecordType string    // dns: "A", "AAAA", "PTR"; "": PTR where the request is an address, else A
 
 	// Set for external checks only, so that others can be shared between services.
