@@ -220,7 +220,7 @@ func (r *run) setProbes() {
 		ctx, cancel := context.WithCancel(r.ctx)
 		w.cancel = cancel
 		// The second checks are spread over the interval, the others follow.
-		second := w.interval * time.Duration(n+1) / time.Duration(len(fresh))
+		second := w.interval * time.Duration(2*n+1) / time.Duration(2*len(fresh))
 		r.wg.Go(func() { r.prober(ctx, w, time.Duration(n)*startSpacing, second) })
 	}
 }
@@ -323,7 +323,7 @@ func (r *run) takeOut(out map[netip.AddrPort]string) {
 
 // maintain looks at the maintenance directory for as long as the director runs.
 func (r *run) maintain(job *maintenanceJob, last map[netip.AddrPort]string) {
-	for wait := maintainEvery / 2; sleepUntil(r.ctx, time.Now().Add(wait)); {
+	for wait := maintainEvery * 2 / 5; sleepUntil(r.ctx, time.Now().Add(wait)); {
 		wait = maintainEvery
 		now := r.job.Load()
 		out, err := r.outOfService(now)
