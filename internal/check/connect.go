@@ -2,8 +2,10 @@ package check
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
+	"syscall"
 
 	"github.com/batuta-ha/batuta/internal/model"
 )
@@ -21,6 +23,11 @@ func connect(ctx context.Context, t model.Target) model.Verdict {
 	within, cancel := context.WithTimeout(ctx, t.CheckTimeout)
 	defer cancel()
 	conn, err := dial(within, t.Addr)
+	if errors.Is(err, syscall.ECONNRESET) {
+		// A refusal says ECONNREFUSED: this server took the connection, and
+		// reset it before we looked.
+		return up("connected, and reset by the server")
+	}
 	if err != nil {
 		return failed(ctx, within, err, t.CheckTimeout)
 	}
