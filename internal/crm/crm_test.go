@@ -321,6 +321,21 @@ func TestLeftoversOfAnEarlierLife(t *testing.T) {
 	})
 }
 
+// The machine of a dead daemon went on answering for what the other has taken
+// over: once it has released that, the other tells the network anew.
+func TestLeftoversOfWhatTheOtherHasTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t, model.FailbackOff, "a one", "b two")
+		p.start(p.b)
+		p.b.tell(model.NodeDied, model.Message{})
+		p.happened("  0.0 b: Resources being acquired from a", "  0.0 b: start one", "  0.0 b: start two")
+		p.a.agents["one"].running = true
+		p.b.tell(model.NodeJoined, model.Message{})
+		p.start(p.a)
+		p.happened("  0.0 a: stop one", "  0.0 b: reannounce")
+	})
+}
+
 // A start that hangs does not hold up a stop for ever: it has 10 s to end.
 func TestStopOvertakesAHangingStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -67,7 +67,7 @@ func (c *Core) decide() {
 		c.cfg.Self, c.cfg.Peer, c.hold&c.Other(), c.cfg.Peer)
 	c.other, c.otherStable, c.won = None, false, true
 	c.needsFailback = true
-	c.out = append(c.out, Reannounce{c.hold})
+	c.reannounce()
 	c.report(true, "")
 }
 

@@ -73,11 +73,14 @@ func (c *Core) communicationUp() {
 
 // died takes over from the other node, which was silent for its deadtime.
 func (c *Core) died() {
-	stopped := c.peer.gone
+	stopped, cleaning := c.peer.gone, c.peer.cleaning
 	c.newLife()
 	c.peer.alive = false
 	if c.state == stateInit || c.state == stateShutdown {
 		return
+	}
+	if cleaning {
+		c.reannounce() // how far it came is not known
 	}
 	c.needsFailback = true
 	if c.state == stateStable && c.hold == All && c.failed == None {
@@ -131,9 +134,8 @@ func (c *Core) onStarting(m model.Message) {
 	}
 	c.peer.stopping, c.peer.gone = false, false
 	if c.won {
-		// The loser of a split has released: nobody else answers for our addresses now.
-		c.won = false
-		c.out = append(c.out, Reannounce{c.hold})
+		c.won = false // the loser of a split has released
+		c.reannounce()
 	}
 	if c.state == stateShutdown {
 		c.report(false, infoShutdown)
@@ -169,6 +171,9 @@ func (c *Core) onResource(m model.Message) {
 		c.other |= set
 	}
 	info := m.Get("info")
+	if info == infoCleaning {
+		c.peer.cleaning = true
+	}
 	if info == infoShutdown {
 		// Whatever was being handed over: all of it comes with the end of the stop.
 		c.peer.stopping = true
@@ -177,6 +182,7 @@ func (c *Core) onResource(m model.Message) {
 	switch m.Get("isstable") {
 	case "1":
 		c.peer.open = false
+		c.cleaned()
 		if !c.otherStable {
 			c.otherStable = true
 			if c.state != stateShutdown {
@@ -198,6 +204,23 @@ func (c *Core) onResource(m model.Message) {
 	}
 }
 
+// cleaned is called when the other node can have nothing left of an earlier
+// life: its machine answered for our addresses until then, and who believed it
+// must learn better.
+func (c *Core) cleaned() {
+	if c.peer.cleaning {
+		c.peer.cleaning = false
+		c.reannounce()
+	}
+}
+
+// reannounce is for when nobody else answers for our addresses any longer.
+func (c *Core) reannounce() {
+	if c.hold != None {
+		c.out = append(c.out, Reannounce{c.hold})
+	}
+}
+
 // onShutdone takes over from a node that has released everything.
 func (c *Core) onShutdone() {
 	c.peer.gone, c.peer.stopping = true, false
@@ -205,6 +228,7 @@ func (c *Core) onShutdone() {
 	if c.state == stateInit || c.state == stateShutdown {
 		return
 	}
+	c.cleaned()
 	c.say(model.LevelInfo, "takeover", "Received shutdown notice from %s. Resources being acquired from %s", c.cfg.Peer, c.cfg.Peer)
 	c.takeAll()
 }

@@ -222,6 +222,7 @@ type peerState struct {
 	open     bool   // its last report: not settled, and busy with nothing
 	stopping bool   // it announced its stop
 	gone     bool   // it has released everything and ends
+	cleaning bool   // it releases what its earlier life left running
 	report   uint64 // number of its last report
 }
 

@@ -22,7 +22,7 @@ var rewrite = flag.Bool("rewrite", false, "write what happened into testdata/*.t
 //	failback on|off        auto_failback of both, before they start
 //	network SEED LOSS      delays, reordering and loss from here on
 //	real NODE              NODE is a Heartbeat, not a Batuta node
-//	start|stop|kill|bounce NODE...   (bounce: the daemon dies and is back at once)
+//	start|stop|kill|crash|bounce NODE...   (crash: the daemon dies alone; bounce: and is back at once)
 //	cut|join NODE...       nothing that NODE sends arrives | it does again
 //	standby|takeover NODE SET
 //	badstart|badstop NODE SET        starts|stops of SET fail there from now on
@@ -105,6 +105,8 @@ func (w *world) command(f []string) error {
 		return each(func(m *machine) { m.step(Stop{}) })
 	case "kill":
 		return each((*machine).kill)
+	case "crash":
+		return each((*machine).end)
 	case "bounce":
 		return each(func(m *machine) { m.end(); m.start() })
 	case "cut", "join":
