@@ -108,6 +108,7 @@ func (raw *rawHaCf) crm() bool {
 
 func (l *haLower) nodes(h *model.Heartbeat) {
 	seen := map[model.NodeName]bool{}
+	third := top
 	for _, n := range l.raw.nodes {
 		name := model.NodeName(strings.ToLower(n.text))
 		if seen[name] {
@@ -116,6 +117,9 @@ func (l *haLower) nodes(h *model.Heartbeat) {
 		}
 		seen[name] = true
 		h.Nodes = append(h.Nodes, name)
+		if len(h.Nodes) == 3 {
+			third = n.pos
+		}
 	}
 	list := make([]string, len(h.Nodes))
 	for i, n := range h.Nodes {
@@ -133,7 +137,9 @@ func (l *haLower) nodes(h *model.Heartbeat) {
 			"name it as `uname -n` does, or give the name to use with --node or in the file nodeinfo beside ha.cf")
 	}
 	if len(h.Nodes) > 2 && !l.raw.crm() {
-		l.warn(l.raw.nodes[len(l.raw.nodes)-1].pos, fmt.Sprintf("%d nodes are named, and haresources is for two", len(h.Nodes)), "")
+		// The protocol has words for two sets only, one's own and the other's.
+		l.error(third, fmt.Sprintf("%d nodes are named, but haresources is for two: when one died, each of the others would take all of its resources", len(h.Nodes)),
+			"name two nodes, and make each further pair a cluster of its own, with its own keys and udpport")
 	}
 	if s, ok := l.raw.settings["autojoin"]; ok && s.last().text != "none" && !l.raw.crm() {
 		l.error(s.last().pos, "autojoin cannot be used with haresources", "write autojoin none")
