@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -25,7 +24,8 @@ func newRunCommand(o *options) *cobra.Command {
 		Long: `Run this node of the cluster that the files in DIR describe: ha.cf, authkeys,
 haresources and, where a resource names it, ldirectord.cf, as they are.
 
-SIGTERM hands the resources over to the other node and exits 0. SIGHUP reads
+SIGTERM hands the resources over to the other node and exits 0; while something
+cannot be stopped the node stays and says so, until a second one. SIGHUP reads
 ldirectord.cf again; a broken file changes nothing and says why.`,
 		Example: "  batuta run --ha.d /etc/ha.d",
 		Args:    positional(cobra.NoArgs),
@@ -39,9 +39,10 @@ ldirectord.cf again; a broken file changes nothing and says why.`,
 				no.HeartbeatAddress = a
 			}
 			no.RunDir, no.StateDir, no.Stderr = o.runDir, o.stateDir, cmd.ErrOrStderr()
-			ctx, stop := onHangup(cmd.Context(), &no.Hangup)
+			hangup, force, stop := onSignals()
 			defer stop()
-			return daemonError(node.Run(ctx, no))
+			no.Hangup, no.Force = hangup, force
+			return daemonError(node.Run(cmd.Context(), no))
 		},
 	}
 	f := cmd.Flags()
@@ -63,48 +64,57 @@ table is kept in memory, and hooks (fallbackcommand, callback, e-mail) run only
 with --hooks.
 
 SIGHUP reads the file again; SIGTERM stops, by the rules of cleanstop.`,
-		Example: "  batuta director /etc/ha.d/ldirectord.cf\n  batuta director --dry-run --events - ldirectord.cf",
+		Example: "  batuta director /etc/ha.d/ldirectord.cf\n  batuta director --dry-run ldirectord.cf",
 		Args:    positional(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if !do.DryRun && (do.Events != "" || do.Table != "") {
-				return usageError(cmd, errors.New("--events and --table go with --dry-run"))
+			if !do.DryRun && (do.Events != "" || do.Table != "" || do.Hooks) {
+				return usageError(cmd, errors.New("--events, --table and --hooks go with --dry-run"))
+			}
+			if do.Events == "-" {
+				do.Events = "/dev/stdout"
 			}
 			do.Config, do.RunDir, do.Stderr, do.Stdout = args[0], o.runDir, cmd.ErrOrStderr(), cmd.OutOrStdout()
-			ctx, stop := onHangup(cmd.Context(), &do.Hangup)
+			hangup, _, stop := onSignals()
 			defer stop()
-			return daemonError(node.RunDirector(ctx, do))
+			do.Hangup = hangup
+			return daemonError(node.RunDirector(cmd.Context(), do))
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&do.Plane, "plane", "auto", "who carries the packets: "+strings.Join(node.PlaneNames, ", "))
 	f.BoolVar(&do.DryRun, "dry-run", false, "change nothing on this host: memory plane, no hooks")
 	f.BoolVar(&do.Hooks, "hooks", false, "with --dry-run: run hooks as configured")
-	f.StringVar(&do.Events, "events", "", "with --dry-run: append each change to FILE as a line of JSON; implies --hooks")
+	f.StringVar(&do.Events, "events", "", "with --dry-run: append each change to FILE (- for standard output) as a line of JSON; implies --hooks")
 	f.StringVar(&do.Table, "table", "", "with --dry-run: the table to start from and keep up to date")
 	return cmd
 }
 
-// onHangup turns SIGHUP into values on a channel.
-func onHangup(ctx context.Context, to *<-chan struct{}) (context.Context, func()) {
-	sig := make(chan os.Signal, 1)
-	out := make(chan struct{}, 1)
-	signal.Notify(sig, syscall.SIGHUP)
-	*to = out
-	ctx, cancel := context.WithCancel(ctx)
+// onSignals turns SIGHUP into values of the first channel, and closes the
+// second one at the second TERM or INT; the first one ends the command's
+// context, which is main's business.
+func onSignals() (hangup, force <-chan struct{}, stop func()) {
+	sig := make(chan os.Signal, 4)
+	again, now, done := make(chan struct{}, 1), make(chan struct{}), make(chan struct{})
+	signal.Notify(sig, syscall.SIGHUP, syscall.SIGTERM, os.Interrupt)
 	go func() {
-		for {
+		for ends := 0; ends < 2; {
 			select {
-			case <-ctx.Done():
+			case <-done:
 				return
-			case <-sig:
+			case s := <-sig:
+				if s != syscall.SIGHUP {
+					ends++
+					continue
+				}
 			}
 			select {
-			case out <- struct{}{}:
+			case again <- struct{}{}:
 			default: // one is waiting already: it will read the newest file
 			}
 		}
+		close(now)
 	}()
-	return ctx, func() { signal.Stop(sig); cancel() }
+	return again, now, func() { signal.Stop(sig); close(done) }
 }
 
 // daemonError gives a refusal of the configuration its exit code; the

@@ -179,12 +179,12 @@ func (l *Loop) Resources() []model.ResourceView {
 		for _, r := range g.Resources {
 			i := slices.IndexFunc(g.members, func(m *member) bool { return m.Text == r.Text })
 			m := g.members[i]
-			v := model.ResourceView{Name: m.Text, Group: g.Key(), Owner: g.Owner, State: m.state}
+			v := model.ResourceView{Name: m.Text, Group: g.Key(), Owner: g.Owner, State: m.state, Here: m.state}
 			switch {
 			case m.state == model.ResourceRunning || m.state == model.ResourceStopping:
 				v.Node = l.cfg.Self
 			case l.other&g.set != pair.None:
-				v.Node = l.cfg.Peer
+				v.Node, v.State = l.cfg.Peer, model.ResourceRunning
 			}
 			if m.err != nil {
 				v.Error = m.err.Error()

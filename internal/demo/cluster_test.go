@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -136,7 +137,7 @@ func (c *cluster) holder(node string, alive ...string) {
 				return false, err.Error()
 			}
 			for _, r := range st.Resources {
-				if (r.State == model.ResourceRunning) != (n == node) || r.Node != model.NodeName(node) {
+				if (r.Here == model.ResourceRunning) != (n == node) || r.State != model.ResourceRunning || r.Node != model.NodeName(node) {
 					return false, fmt.Sprintf("%s says: %+v", n, st.Resources)
 				}
 			}
@@ -469,4 +470,97 @@ func TestDemoInterrupted(t *testing.T) {
 			t.Errorf("left running: %q", b)
 		}
 	}
+}
+
+// quickHaD is the tutorial's /etc/ha.d with a deadtime of a second and other
+// resources.
+func quickHaD(t *testing.T, haresources string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range []string{"ha.cf", "authkeys", "ldirectord.cf"} {
+		text, err := tutorialFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == "ha.cf" {
+			text = paced(text, 6*time.Second)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "haresources"), []byte(haresources), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// stubborn is a resource that stops only when it is allowed to.
+const stubborn = `#!/bin/sh
+case "$1" in
+start) touch /run/stubborn ;;
+stop) while [ -e /run/stubborn ] && [ ! -e /run/allowed ]; do sleep 0.05; done; rm -f /run/stubborn ;;
+status) [ -e /run/stubborn ] && echo running || echo stopped ;;
+esac
+`
+
+// A node that cannot stop a resource goes on beating: nothing starts twice.
+func TestAStopThatTakesLong(t *testing.T) {
+	top := lab.Tutorial()
+	for _, n := range []string{"lvs01", "lvs02"} {
+		top.Machine(n).Files = map[string]lab.File{"/etc/init.d/stubborn": {Data: []byte(stubborn), Mode: 0o755}}
+	}
+	c := newCluster(t, lab.Options{Topology: top, HaD: os.DirFS(quickHaD(t, "lvs01 10.1.0.100 10.240.0.1 10.240.1.1 ldirectord stubborn\n"))})
+	c.holder("lvs01", "lvs01", "lvs02")
+	first := c.Node("lvs01").Service()
+	if err := first.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	c.eventually("lvs01 says what it is still stopping", func() (bool, string) {
+		st, err := c.status("lvs01")
+		if err != nil {
+			return false, err.Error()
+		}
+		return st.State == "stopping" && st.Resources[len(st.Resources)-1].Here == model.ResourceStopping, fmt.Sprintf("%+v", st)
+	})
+	t.Log("several deadtimes later nothing runs on lvs02, and lvs01 still beats")
+	time.Sleep(4 * time.Second)
+	if st, err := c.status("lvs02"); err != nil || st.State != "standby" || st.Peers[0].State != "active" {
+		t.Errorf("lvs02: %+v, %v", st, err)
+	}
+	c.out("lvs01", "touch", "/run/allowed")
+	if err := first.Wait(); err != nil {
+		t.Errorf("once allowed, the stop is clean: %v", err)
+	}
+	c.holder("lvs02", "lvs02")
+
+	t.Log("a second TERM ends a node at once, whatever runs; the other takes over after the deadtime")
+	second := c.Node("lvs02").Service()
+	for range 2 {
+		if err := second.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		c.eventually("lvs02 is stopping", func() (bool, string) {
+			st, err := c.status("lvs02")
+			return err != nil || st.State == "stopping", fmt.Sprintf("%+v %v", st, err)
+		})
+	}
+	if err := second.Wait(); err == nil {
+		t.Error("a forced end looks like a clean one")
+	}
+}
+
+// A standard error that nobody reads costs lines, not the takeover.
+func TestAFullPipeDoesNotStopANode(t *testing.T) {
+	top := lab.Tutorial()
+	top.Machine("lvs02").Service = []string{"sh", "-c",
+		"sh -c 'echo $$ >/run/daemon; exec batuta run --ha.d /etc/ha.d' 2>&1 | { exec sleep 600; }"}
+	c := newCluster(t, lab.Options{Topology: top, HaD: os.DirFS(quickHaD(t, "lvs01 10.1.0.100 10.240.0.1 10.240.1.1 ldirectord\n"))})
+	c.holder("lvs01", "lvs01", "lvs02")
+	t.Log("the pipe of 64 kB is filled, and its reader does not read")
+	c.out("lvs02", "sh", "-c", "head -c 70000 /dev/zero >/proc/$(cat /run/daemon)/fd/2 & sleep 0.3; kill $!")
+	if err := c.Kill("lvs01"); err != nil {
+		t.Fatal(err)
+	}
+	c.holder("lvs02", "lvs02")
 }

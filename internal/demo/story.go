@@ -278,7 +278,7 @@ func (d *teller) holds(ctx context.Context, n model.NodeName) (bool, error) {
 
 func allRunning(st api.Status) bool {
 	return len(st.Resources) > 0 && !slices.ContainsFunc(st.Resources, func(r model.ResourceView) bool {
-		return r.State != model.ResourceRunning
+		return r.Here != model.ResourceRunning
 	})
 }
 

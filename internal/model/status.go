@@ -7,7 +7,8 @@ type ResourceView struct {
 	Name  string        `json:"name"`  // as haresources writes it
 	Group string        `json:"group"` // key of its group
 	Owner NodeName      `json:"owner"` // the node that has it when all are well
-	State ResourceState `json:"state"` // on this node
+	State ResourceState `json:"state"` // where it is as far as this node knows
+	Here  ResourceState `json:"here"`  // on this node
 	Node  NodeName      `json:"node"`  // where it runs as far as this node knows; "" for nowhere
 	Error string        `json:"error,omitempty"`
 }

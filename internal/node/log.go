@@ -5,13 +5,14 @@ import (
 	"io"
 	"log/slog"
 
+	"github.com/batuta-ha/batuta/internal/logfile"
 	"github.com/batuta-ha/batuta/internal/model"
 )
 
 // stderrSink writes each event as one line of text for whoever watches the
 // foreground process; a service manager stamps and keeps it.
 func stderrSink(w io.Writer) model.Sink {
-	log := slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	log := slog.New(slog.NewTextHandler(logfile.Unhurried(w), &slog.HandlerOptions{Level: slog.LevelInfo}))
 	return func(e model.Event) {
 		log.LogAttrs(context.Background(), slogLevel(e.Level), e.Text, slog.String("source", e.Source), slog.String("kind", e.Kind))
 	}

@@ -41,6 +41,7 @@ type Options struct {
 	StateDir         string
 	Stderr           io.Writer
 	Hangup           <-chan struct{} // a value asks for a reload
+	Force            <-chan struct{} // closed: end at once, whatever still runs
 }
 
 // ErrBadConfig is wrapped when the configuration has errors; they have been
@@ -48,8 +49,8 @@ type Options struct {
 var ErrBadConfig = errors.New("the configuration has errors; nothing was started")
 
 const (
-	// A clean stop is given this long for its resource scripts.
-	stopTimeout = 60 * time.Second
+	// While resources take long to stop, an operator hears of it this often.
+	patience = 10 * time.Second
 	// How long heartbeats go on after the resources are released, so that the
 	// other node can ask again for a message that it missed.
 	farewell = 1 * time.Second
@@ -256,16 +257,16 @@ func (n *clusterNode) agentFor(r model.Resource) (agent.Agent, error) {
 }
 
 // scriptOutput is where resource scripts print: the debug file, as with
-// Heartbeat, else standard error.
+// Heartbeat, else standard error. Neither holds a script up for long.
 func (n *clusterNode) scriptOutput() io.Writer {
 	if n.hb.DebugFile == "" {
-		return n.Stderr
+		return logfile.Unhurried(n.Stderr)
 	}
-	return appender(n.hb.DebugFile)
+	return logfile.Unhurried(appender(n.hb.DebugFile))
 }
 
 // appender appends to a file that is opened anew for each write, so that it
-// can be rotated; what cannot be written is lost and holds nobody up.
+// can be rotated.
 type appender string
 
 func (a appender) Write(b []byte) (int, error) {
@@ -298,16 +299,63 @@ func (n *clusterNode) run(ctx context.Context, server *api.Server) error {
 	c.start(n.messenger)
 	c.start(&feeder{loop: n.crm, events: n.messenger.Events()})
 	n.watch(ctx, c)
-	limit, cancel := context.WithTimeout(c.ctx, stopTimeout)
-	if err := n.crm.Stop(limit); err != nil {
-		c.fail(fmt.Errorf("hand the resources over: %w", err))
-	}
-	cancel()
+	n.release(c)
 	c.stopLast()
 	if n.heard() {
 		time.Sleep(farewell)
 	}
 	return c.stop()
+}
+
+// release hands the resources over. There is no limit to it but the
+// operator's (Force): a node that stops beating while something still runs on
+// it invites the other to start that a second time.
+func (n *clusterNode) release(c *crew) {
+	ctx, cancel := context.WithCancel(c.ctx)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- n.crm.Stop(ctx) }()
+	remind := time.NewTicker(patience)
+	defer remind.Stop()
+	var left error
+	for {
+		select {
+		case left = <-done:
+			if left == nil {
+				return
+			}
+			done = nil
+			n.say(model.LevelCritical, "stop-incomplete", fmt.Sprintf("%v; heartbeats go on until a second TERM ends this daemon", left))
+			select {
+			case <-c.failed: // without heartbeats there is nothing to wait for
+				c.fail(fmt.Errorf("hand the resources over: %w", left))
+				return
+			default:
+			}
+		case <-remind.C:
+			if names := n.unstopped(); names != "" {
+				n.say(model.LevelWarning, "still-stopping", "still stopping "+names+"; a second TERM ends this daemon at once and leaves it as it is")
+			}
+		case <-n.Force:
+			c.fail(errors.Join(fmt.Errorf("ended by a second signal; still not stopped: %s", n.unstopped()), left))
+			return
+		}
+	}
+}
+
+// unstopped names the resources that still run here.
+func (n *clusterNode) unstopped() string {
+	var names []string
+	for _, r := range n.crm.Resources() {
+		if r.Here != model.ResourceStopped {
+			names = append(names, r.Name)
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
+func (n *clusterNode) say(level model.Level, kind, text string) {
+	n.sink(model.Event{At: time.Now(), Level: level, Source: "node", Kind: kind, Text: text})
 }
 
 // heard tells whether another node lives that may have missed a message.

@@ -156,7 +156,7 @@ func TestSentencesTellTheUrgentFirst(t *testing.T) {
 	st := api.Status{State: "active",
 		Peers: []api.Peer{{Name: "lvs01", Self: true, State: "active"}, {Name: "lvs02", State: "dead"}},
 		Resources: []model.ResourceView{{Name: "10.1.0.100", State: model.ResourceRunning, Node: "lvs01"},
-			{Name: "apache2", State: model.ResourceFailed, Node: "lvs01", Error: "no such script"}},
+			{Name: "apache2", State: model.ResourceFailed, Here: model.ResourceFailed, Node: "lvs01", Error: "no such script"}},
 		Services: []model.ServiceView{
 			{Key: key, Reals: []model.RealView{{Status: model.Up}, {Status: model.Down}}},
 			{Key: key, Fallback: true, Reals: []model.RealView{{Status: model.Down}}}},

@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/batuta-ha/batuta/internal/model"
 	"github.com/batuta-ha/batuta/internal/plane"
 	"github.com/batuta-ha/batuta/internal/plane/ebpf"
+	"github.com/batuta-ha/batuta/internal/plane/ipvs"
 	"github.com/batuta-ha/batuta/internal/plane/memory"
 	"github.com/batuta-ha/batuta/internal/plane/proxy"
 )
@@ -39,20 +42,93 @@ func openPlane(o planeOptions) (plane.Plane, error) {
 	case "ebpf":
 		return ebpf.Open(ebpf.Options{Sink: o.sink})
 	case "ipvs":
-		return nil, fmt.Errorf("plane ipvs: %w by this version of Batuta yet: take --plane ebpf, proxy or auto", plane.ErrNotSupported)
+		return ipvs.Open(ipvs.Options{})
 	case "auto":
-		why := ebpf.Supported()
-		if why == nil {
-			return ebpf.Open(ebpf.Options{Sink: o.sink})
-		}
-		if !errors.Is(why, plane.ErrNotSupported) {
-			return nil, fmt.Errorf("find out whether eBPF works here: %w; choose with --plane", why)
-		}
-		o.sink(model.Event{Level: model.LevelNotice, Source: "plane", Kind: "plane-chosen",
-			Text: fmt.Sprintf("plane proxy instead of ebpf: %v", why)})
-		return proxy.New(proxy.Options{HoldAll: o.holdAll}), nil
+		return autoPlane(o, candidates(o))
 	}
 	return nil, fmt.Errorf("plane %q: want one of %v", o.name, PlaneNames)
+}
+
+// candidate is a plane that "auto" may take. inUse is why it must be taken,
+// "" for nothing; supported is nil where it always works.
+type candidate struct {
+	name      string
+	inUse     string
+	supported func() error
+	open      func() (plane.Plane, error)
+}
+
+// candidates are in order of preference. An eBPF table that is pinned here
+// goes on balancing whatever else is chosen, so it is adopted.
+func candidates(o planeOptions) []candidate {
+	list := []candidate{
+		{name: "ipvs", supported: ipvs.Supported, open: func() (plane.Plane, error) { return ipvs.Open(ipvs.Options{}) }},
+		{name: "ebpf", supported: ebpf.Supported, open: func() (plane.Plane, error) { return ebpf.Open(ebpf.Options{Sink: o.sink}) }},
+		{name: "proxy", open: func() (plane.Plane, error) { return proxy.New(proxy.Options{HoldAll: o.holdAll}), nil }},
+	}
+	if _, err := os.Stat(ebpf.DefaultDir); err == nil {
+		list[1].inUse = "its table is in " + ebpf.DefaultDir
+	}
+	return list
+}
+
+// autoPlane opens the plane that is in use, or else the first that works here.
+func autoPlane(o planeOptions, list []candidate) (plane.Plane, error) {
+	if i := slices.IndexFunc(list, func(c candidate) bool { return c.inUse != "" }); i > 0 {
+		list = slices.Insert(slices.Delete(slices.Clone(list), i, i+1), 0, list[i])
+	}
+	var reasons []string
+	for _, c := range list {
+		if c.supported != nil {
+			why := c.supported()
+			if errors.Is(why, plane.ErrNotSupported) {
+				reasons = append(reasons, "not "+c.name+": "+why.Error())
+				continue
+			}
+			if why != nil {
+				return nil, fmt.Errorf("find out whether %s works here: %w; choose with --plane", c.name, why)
+			}
+		}
+		if c.inUse != "" {
+			reasons = append(reasons, c.inUse)
+		}
+		p, err := c.open()
+		if err != nil {
+			return nil, err
+		}
+		if len(reasons) == 0 {
+			return withReason(p, "chosen as the first that works here"), nil
+		}
+		why := strings.Join(reasons, "; ")
+		o.sink(model.Event{Level: model.LevelNotice, Source: "plane", Kind: "plane-chosen", Text: "plane " + c.name + ": " + why})
+		return withReason(p, why), nil
+	}
+	return nil, fmt.Errorf("no plane works here: %s", strings.Join(reasons, "; "))
+}
+
+// chosen is a plane that says why it was taken.
+type chosen struct {
+	plane.Plane
+	why string
+}
+
+// withReason keeps a plane an AddressHolder if it is one.
+func withReason(p plane.Plane, why string) plane.Plane {
+	c := chosen{p, why}
+	if h, ok := p.(plane.AddressHolder); ok {
+		return struct {
+			chosen
+			plane.AddressHolder
+		}{c, h}
+	}
+	return c
+}
+
+// Info is the plane's own, with the reason.
+func (c chosen) Info() model.PlaneInfo {
+	i := c.Plane.Info()
+	i.Detail += "; " + c.why
+	return i
 }
 
 // addressBook tells an address-holding plane which addresses this node holds.

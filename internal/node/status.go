@@ -46,7 +46,7 @@ func (n *clusterNode) state(v model.View, resources []model.ResourceView) string
 	if self := v.Find(n.hb.Self); self == nil || self.State != model.NodeActive {
 		return "starting"
 	}
-	if slices.ContainsFunc(resources, func(r model.ResourceView) bool { return r.State == model.ResourceRunning }) {
+	if slices.ContainsFunc(resources, func(r model.ResourceView) bool { return r.Here == model.ResourceRunning }) {
 		return "active"
 	}
 	return "standby"
@@ -57,7 +57,7 @@ func sentences(st api.Status) []string {
 	var urgent, later []string
 	for _, r := range st.Resources {
 		switch {
-		case r.State == model.ResourceFailed:
+		case r.Here == model.ResourceFailed:
 			urgent = append(urgent, fmt.Sprintf("resource %s failed here: %s", r.Name, r.Error))
 		case r.Node == "" && st.State != "starting":
 			urgent = append(urgent, fmt.Sprintf("resource %s runs nowhere", r.Name))
