@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/batuta-ha/batuta/internal/model"
 )
@@ -40,6 +41,10 @@ func (l *cfLower) lacking(v *rawVirtual, c checks) {
 		}
 		if c.application == "oracle" {
 			l.warn(at, "service=oracle asks the listener for a connection to the database; the query is not run", "use checktype=external to run it with Oracle's own client")
+		}
+	case "http_proxy":
+		if every && !strings.HasPrefix(strings.TrimPrefix(c.request, "/"), "http://") {
+			warn("an absolute URL in request", `add request="http://HOST/PATH" to ask the proxy for`)
 		}
 	case "radius":
 		if c.secret == "" {
