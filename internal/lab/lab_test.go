@@ -58,6 +58,8 @@ func verb(name string, args []string) error {
 			return err
 		}
 		return checkAll(patience)
+	case "mail": // see sendMail
+		return sendMail(args[0], args[1])
 	case "caller": // a program that builds a lab and is then killed
 		return caller(args)
 	}
