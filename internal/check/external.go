@@ -140,19 +140,18 @@ func run(ctx context.Context, t model.Target, words []string) model.Verdict {
 		waitForEnd(cmd.Process.Pid)
 		close(ended)
 	}()
-	timedOut := false
 	select {
 	case <-ended:
 	case <-within.Done():
-		timedOut = true
 		endGroup(cmd.Process.Pid, ended)
+		go func() { _ = cmd.Wait() }() // a process that waits for a dead disk ends when it ends
+		if ctx.Err() != nil {
+			return unknown("interrupted")
+		}
+		return down(out.after(fmt.Sprintf("no end within %v", t.CheckTimeout)))
 	}
 	_ = cmd.Wait() // reaps; the state says how it ended
 	switch status := cmd.ProcessState; {
-	case ctx.Err() != nil && timedOut:
-		return unknown("interrupted")
-	case timedOut:
-		return down(out.after(fmt.Sprintf("no end within %v", t.CheckTimeout)))
 	case status.Success():
 		return up(out.after("exit status 0"))
 	default:
@@ -217,8 +216,7 @@ func endGroup(group int, ended <-chan struct{}) {
 	case <-ended:
 	case <-grace.C:
 	}
-	_ = syscall.Kill(-group, syscall.SIGKILL)
-	<-ended
+	_ = syscall.Kill(-group, syscall.SIGKILL) // what is left of it; its number is not free before it is reaped
 }
 
 // tail keeps the end of what is written to it.
