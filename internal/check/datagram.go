@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// datagramSize is the largest datagram there is.
-const datagramSize = 1 << 16
+// datagramSize is the longest answer by datagram: of RADIUS (RFC 2865 section
+// 3); of DNS it is 512 bytes (RFC 1035 section 4.2.1). A longer one is no answer.
+const datagramSize = 4096
 
 // exchangeDatagrams sends a question to a real server and sends it again each
 // time that no answer has come within retry, until read takes one of the

@@ -109,9 +109,13 @@ func negotiatePgSQL(ctx context.Context, t model.Target) model.Verdict {
 	if err != nil {
 		return down(err.Error())
 	}
+	defaults, err := pgDefaults()
+	if err != nil {
+		return unknown("this machine's settings for PostgreSQL clients (PG... in the environment): " + clean(err.Error()))
+	}
 	within, cancel := context.WithTimeout(ctx, t.NegotiateTimeout)
 	defer cancel()
-	found, err := queryPgSQL(within, t, query)
+	found, err := queryPgSQL(within, t, query, defaults.Copy())
 	return rows(ctx, within, t, found, err)
 }
 
@@ -122,12 +126,7 @@ var pgDefaults = sync.OnceValues(func() (*pgconn.Config, error) {
 	return pgconn.ParseConfig("host=real.invalid port=5432 user=check sslmode=prefer target_session_attrs=any")
 })
 
-func queryPgSQL(ctx context.Context, t model.Target, query string) (found bool, err error) {
-	config, err := pgDefaults()
-	if err != nil {
-		return false, fmt.Errorf("PostgreSQL settings of this machine: %w", err)
-	}
-	config = config.Copy()
+func queryPgSQL(ctx context.Context, t model.Target, query string, config *pgconn.Config) (found bool, err error) {
 	config.User, config.Password, config.Database = t.Login, t.Password, t.Database
 	config.Host, config.Port, config.ConnectTimeout = t.Addr.Addr().String(), t.Addr.Port(), 0
 	config.MaxProtocolMessageBodyLen = sqlLimit
