@@ -50,7 +50,7 @@ type Table struct {
 	Plane    model.PlaneInfo         `json:"plane"`
 	Services []model.VirtualService  `json:"services"`
 	Counters []model.ServiceCounters `json:"counters"`
-	Rates    []model.ServiceCounters `json:"rates"` // the same per second, over the last second
+	Rates    []model.ServiceCounters `json:"rates"` // the same per second, over the last two seconds
 }
 
 // Flows lists the plane's connections.

@@ -9,10 +9,14 @@ import (
 	"net"
 	"net/http"
 	"syscall"
+	"time"
 )
 
 // ErrNotRunning is returned when nothing answers on the socket.
 var ErrNotRunning = errors.New("no daemon is running there")
+
+// How long a daemon may take to answer before it counts as hung.
+const patience = 10 * time.Second
 
 // Client asks a daemon.
 type Client struct {
@@ -40,6 +44,8 @@ func (c *Client) Table(ctx context.Context) (Table, error) { return get[Table](c
 func (c *Client) Flows(ctx context.Context) (Flows, error) { return get[Flows](ctx, c, "flows") }
 
 func get[T any](ctx context.Context, c *Client, what string) (doc T, err error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://batuta/v1/"+what, nil)
 	if err != nil {
 		return doc, fmt.Errorf("ask for %s: %w", what, err)
@@ -48,6 +54,8 @@ func get[T any](ctx context.Context, c *Client, what string) (doc T, err error) 
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return doc, fmt.Errorf("%w: %s; is it started with the same --run-dir?", ErrNotRunning, c.socket)
+	case errors.Is(err, context.DeadlineExceeded):
+		return doc, fmt.Errorf("the daemon behind %s has not answered for %v: it hangs, or is stopped (its pid is in the file lock beside the socket)", c.socket, patience)
 	case errors.Is(err, fs.ErrPermission):
 		return doc, fmt.Errorf("%s belongs to another user: ask as that user, or as root", c.socket)
 	case err != nil:

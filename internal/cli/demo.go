@@ -1,10 +1,8 @@
 package cli
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"time"
 
@@ -30,6 +28,9 @@ addresses, with the proxy plane. Nothing needs to be installed.`,
 		Example: "  batuta demo\n  sudo batuta demo --duration 1m\n  batuta demo --json",
 		Args:    positional(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if d < demo.MinDuration {
+				return usageError(cmd, fmt.Errorf("--duration %v has no room for two failovers: want at least %v", d, demo.MinDuration))
+			}
 			binary, err := os.Executable()
 			if err != nil {
 				return fmt.Errorf("find this program's own file: %w", err)
@@ -38,15 +39,12 @@ addresses, with the proxy plane. Nothing needs to be installed.`,
 			if err != nil {
 				return fmt.Errorf("make a scratch directory: %w", err)
 			}
-			do := demo.Options{Duration: d, Binary: binary, Dir: dir, Root: os.Geteuid() == 0 && !noRoot, Account: cmd.OutOrStdout()}
+			do := demo.Options{Duration: d, Binary: binary, Dir: dir, Root: os.Geteuid() == 0 && !noRoot, Account: cmd.OutOrStdout(), Keep: keep, RunDir: o.runDir}
 			if o.json {
 				do.Account = cmd.ErrOrStderr()
 			}
-			if keep {
-				do.Linger = linger(do.Account, dir)
-			}
 			r, err := demo.Run(cmd.Context(), do)
-			if cmd.Context().Err() != nil {
+			if cmd.Context().Err() != nil && (err != nil || !keep) {
 				return errors.Join(errors.New("interrupted; everything is taken down"), os.RemoveAll(dir))
 			}
 			if err != nil {
@@ -73,14 +71,6 @@ addresses, with the proxy plane. Nothing needs to be installed.`,
 	f.BoolVar(&noRoot, "loopback", false, "loopback addresses even as root")
 	cmd.AddCommand(newDemoLoadCommand())
 	return cmd
-}
-
-// linger keeps the cluster up until the user has seen enough.
-func linger(w io.Writer, dir string) func(context.Context, string) {
-	return func(ctx context.Context, url string) {
-		fmt.Fprintf(w, "\nThe cluster stays up until Ctrl-C. Its service: %s; its files: %s\n", url, dir)
-		<-ctx.Done()
-	}
 }
 
 // newDemoLoadCommand is the load generator as a process of its own, inside

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -30,6 +31,9 @@ ldirectord.cf again; a broken file changes nothing and says why.`,
 		Example: "  batuta run --ha.d /etc/ha.d",
 		Args:    positional(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := knownPlane(cmd, no.Plane); err != nil {
+				return err
+			}
 			no.Node = model.NodeName(strings.ToLower(name))
 			if source != "" {
 				a, err := netip.ParseAddr(source)
@@ -67,6 +71,9 @@ SIGHUP reads the file again; SIGTERM stops, by the rules of cleanstop.`,
 		Example: "  batuta director /etc/ha.d/ldirectord.cf\n  batuta director --dry-run ldirectord.cf",
 		Args:    positional(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := knownPlane(cmd, do.Plane); err != nil {
+				return err
+			}
 			if !do.DryRun && (do.Events != "" || do.Table != "" || do.Hooks) {
 				return usageError(cmd, errors.New("--events, --table and --hooks go with --dry-run"))
 			}
@@ -87,6 +94,14 @@ SIGHUP reads the file again; SIGTERM stops, by the rules of cleanstop.`,
 	f.StringVar(&do.Events, "events", "", "with --dry-run: append each change to FILE (- for standard output) as a line of JSON; implies --hooks")
 	f.StringVar(&do.Table, "table", "", "with --dry-run: the table to start from and keep up to date")
 	return cmd
+}
+
+// knownPlane refuses a --plane that does not exist.
+func knownPlane(cmd *cobra.Command, name string) error {
+	if slices.Contains(node.PlaneNames, name) {
+		return nil
+	}
+	return usageError(cmd, fmt.Errorf("--plane %q: want one of %s", name, strings.Join(node.PlaneNames, ", ")))
 }
 
 // onSignals turns SIGHUP into values of the first channel, and closes the

@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"fmt"
+
 	"github.com/spf13/cobra"
 )
 
@@ -14,6 +16,9 @@ form of ipvsadm -L -n, whatever carries the packets (IPVS, eBPF or proxy).`,
 		Example: "  batuta table -n\n  batuta table --stats\n  batuta table --connections",
 		Args:    positional(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if form, second := chosen(cmd, "stats", "rate", "connections", "save"); second != "" {
+				return usageError(cmd, fmt.Errorf("--%s and --%s are two different listings: ask for one", form, second))
+			}
 			out := cmd.OutOrStdout()
 			if connections {
 				flows, err := o.client().Flows(cmd.Context())
@@ -51,6 +56,19 @@ form of ipvsadm -L -n, whatever carries the packets (IPVS, eBPF or proxy).`,
 	f.BoolVar(&rate, "rate", false, "the same per second")
 	f.BoolVarP(&connections, "connections", "c", false, "the connections one by one")
 	f.BoolVar(&save, "save", false, "the commands that make this table, as ipvsadm -S -n")
-	cmd.MarkFlagsMutuallyExclusive("stats", "rate", "connections", "save")
 	return cmd
+}
+
+// chosen returns the first two of the flags that were given.
+func chosen(cmd *cobra.Command, flags ...string) (first, second string) {
+	for _, f := range flags {
+		switch {
+		case !cmd.Flags().Changed(f):
+		case first == "":
+			first = f
+		case second == "":
+			second = f
+		}
+	}
+	return first, second
 }

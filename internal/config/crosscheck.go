@@ -60,6 +60,8 @@ func (x *crossCheck) run() []*problems {
 				x.cluster.Directors = append(x.cluster.Directors, *d)
 				files = append(files, p)
 			}
+			d := &x.cluster.Directors[i]
+			d.Arguments = append(d.Arguments, strings.Join(r.Args, "::"))
 			x.addresses(places[r.Text], g, x.cluster.Directors[i])
 		}
 	}
@@ -121,18 +123,18 @@ func (x *crossCheck) addresses(at word, g model.ResourceGroup, d model.Director)
 func (x *crossCheck) held(g model.ResourceGroup) []netip.Prefix {
 	var out []netip.Prefix
 	for _, r := range g.Resources {
-		if r.Agent != "IPaddr" && r.Agent != "IPaddr2" || len(r.Args) == 0 {
+		if !isAddress(r) {
 			continue
 		}
-		a, err := parseAddressResource(r.Args[0])
+		a, _, err := parseAddress(addressArgument(r))
 		if err != nil {
-			continue
+			continue // reported where it stands
 		}
-		bits := a.bits
+		bits := a.Bits
 		if bits == 0 {
-			bits = x.networkBits(a.addr)
+			bits = x.networkBits(a.Addr)
 		}
-		out = append(out, netip.PrefixFrom(a.addr, bits))
+		out = append(out, netip.PrefixFrom(a.Addr, bits))
 	}
 	return out
 }

@@ -61,6 +61,16 @@ func (a *account) answeredSince(t time.Time) bool {
 	return len(a.good) > 0 && a.good[len(a.good)-1].After(t)
 }
 
+// newest is when the last correct answer came that was reported.
+func (a *account) newest() time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.good) == 0 {
+		return time.Time{}
+	}
+	return a.good[len(a.good)-1]
+}
+
 // gap is the longest time without a correct answer within the span from the
 // cause until `until`, counted from the last answer before the cause. ok is
 // false when none came after the cause.

@@ -173,8 +173,8 @@ func (l *loopback) describe() []string {
 	return []string{
 		"A cluster on loopback addresses, without root: two directors, four real servers.",
 		"",
-		"  client ── " + l.vip() + ":" + loopbackPort + " ──┬── lvs01 (" + l.nodeAddr(first) + ") ──┬── " + l.web[0] + ", " + l.web[1],
-		"             service address  └── lvs02 (" + l.nodeAddr(second) + ") ──┴── " + l.web[2] + ", " + l.web[3],
+		fmt.Sprintf("  client ── %-18s ──┬── lvs01 (%s) ──┬── %s, %s", l.vip()+":"+loopbackPort, l.nodeAddr(first), l.web[0], l.web[1]),
+		fmt.Sprintf("            %-18s   └── lvs02 (%s) ──┴── %s, %s", "service address", l.nodeAddr(second), l.web[2], l.web[3]),
 		"",
 	}
 }
@@ -208,6 +208,15 @@ func (l *loopback) setReal(_ context.Context, name string, up bool) error {
 		return l.end(name, syscall.SIGKILL)
 	}
 	return l.spawn(name, "lab", "serve", "--listen", name+":"+loopbackPort, "--name", name)
+}
+
+func (l *loopback) linger(ctx context.Context) error {
+	fmt.Fprintf(l.Account, "\nThe cluster stays up until Ctrl-C. Its service: %s; its daemons:\n\n", l.url())
+	for _, n := range []model.NodeName{first, second} {
+		fmt.Fprintf(l.Account, "  batuta status --run-dir %s\n", filepath.Join(l.dir(n), "run"))
+	}
+	<-ctx.Done()
+	return nil
 }
 
 // close ends every program that still runs, directors first.

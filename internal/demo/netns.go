@@ -58,7 +58,8 @@ func newNetns(ctx context.Context, o Options) (stage, error) {
 }
 
 func (s *netns) mode() string { return "netns" }
-func (s *netns) url() string  { return "http://" + lab.TutorialVIP + "/.testpage" }
+
+func (s *netns) url() string { return "http://" + lab.TutorialVIP + "/.testpage" }
 
 func (s *netns) describe() []string {
 	return []string{
@@ -116,6 +117,18 @@ func (s *netns) setReal(ctx context.Context, name string, up bool) error {
 		return s.lab.Node(name).StartService()
 	}
 	return s.lab.Node(name).StopService(ctx)
+}
+
+// linger lets `batuta lab` work on the cluster until ctx ends or `down` is said.
+func (s *netns) linger(ctx context.Context) (err error) {
+	server, err := lab.NewServer(s.RunDir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, server.Close()) }()
+	fmt.Fprintf(s.Account, "\nThe cluster stays up until Ctrl-C. Look around from elsewhere:\n\n"+
+		"  batuta lab --run-dir %[1]s status\n  batuta lab --run-dir %[1]s exec lvs02 -- batuta status\n", s.RunDir)
+	return server.Serve(ctx, s.lab)
 }
 
 func (s *netns) close() error { return errors.Join(s.lab.Close(), s.log.close()) }

@@ -20,8 +20,8 @@ const (
 	second model.NodeName = "lvs02"
 )
 
-// Shortest load that has room for both failovers.
-const minDuration = 10 * time.Second
+// MinDuration is the shortest load that has room for both failovers.
+const MinDuration = 10 * time.Second
 
 // Options say how the demo runs.
 type Options struct {
@@ -30,7 +30,8 @@ type Options struct {
 	Dir      string        // scratch directory, the caller's to remove
 	Root     bool          // network namespaces; else loopback addresses
 	Account  io.Writer     // the live account, for people
-	Linger   func(ctx context.Context, hint string)
+	Keep     bool          // leave the cluster up after the story, until the context ends
+	RunDir   string        // where `batuta lab` finds a kept cluster of namespaces
 }
 
 // Causes of a change of director.
@@ -70,6 +71,7 @@ func (r Report) Served() bool {
 type stage interface {
 	mode() string
 	describe() []string                                                   // what was built, line by line
+	linger(ctx context.Context) error                                     // keep it up, say how to look around
 	url() string                                                          // of the page behind the virtual address
 	load(ctx context.Context, out io.Writer) (wait func() error, e error) // runs Load at the client until ctx ends
 	status(ctx context.Context, n model.NodeName) (api.Status, error)
@@ -84,9 +86,6 @@ type stage interface {
 // Run builds the cluster, tells the story, measures, and takes all down,
 // whatever happens. Every wait ends with ctx.
 func Run(ctx context.Context, o Options) (r Report, err error) {
-	if o.Duration < minDuration {
-		return r, fmt.Errorf("a load of %v has no room for two failovers: want at least %v", o.Duration, minDuration)
-	}
 	build := newLoopback
 	if o.Root {
 		build = newNetns
@@ -148,8 +147,8 @@ func (d *teller) tell(ctx context.Context) (Report, error) {
 	}
 	r := d.report(st)
 	d.summarize(r)
-	if d.Linger != nil {
-		d.Linger(ctx, d.stage.url())
+	if d.Keep && ctx.Err() == nil {
+		return r, d.stage.linger(ctx)
 	}
 	return r, ctx.Err()
 }
@@ -240,8 +239,9 @@ func (d *teller) mark(cause string, from, to model.NodeName) {
 
 func (d *teller) last() mark { return d.marks[len(d.marks)-1] }
 
+// gapSince is the gap of the last failover up to the newest answer.
 func (d *teller) gapSince() float64 {
-	g, _ := d.acc.gap(d.last().at, time.Now())
+	g, _ := d.acc.gap(d.last().at, d.acc.newest())
 	return float64(g) / 1e6
 }
 

@@ -304,8 +304,9 @@ type EmailAlert struct {
 
 // Director is the content of one ldirectord.cf.
 type Director struct {
-	Name           string // instance name, as in the log lines
-	File           string // where it was read from
+	Name           string   // instance name, as in the log lines
+	File           string   // where it was read from
+	Arguments      []string // of the ldirectord resources that mean it, "" for none
 	Services       []Service
 	AutoReload     bool
 	Callback       string   // program run after the file has changed on disk

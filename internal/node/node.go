@@ -107,8 +107,9 @@ type clusterNode struct {
 	network   *announce.Network
 	messenger *messenger.Loop
 	crm       *crm.Loop
+	roots     []*instance
 	directors *directors           // nil where no resource balances
-	balancers map[string]*instance // by the name of their resource
+	balancers map[string]*instance // by the argument of their resource
 	rates     *rateMeter
 	closers   []io.Closer
 	stopping  <-chan struct{}
@@ -161,7 +162,10 @@ func (n *clusterNode) buildDirectors(stderr model.Sink) error {
 		if err != nil {
 			return err
 		}
-		n.balancers[d.Name] = in
+		n.roots = append(n.roots, in)
+		for _, argument := range d.Arguments {
+			n.balancers[argument] = in
+		}
 	}
 	return nil
 }
@@ -242,11 +246,7 @@ func (n *clusterNode) agentFor(r model.Resource) (agent.Agent, error) {
 		}
 		return heldAddress{address: a, addr: a.Addr(), book: n.book}, nil
 	case agent.KindDirector:
-		name := "ldirectord" // what config calls the director of the default file
-		if len(r.Args) > 0 {
-			name = r.Args[0]
-		}
-		in := n.balancers[name]
+		in := n.balancers[strings.Join(r.Args, "::")]
 		if in == nil {
 			return nil, fmt.Errorf("resource %s: no director of that name was configured", r.Text)
 		}
@@ -286,7 +286,7 @@ func (n *clusterNode) run(ctx context.Context, server *api.Server) error {
 	c := newCrew(ctx)
 	c.start(server)
 	if n.directors != nil {
-		for _, in := range n.balancers {
+		for _, in := range n.roots {
 			in.tellStart()
 			c.start(in.loop)
 		}

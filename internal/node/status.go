@@ -70,7 +70,15 @@ func sentences(st api.Status) []string {
 				up++
 			}
 		}
+		refused := 0
+		for _, r := range s.Reals {
+			if r.Status == model.Up && !r.InTable {
+				refused++
+			}
+		}
 		switch {
+		case refused > 0:
+			urgent = append(urgent, fmt.Sprintf("service %s: the plane does not carry %d real servers that are up; the log says why", s.Key, refused))
 		case s.Fallback:
 			urgent = append(urgent, fmt.Sprintf("service %s: no real server is up, the fallback answers", s.Key))
 		case up == 0 && len(s.Reals) > 0:
@@ -78,6 +86,9 @@ func sentences(st api.Status) []string {
 		case up < len(s.Reals):
 			later = append(later, fmt.Sprintf("service %s: %d of %d real servers are up", s.Key, up, len(s.Reals)))
 		}
+	}
+	if st.BadPackets > 0 {
+		later = append(later, fmt.Sprintf("%d heartbeat packets failed authentication: do all nodes have the same authkeys?", st.BadPackets))
 	}
 	for _, p := range st.Peers {
 		if p.Self {

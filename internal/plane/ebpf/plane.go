@@ -85,6 +85,14 @@ var _ plane.Plane = (*Plane)(nil)
 // wraps plane.ErrNotSupported is no, with the way out; any other error means
 // that it could not be found out.
 func Supported() error {
+	if err := supportedByKernel(); err != nil {
+		return err
+	}
+	return checkPinDir(DefaultDir)
+}
+
+// supportedByKernel is Supported without the place for the pins.
+func supportedByKernel() error {
 	for _, h := range []struct {
 		typ   ebpf.ProgramType
 		fn    asm.BuiltinFunc
@@ -97,10 +105,10 @@ func Supported() error {
 		err := features.HaveProgramHelper(h.typ, h.fn)
 		switch {
 		case errors.Is(err, ebpf.ErrNotSupported):
-			return fmt.Errorf("the eBPF plane needs Linux 5.15 with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF (%v for %v came with %s): use the proxy plane: %w",
-				h.fn, h.typ, h.since, plane.ErrNotSupported)
+			return fmt.Errorf("%w: the eBPF plane needs Linux 5.15 with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF (%v for %v came with %s); use the proxy plane",
+				plane.ErrNotSupported, h.fn, h.typ, h.since)
 		case errors.Is(err, unix.EPERM):
-			return fmt.Errorf("the eBPF plane needs root, or the capabilities BPF and NET_ADMIN: %w", plane.ErrNotSupported)
+			return fmt.Errorf("%w: the eBPF plane needs root, or the capabilities BPF and NET_ADMIN; --plane proxy needs neither", plane.ErrNotSupported)
 		case err != nil:
 			return fmt.Errorf("probe the kernel for eBPF: %w", err)
 		}
@@ -122,8 +130,8 @@ func checkPinDir(dir string) error {
 			return fmt.Errorf("%s: %w", at, err)
 		}
 		if uint32(st.Type) != unix.BPF_FS_MAGIC {
-			return fmt.Errorf("%s is not on a BPF file system, where the eBPF plane keeps its table; mount one: mount -t bpf bpf /sys/fs/bpf: %w",
-				dir, plane.ErrNotSupported)
+			return fmt.Errorf("%w: the eBPF plane keeps its table on a BPF file system, and %s is on none; mount one: mount -t bpf bpf /sys/fs/bpf",
+				plane.ErrNotSupported, dir)
 		}
 		return nil
 	}
@@ -164,6 +172,9 @@ func (o *Options) fill() {
 // machine or its set-up is the reason, with what to do about it.
 func Open(o Options) (_ *Plane, err error) {
 	o.fill()
+	if err := supportedByKernel(); errors.Is(err, plane.ErrNotSupported) {
+		return nil, err
+	}
 	if err := checkPinDir(o.Dir); err != nil {
 		return nil, err
 	}
