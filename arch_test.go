@@ -41,6 +41,7 @@ var rooms = map[string]room{
 	"internal/check":    {level: 2}, // health checks
 	"internal/alert":    {level: 2}, // e-mail alerts
 	"internal/announce": {level: 2}, // addresses and ARP
+	"internal/journal":  {level: 2}, // events and states on disk
 	"internal/logfile":  {level: 2}, // log files in the old programs' forms
 	"internal/plane":    {level: 2}, // the contract of a data plane
 

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"fmt"
 	"strings"
 	"time"
 )
@@ -24,6 +25,17 @@ func (l Level) String() string {
 
 // MarshalText writes the level in lower case, for JSON.
 func (l Level) MarshalText() ([]byte, error) { return []byte(strings.ToLower(l.String())), nil }
+
+// UnmarshalText reads what MarshalText writes; any other word is an error.
+func (l *Level) UnmarshalText(b []byte) error {
+	for i := LevelDebug; i <= LevelCritical; i++ {
+		if strings.EqualFold(i.String(), string(b)) {
+			*l = i
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is no level", b)
+}
 
 // Event is one thing that happened and that someone may ask about later.
 type Event struct {

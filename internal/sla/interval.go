@@ -3,6 +3,7 @@ package sla
 import (
 	"fmt"
 	"iter"
+	"slices"
 	"time"
 )
 
@@ -28,6 +29,16 @@ func (s State) String() string { return stateNames[min(int(s), len(stateNames)-1
 
 // MarshalText writes the name of the state.
 func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads what MarshalText writes; any other word is an error.
+func (s *State) UnmarshalText(b []byte) error {
+	i := slices.Index(stateNames[:], string(b))
+	if i <= 0 {
+		return fmt.Errorf("%q is no state", b)
+	}
+	*s = State(i)
+	return nil
+}
 
 // Repair is what an outage consisted of, in this order from its beginning.
 type Repair struct {

@@ -1,0 +1,53 @@
+package journal
+
+import (
+	"fmt"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// Tail reads what is added to a journal.
+type Tail struct {
+	dir    string
+	node   model.NodeName
+	first  uint64 // of the file that is read now
+	offset int64
+}
+
+// NewTail stands at the end of a journal.
+func NewTail(dir string) (*Tail, error) {
+	t := &Tail{dir: dir}
+	_, err := t.Next()
+	return t, err
+}
+
+// Next returns what was added since the last call. The times are those of the
+// wall clock of then.
+func (t *Tail) Next() ([]Entry, error) {
+	all, err := segments(t.dir)
+	if err != nil {
+		return nil, err
+	}
+	var entries []Entry
+	for _, s := range all {
+		switch {
+		case s.first < t.first:
+			continue
+		case s.first > t.first:
+			t.first, t.offset = s.first, 0
+		}
+		t.offset, err = scan(s.path, t.offset, func(r Record) {
+			if r.Open != nil {
+				t.node = r.Open.Node
+			}
+			if r.Kind == KindAlive || r.Kind == KindOpen || r.State != nil && r.State.Again {
+				return
+			}
+			entries = append(entries, Entry{fmt.Sprintf("%s:%d", t.node, r.Seq), t.node, r.At, r})
+		}, nil)
+		if err != nil {
+			return entries, err
+		}
+	}
+	return entries, nil
+}
