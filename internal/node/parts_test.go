@@ -153,18 +153,21 @@ func TestRatesAreDifferencesPerSecond(t *testing.T) {
 
 func TestSentencesTellTheUrgentFirst(t *testing.T) {
 	key := model.ServiceKey{Proto: model.TCP, Addr: netip.MustParseAddrPort("10.1.0.100:80")}
-	st := api.Status{State: "active",
+	st := api.Status{State: "active", BadPackets: 7,
 		Peers: []api.Peer{{Name: "lvs01", Self: true, State: "active"}, {Name: "lvs02", State: "dead"}},
 		Resources: []model.ResourceView{{Name: "10.1.0.100", State: model.ResourceRunning, Node: "lvs01"},
 			{Name: "apache2", State: model.ResourceFailed, Here: model.ResourceFailed, Node: "lvs01", Error: "no such script"}},
 		Services: []model.ServiceView{
-			{Key: key, Reals: []model.RealView{{Status: model.Up}, {Status: model.Down}}},
+			{Key: key, Reals: []model.RealView{{Status: model.Up, InTable: true}, {Status: model.Down}}},
+			{Key: key, Reals: []model.RealView{{Status: model.Up}}},
 			{Key: key, Fallback: true, Reals: []model.RealView{{Status: model.Down}}}},
 	}
 	want := []string{
 		"resource apache2 failed here: no such script",
+		"service tcp 10.1.0.100:80: the plane does not carry 1 real servers that are up; the log says why",
 		"service tcp 10.1.0.100:80: no real server is up, the fallback answers",
 		"service tcp 10.1.0.100:80: 1 of 2 real servers are up",
+		"7 heartbeat packets failed authentication: do all nodes have the same authkeys?",
 		"node lvs02 is dead: nobody is left to take over from this one",
 	}
 	if diff := cmp.Diff(want, sentences(st)); diff != "" {
