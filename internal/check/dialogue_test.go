@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"io"
 	"net"
+	"regexp"
 	"runtime"
 	"strings"
 	"testing"
@@ -411,6 +412,7 @@ func FuzzDialogueAnswers(f *testing.F) {
 		"a\r\n.\r\n", "* OK\r\n0 OK\r\n", "0 NO\r\n", "* BYE\r\n", "SIP/2.0 200 OK\r\nCall-ID: x\r\nl: 3\r\n\r\nabc", "\x00\xff\n", strings.Repeat("2", lineLimit+1)} {
 		f.Add([]byte(s))
 	}
+	two := regexp.MustCompile("2")
 	f.Fuzz(func(t *testing.T, b []byte) {
 		said := func() lines { return newLines(strings.NewReader(string(b))) }
 		texts := []string{}
@@ -434,6 +436,11 @@ func FuzzDialogueAnswers(f *testing.F) {
 		note(a.status, err)
 		if err == nil && (a.code < 100 || a.code > 699) {
 			t.Errorf("SIP answer %+v", a)
+		}
+		s, err = matchLine(strings.NewReader(string(b)), "2", two)
+		note(s, err)
+		if err == nil && !strings.Contains(s, "2") {
+			t.Errorf("%q matches /2/", s)
 		}
 		for _, s := range texts {
 			if strings.ContainsAny(s, "\r\n\x00") || len(s) > 4*130 {

@@ -42,6 +42,14 @@ func (l *cfLower) lacking(v *rawVirtual, c checks) {
 		if c.application == "oracle" {
 			l.warn(at, "service=oracle asks the listener for a connection to the database; the query is not run", "use checktype=external to run it with Oracle's own client")
 		}
+	case "ftp":
+		if noRequest && c.receive != "" {
+			warn("request", `add request="the file that receive is looked for in"`)
+		}
+	case "simpletcp":
+		if noRequest && c.proto == model.UDP {
+			warn("request", `add request="what a UDP server answers to"`)
+		}
 	case "http_proxy":
 		if every && !strings.HasPrefix(strings.TrimPrefix(c.request, "/"), "http://") {
 			warn("an absolute URL in request", `add request="http://HOST/PATH" to ask the proxy for`)
