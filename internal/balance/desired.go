@@ -72,15 +72,15 @@ func Desired(in Input) model.Table {
 }
 
 // Live tells whether a service can be served by a real server of its own:
-// Up if any of them is up, Down if none is and all have answered, and Unknown
+// Up if any of them serves, Down if none does and all have answered, and Unknown
 // while that is open. It decides on fallback and fallbackcommand.
 func Live(states []State) model.Status {
 	answered := true
 	for _, s := range states {
-		if s.Status == model.Up {
+		if s.Serves() {
 			return model.Up
 		}
-		answered = answered && s.Answered
+		answered = answered && (s.Answered || s.Hold != HoldNone)
 	}
 	if !answered {
 		return model.Unknown
@@ -96,12 +96,16 @@ func desiredRows(svc *model.Service, states []State, have []model.RealServer) []
 	answered, confirmed, replaced := true, true, false
 	for j := range svc.Reals {
 		st := states[j]
-		answered = answered && st.Answered
+		answered = answered && (st.Answered || st.Hold != HoldNone)
 		confirmed = confirmed && st.Confirmed
-		replaced = replaced || st.Confirmed && st.Status == model.Up
+		replaced = replaced || st.Confirmed && st.Serves()
 		row := svc.Reals[j].RealServer
 		row.Addr = RowAddr(key, row)
 		ours = append(ours, row.Addr)
+		if st.Hold != HoldNone {
+			rows = append(rows, heldRow(svc, st, row, have)...)
+			continue
+		}
 		switch st.Status {
 		case model.Up:
 			rows = append(rows, row)
@@ -140,6 +144,17 @@ func desiredRows(svc *model.Service, states []State, have []model.RealServer) []
 		}
 	}
 	return unique(rows)
+}
+
+// heldRow is the row of a real server that an operator holds: none, or one
+// that gets no new connections.
+func heldRow(svc *model.Service, st State, row model.RealServer, have []model.RealServer) []model.RealServer {
+	_, present := findRow(have, row.Addr)
+	gone := st.Status == model.Down && !svc.Quiescent || st.Status == model.Unknown && !present
+	if st.Hold == HoldOut || gone {
+		return nil
+	}
+	return []model.RealServer{{Addr: row.Addr, Forward: row.Forward}}
 }
 
 // unique sorts rows and keeps one of each address, the one that says more: two

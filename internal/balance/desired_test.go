@@ -70,13 +70,16 @@ func quiescent(s *model.Service)  { s.Quiescent = true }
 func noFallback(s *model.Service) { s.Fallback = nil }
 
 // states reads one word for each real server: up, down, unknown, adopted (up
-// without a verdict), trusted (the same, and the answer was unknown) or new.
+// without a verdict), trusted (the same, and the answer was unknown), new, or
+// one that an operator holds: drained, draineddown, drainednew, out.
 func states(words string) []State {
 	var out []State
 	for w := range strings.FieldsSeq(words) {
 		out = append(out, map[string]State{
 			"up": {Status: model.Up, Answered: true, Confirmed: true}, "down": {Status: model.Down, Failures: 1, Answered: true, Confirmed: true},
 			"unknown": {Answered: true}, "trusted": {Status: model.Up, Answered: true}, "adopted": {Status: model.Up}, "new": {},
+			"drained": {Status: model.Up, Answered: true, Confirmed: true, Hold: HoldDrain}, "out": {Status: model.Up, Answered: true, Confirmed: true, Hold: HoldOut},
+			"draineddown": {Status: model.Down, Answered: true, Confirmed: true, Hold: HoldDrain}, "drainednew": {Hold: HoldDrain},
 		}[w])
 	}
 	return out
@@ -123,6 +126,13 @@ func TestDesired(t *testing.T) {
 			want: head + "10.0.1.1:80 gate weight 4 upper 9 lower 3\n" + two},
 		{name: "the same real server twice is one row", svc: service(func(s *model.Service) { s.Reals[1].Addr = s.Reals[0].Addr }), health: "down up",
 			want: head + one},
+		{name: "drained: no new connections, without thresholds", svc: service(), health: "up drained", have: head + one + two,
+			want: head + one + "10.0.1.2:8080 masq weight 0\n"},
+		{name: "past its deadline: no row, whatever quiescent says", svc: service(quiescent), health: "up out", have: head + one + "10.0.1.2:8080 masq weight 0\n", want: head + one},
+		{name: "drained and dead: as any other", svc: service(), health: "up draineddown", have: head + one + "10.0.1.2:8080 masq weight 0\n", want: head + one},
+		{name: "drained before it was checked", svc: service(), health: "up drainednew", have: head + one + two, want: head + one + "10.0.1.2:8080 masq weight 0\n"},
+		{name: "all drained: the fallback takes what is new", svc: service(), health: "drained drained", have: head + one + two,
+			want: head + "10.0.1.1:8080 masq weight 0\n10.0.1.2:8080 masq weight 0\n" + fallback},
 		{name: "a fallback on a real server's address takes its row over, and gives it back",
 			svc:    service(func(s *model.Service) { s.Fallback.Addr, s.Fallback.Forward = s.Reals[0].Addr, model.Masq }, quiescent),
 			health: "down down", want: head + "10.0.1.1:8080 masq weight 1\n10.0.1.2:8080 masq weight 0\n"},

@@ -32,7 +32,23 @@ type State struct {
 	// Answered tells that a first verdict came, even one that says Unknown,
 	// and Confirmed that one came that does not.
 	Answered, Confirmed bool
+
+	// Hold is what an operator wants of the server, whatever its checks say.
+	Hold Hold
 }
+
+// Hold is how far an operator has taken a real server out of service.
+type Hold uint8
+
+// Holds. A server that is held does not serve, so the fallback may stand in.
+const (
+	HoldNone  Hold = iota
+	HoldDrain      // no new connections: weight 0
+	HoldOut        // no row
+)
+
+// Serves tells whether new connections may go to the server.
+func (s State) Serves() bool { return s.Status == model.Up && s.Hold == HoldNone }
 
 // Outcome is what a verdict changed.
 type Outcome uint8
@@ -90,7 +106,7 @@ func (s *State) Hear(v model.Status, failureCount int) Outcome {
 // Force brings a server down whatever its checks say, as for maintenance. The
 // next success brings it back.
 func (s *State) Force() {
-	*s = State{Status: model.Down, Answered: true, Confirmed: true}
+	*s = State{Status: model.Down, Answered: true, Confirmed: true, Hold: s.Hold}
 }
 
 // Health holds what is believed of every real server, in the configuration's

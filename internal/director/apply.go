@@ -201,3 +201,38 @@ func (r *run) remindLater() {
 		r.reminder.Stop()
 	}
 }
+
+// obey carries an operator's order out.
+func (r *run) obey(o order) {
+	var events []model.Event
+	r.mu.Lock()
+	a := r.st.obey(o, time.Now(), func(e model.Event) { events = append(events, e) })
+	draining := len(r.st.drains) > 0
+	r.mu.Unlock()
+	for _, e := range events {
+		r.emit(e)
+	}
+	r.apply()
+	if draining {
+		r.counting.Reset(drainEvery / 10)
+	}
+	o.answer <- a
+}
+
+// countedDrains acts on what is left of drained servers' connections.
+func (r *run) countedDrains(c []model.ServiceCounters) {
+	var events []model.Event
+	r.mu.Lock()
+	decide := r.st.count(c, time.Now(), func(e model.Event) { events = append(events, e) })
+	draining := len(r.st.drains) > 0
+	r.mu.Unlock()
+	for _, e := range events {
+		r.emit(e)
+	}
+	if decide {
+		r.apply()
+	}
+	if draining {
+		r.counting.Reset(drainEvery)
+	}
+}

@@ -62,6 +62,8 @@ type Loop struct {
 	ready  chan struct{}
 	poke   chan struct{} // SetActive was called
 	reload chan struct{} // Reload was called
+	asked  chan order    // Drain or PutBack was called
+	ended  chan struct{} // closed when Run returns
 
 	mu sync.Mutex // guards st against Services
 	st *state
@@ -99,6 +101,8 @@ func New(cfg Config) (*Loop, error) {
 		ready:  make(chan struct{}),
 		poke:   make(chan struct{}, 1),
 		reload: make(chan struct{}, 1),
+		asked:  make(chan order),
+		ended:  make(chan struct{}),
 		st:     newState(cfg.Director),
 	}, nil
 }

@@ -87,7 +87,7 @@ func (s *state) changed(c model.Change, when stage) model.Event {
 		case fallback && (!found || c.Op != model.RealDelete && balance.Live(s.health[i]) == model.Down):
 			what = "fallback"
 		case found:
-			isDown = s.health[i][j].Status == model.Down
+			isDown = s.health[i][j].Status == model.Down || s.health[i][j].Hold != balance.HoldNone
 			if a := svc.Reals[j].Addr; a != c.Real.Addr {
 				row += " mapped from " + a.String()
 			}

@@ -56,6 +56,9 @@ type run struct {
 	names      maintenance
 	job        atomic.Pointer[maintenanceJob]
 	maintained chan map[netip.AddrPort]string
+
+	counting *time.Timer // the next count of drained servers' connections
+	counted  chan []model.ServiceCounters
 }
 
 type heard struct {
@@ -99,8 +102,9 @@ func (l *Loop) Run(ctx context.Context) error {
 		heard: make(chan heard, 64), changed: make(chan error), loaded: make(chan loaded), ended: make(chan hookEnd),
 		probes: map[probe]*prober{}, hooks: map[model.ServiceKey]*hook{},
 		phase: phaseStarting, monitors: monitors{}, names: maintenance{lookup: l.cfg.LookupAddr},
-		maintained: make(chan map[netip.AddrPort]string),
+		maintained: make(chan map[netip.AddrPort]string), counted: make(chan []model.ServiceCounters),
 	}
+	defer close(l.ended)
 	r.emit = func(e model.Event) {
 		e.At = time.Now()
 		l.cfg.Sink(e)
@@ -109,6 +113,8 @@ func (l *Loop) Run(ctx context.Context) error {
 	r.retry.Stop()
 	r.reminder = time.NewTimer(time.Hour)
 	r.reminder.Stop()
+	r.counting = time.NewTimer(time.Hour)
+	r.counting.Stop()
 	l.mu.Lock()
 	l.st.adopt(have)
 	l.mu.Unlock()
@@ -169,6 +175,12 @@ func (r *run) loop() {
 			r.takeOut(out)
 		case <-r.reminder.C:
 			r.remindAgain()
+		case o := <-r.asked:
+			r.obey(o)
+		case <-r.counting.C:
+			r.count()
+		case c := <-r.counted:
+			r.countedDrains(c)
 		case e := <-r.ended:
 			r.hookEnded(e)
 		}
@@ -361,6 +373,17 @@ func (r *run) outOfService(j *maintenanceJob) (map[netip.AddrPort]string, error)
 		wg.Wait()
 	}
 	return r.names.find(j.reals, files), nil
+}
+
+// count counts the connections of drained servers, off this goroutine.
+func (r *run) count() {
+	r.wg.Go(func() {
+		c, _ := r.cfg.Plane.Counters(r.ctx) // without an answer deadlines pass all the same
+		select {
+		case r.counted <- c:
+		case <-r.ctx.Done():
+		}
+	})
 }
 
 func sleepUntil(ctx context.Context, at time.Time) bool {

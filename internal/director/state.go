@@ -26,6 +26,7 @@ type state struct {
 	director model.Director
 	health   balance.Health
 	verdicts [][]model.Verdict // the last one of each real server
+	past     [][]past          // and what was before
 	probes   []probe           // each once, in file order
 	users    map[probe][]place // whom a probe decides on
 	index    map[model.ServiceKey]int
@@ -39,10 +40,11 @@ type state struct {
 
 	maintained map[netip.AddrPort]string // real servers in maintenance, and the file that says so
 	reminders  []reminder
+	drains     map[drainKey]*drain
 }
 
 func newState(d model.Director) *state {
-	s := &state{owned: map[model.ServiceKey]bool{}, refused: map[string]string{}}
+	s := &state{owned: map[model.ServiceKey]bool{}, refused: map[string]string{}, drains: map[drainKey]*drain{}}
 	s.set(d)
 	s.health = balance.Adopt(d.Services, model.Table{})
 	return s
@@ -57,7 +59,7 @@ func (s *state) adopt(have model.Table) {
 // configure replaces the configuration and keeps what is believed of the real
 // servers that stay.
 func (s *state) configure(d model.Director, have model.Table) {
-	old, was, seen := s.director.Services, s.health, s.verdicts
+	old, was, seen, past := s.director.Services, s.health, s.verdicts, s.past
 	before := s.index
 	s.have = have
 	s.set(d)
@@ -70,17 +72,18 @@ func (s *state) configure(d model.Director, have model.Table) {
 		for j := range d.Services[i].Reals {
 			for n := range old[o].Reals {
 				if old[o].Reals[n].Addr == d.Services[i].Reals[j].Addr {
-					s.verdicts[i][j] = seen[o][n]
+					s.verdicts[i][j], s.past[i][j] = seen[o][n], past[o][n]
 				}
 			}
 		}
 	}
 	s.takeOut()
+	s.hold()
 }
 
 func (s *state) set(d model.Director) {
 	s.director, s.fresh = d, true
-	s.verdicts = make([][]model.Verdict, len(d.Services))
+	s.verdicts, s.past = make([][]model.Verdict, len(d.Services)), make([][]past, len(d.Services))
 	s.probes, s.users = nil, map[probe][]place{}
 	s.index, s.readd = map[model.ServiceKey]int{}, map[model.ServiceKey]bool{}
 	for i := range d.Services {
@@ -88,7 +91,7 @@ func (s *state) set(d model.Director) {
 		k := svc.Virtual.Key
 		s.index[k], s.owned[k] = i, true
 		s.readd[k] = svc.ReaddQuiescent
-		s.verdicts[i] = make([]model.Verdict, len(svc.Reals))
+		s.verdicts[i], s.past[i] = make([]model.Verdict, len(svc.Reals)), make([]past, len(svc.Reals))
 		for j := range svc.Reals {
 			p := probe{target: svc.Reals[j].Target, interval: svc.CheckInterval}
 			if p.interval <= 0 {
@@ -130,6 +133,7 @@ func (s *state) hear(p probe, v model.Verdict, emit func(model.Event)) (decide b
 			emit(checkUnknown(subject, v))
 		}
 		s.verdicts[at.service][at.real] = v
+		s.past[at.service][at.real].add(v, st.Status)
 		switch outcome {
 		case balance.WentUp, balance.WentDown, balance.StayedDown:
 			decide = true
@@ -171,6 +175,7 @@ func (s *state) takeOut() {
 		for j := range svc.Reals {
 			if file, out := s.maintained[svc.Reals[j].Addr]; out {
 				s.health[i][j].Force()
+				s.past[i][j].turn(model.Down, s.verdicts[i][j].At)
 				s.verdicts[i][j] = model.Verdict{Status: model.Down, Reason: inMaintenance + " (file " + file + ")", At: s.verdicts[i][j].At}
 			}
 		}
@@ -321,6 +326,10 @@ func (s *state) views() []model.ServiceView {
 			st, last := s.health[i][j], s.verdicts[i][j]
 			rv := model.RealView{Addr: svc.Reals[j].Addr.String(), Forward: svc.Reals[j].Forward.String(),
 				Status: st.Status, Failures: st.Failures, Reason: last.Reason, Checked: last.At, Took: last.Duration}
+			rv.Since, rv.Latency = s.past[i][j].since, s.past[i][j].latency()
+			if d := s.drains[drainKey{k, svc.Reals[j].Addr}]; d != nil {
+				rv.Drain = &model.DrainView{Since: d.since, Deadline: d.deadline, Remaining: d.remaining, Out: d.out}
+			}
 			if r := row(svc.Reals[j].RealServer); r != nil {
 				rv.InTable, rv.Weight = true, r.Weight
 			}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -49,6 +50,9 @@ var update = flag.Bool("update", false, "rewrite the stories with what happens n
 //	touch|remove FILE      in @DIR@, for maintenancedir
 //	name ADDR NAME         the reverse name of an address
 //	show FILE              print a file of @DIR@
+//	drain REAL [TIME]      take it out of service, and cut what is left then
+//	ready REAL             back again
+//	connections REAL N     it has so many
 func TestStories(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -109,6 +113,25 @@ type teller struct {
 type stubborn struct {
 	plane.Plane
 	refuse map[string]bool
+
+	mu          sync.Mutex
+	connections map[netip.AddrPort]uint64
+}
+
+// Counters tells of connections as the script has them.
+func (s *stubborn) Counters(ctx context.Context) ([]model.ServiceCounters, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	have, err := s.Read(ctx)
+	var out []model.ServiceCounters
+	for _, v := range have.Services {
+		c := model.ServiceCounters{Key: v.Key}
+		for _, r := range v.Reals {
+			c.Reals = append(c.Reals, model.RealCounters{Addr: r.Addr, Active: s.connections[r.Addr]})
+		}
+		out = append(out, c)
+	}
+	return out, err
 }
 
 func (s *stubborn) Apply(ctx context.Context, changes []model.Change) error {
@@ -130,7 +153,7 @@ func newTeller(t *testing.T, a *txtar.Archive) *teller {
 		t.Fatal(err)
 	}
 	return &teller{t: t, a: a, file: filepath.Join(t.TempDir(), "ldirectord.cf"), began: time.Now(),
-		plane: &stubborn{p, map[string]bool{}}, answers: map[netip.AddrPort]string{}, names: map[string][]string{}}
+		plane: &stubborn{Plane: p, refuse: map[string]bool{}, connections: map[netip.AddrPort]uint64{}}, answers: map[netip.AddrPort]string{}, names: map[string][]string{}}
 }
 
 func (s *teller) tell() string {
@@ -190,6 +213,9 @@ func (s *teller) play(words []string) {
 			s.say("%s %s fallback=%v", v.Key, v.Scheduler, v.Fallback)
 			for _, r := range v.Reals {
 				s.say("  %s %s weight=%d intable=%v %v failures=%d: %s", r.Addr, r.Forward, r.Weight, r.InTable, r.Status, r.Failures, r.Reason)
+				if r.Drain != nil {
+					s.say("    draining, %d left, out=%v", r.Drain.Remaining, r.Drain.Out)
+				}
 			}
 		}
 	case "plane":
@@ -202,6 +228,16 @@ func (s *teller) play(words []string) {
 		delete(s.plane.refuse, args[0])
 	case "touch", "remove", "show":
 		s.touch(words[0], filepath.Join(filepath.Dir(s.file), args[0]))
+	case "drain", "ready":
+		s.order(words[0], args)
+	case "connections":
+		n, err := strconv.ParseUint(args[1], 10, 64)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.plane.mu.Lock()
+		s.plane.connections[netip.MustParseAddrPort(args[0])] = n
+		s.plane.mu.Unlock()
 	case "name":
 		s.names[args[0]] = args[1:]
 	case "hook":
@@ -330,6 +366,24 @@ func (s *teller) shell(ctx context.Context, command string) error {
 func (s *teller) hear(e model.Event) {
 	text, _, _ := strings.Cut(e.Text, " at /")
 	s.say("%s %s", s.clock(), strings.ReplaceAll(text, s.file, "ldirectord.cf"))
+}
+
+// order drains a server or puts it back.
+func (s *teller) order(verb string, args []string) {
+	var who []string
+	var err error
+	if verb == "ready" {
+		who, err = s.loop.PutBack(s.t.Context(), args[0])
+	} else {
+		var deadline time.Duration
+		if len(args) > 1 {
+			if deadline, err = time.ParseDuration(args[1]); err != nil {
+				s.t.Fatal(err)
+			}
+		}
+		who, err = s.loop.Drain(s.t.Context(), args[0], deadline)
+	}
+	s.say("%s %s: %v, %v", s.clock(), verb, who, err)
 }
 
 // touch creates, removes or prints a file.

@@ -33,4 +33,17 @@ type RealView struct {
 	Reason   string        `json:"reason"` // of the last check
 	Checked  time.Time     `json:"checked"`
 	Took     time.Duration `json:"took_ns"`
+
+	Since   time.Time       `json:"since"`                // when Status became what it is
+	Latency []time.Duration `json:"latency_ns,omitempty"` // of the last checks, the newest last
+	Drain   *DrainView      `json:"drain,omitempty"`      // nil: it is not taken out of service
+}
+
+// DrainView tells how far a real server is that an operator takes out of
+// service: it gets no new connections, and those that it has may end.
+type DrainView struct {
+	Since     time.Time `json:"since"`
+	Deadline  time.Time `json:"deadline"`  // when the rest is cut; zero for never
+	Remaining int       `json:"remaining"` // connections; -1 where they are not counted yet
+	Out       bool      `json:"out"`       // the deadline has passed: its row is gone
 }
