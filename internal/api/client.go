@@ -15,6 +15,12 @@ import (
 // ErrNotRunning is returned when nothing answers on the socket.
 var ErrNotRunning = errors.New("no daemon is running there")
 
+// ErrDied is returned when a daemon has left its socket behind.
+var ErrDied = errors.New("the daemon there died")
+
+// ErrNotAllowed is returned when the socket belongs to another user.
+var ErrNotAllowed = errors.New("the daemon there belongs to another user")
+
 // How long a daemon may take to answer before it counts as hung.
 const patience = 10 * time.Second
 
@@ -52,12 +58,14 @@ func get[T any](ctx context.Context, c *Client, what string) (doc T, err error) 
 	}
 	resp, err := c.http.Do(req)
 	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return doc, fmt.Errorf("%w and left %s behind; addresses and tables may still be in force here: start it again and it adopts them", ErrDied, c.socket)
+	case errors.Is(err, fs.ErrNotExist):
 		return doc, fmt.Errorf("%w: %s; is it started with the same --run-dir?", ErrNotRunning, c.socket)
 	case errors.Is(err, context.DeadlineExceeded):
 		return doc, fmt.Errorf("the daemon behind %s has not answered for %v: it hangs, or is stopped (its pid is in the file lock beside the socket)", c.socket, patience)
 	case errors.Is(err, fs.ErrPermission):
-		return doc, fmt.Errorf("%s belongs to another user: ask as that user, or as root", c.socket)
+		return doc, fmt.Errorf("%w (%s): ask as that user, or as root", ErrNotAllowed, c.socket)
 	case err != nil:
 		return doc, fmt.Errorf("ask the daemon for %s: %w", what, err)
 	}

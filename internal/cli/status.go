@@ -13,21 +13,28 @@ import (
 	"github.com/batuta-ha/batuta/internal/model"
 )
 
-// LSB's exit code of a status query for a program that does not run.
-const exitNotRunning = 3
+// LSB's exit codes of a status query (Linux Standard Base, init script actions).
+var statusExits = map[error]int{
+	api.ErrDied:       1, // dead, and something of it remains
+	api.ErrNotRunning: 3,
+	api.ErrNotAllowed: 4, // unknown
+}
 
 func newStatusCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
 		Short: "One screen: node, peers, resources, services",
-		Long: `Print how the running daemon and its cluster are. Exit code 0 when it runs, 3
-when it does not.`,
+		Long: `Print how the running daemon and its cluster are. Exit codes are those of an
+init script's status: 0 it runs, 1 it died and left something behind, 3 it does
+not run, 4 this user may not ask.`,
 		Example: "  batuta status\n  batuta status --json",
 		Args:    positional(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			st, err := o.client().Status(cmd.Context())
-			if errors.Is(err, api.ErrNotRunning) {
-				return &exitError{exitNotRunning, err.Error()}
+			for reason, code := range statusExits {
+				if errors.Is(err, reason) {
+					return &exitError{code, err.Error()}
+				}
 			}
 			if err != nil {
 				return err
