@@ -391,6 +391,38 @@ func repeat(c net.Conn, piece string) {
 	}
 }
 
+// A dialogue may go over to TLS in its middle (RFC 2595, RFC 3207).
+func TestStartTLS(t *testing.T) {
+	cert := trusted.serverAt(t, time.Now().Add(time.Hour), net.IPv4(127, 0, 0, 1))
+	addr := script(t, func(c net.Conn) {
+		_, _ = io.WriteString(c, "220 plain\r\n")
+		in := bufio.NewReader(c)
+		if l, _ := in.ReadString('\n'); l != "STARTTLS\r\n" {
+			return
+		}
+		_, _ = io.WriteString(c, "220 go ahead\r\n")
+		s := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{cert}})
+		scripted("", smtpScript, nil)(s)
+	})
+	tg := target(addr, func(t *model.Target) { t.TLSVerify = model.VerifyName })
+	v := converse(t.Context(), tg, func(d *dialogue) (string, error) {
+		if _, err := d.must(d.reply()); err != nil {
+			return "", err
+		}
+		if _, err := d.must(d.ask("STARTTLS")); err != nil {
+			return "", err
+		}
+		if err := d.secure(tg); err != nil {
+			return "", err
+		}
+		r, err := d.must(d.ask("EHLO " + helo))
+		return r.text, err
+	})
+	if v.Status != model.Up || v.Reason != "250-me" {
+		t.Errorf("verdict %v, want up: 250-me", v)
+	}
+}
+
 // Text that comes before the handshake is not taken for the server's.
 func TestWordsBeforeTheHandshakeAreRefused(t *testing.T) {
 	ours, theirs := net.Pipe()
