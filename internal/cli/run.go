@@ -80,7 +80,7 @@ SIGHUP reads the file again; SIGTERM stops, by the rules of cleanstop.`,
 			if do.Events == "-" {
 				do.Events = "/dev/stdout"
 			}
-			do.Config, do.RunDir, do.Stderr, do.Stdout = args[0], o.runDir, cmd.ErrOrStderr(), cmd.OutOrStdout()
+			do.Config, do.RunDir, do.StateDir, do.Stderr, do.Stdout = args[0], o.runDir, o.stateDir, cmd.ErrOrStderr(), cmd.OutOrStdout()
 			hangup, _, stop := onSignals()
 			defer stop()
 			do.Hangup = hangup

@@ -20,9 +20,11 @@ type DirectorOptions struct {
 	Events string // with DryRun: file of changes; implies Hooks
 	Table  string // with DryRun: file of the table
 	RunDir string
-	Stderr io.Writer
-	Stdout io.Writer // log lines of supervised=yes
-	Hangup <-chan struct{}
+	// StateDir has the journal; a dry run, or "", writes none.
+	StateDir string
+	Stderr   io.Writer
+	Stdout   io.Writer // log lines of supervised=yes
+	Hangup   <-chan struct{}
 }
 
 // RunDirector checks and balances what one ldirectord.cf describes, until ctx
@@ -47,8 +49,9 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 	}
 	stderr := stderrSink(o.Stderr)
 	if o.DryRun {
-		o.Plane = "memory"
+		o.Plane, o.StateDir = "memory", ""
 	}
+	rec := openRecorder(o.StateDir, reader.Host.NodeName, stderr)
 	p, err := openPlane(planeOptions{name: o.Plane, holdAll: true, eventsLog: o.Events, tableFile: o.Table, sink: stderr})
 	if err != nil {
 		return err
@@ -56,7 +59,7 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 	defer func() { err = errors.Join(err, p.Close()) }()
 	active := !o.DryRun || o.Hooks || o.Events != ""
 	// A dry run without hooks leaves the host's log file alone, too.
-	ds := newDirectors(directorsOptions{plane: p, sink: stderr, stdout: o.Stdout, quiet: !active})
+	ds := newDirectors(directorsOptions{plane: p, sink: fanOut(stderr, rec.hear), stdout: o.Stdout, quiet: !active})
 	defer func() { ds.close(signalName(ctx)) }()
 	main, err := ds.add(*cfg)
 	if err != nil {
@@ -71,6 +74,7 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 	c := newCrew(ctx)
 	c.start(server)
 	c.start(d.rates)
+	d.record(c, rec)
 	main.tellStart()
 	c.start(main.loop)
 	c.start(ds)

@@ -111,6 +111,7 @@ type clusterNode struct {
 	directors *directors           // nil where no resource balances
 	balancers map[string]*instance // by the argument of their resource
 	rates     *rateMeter
+	recorder  *recorder // nil without a journal
 	closers   []io.Closer
 	stopping  <-chan struct{}
 }
@@ -130,8 +131,9 @@ func (n *clusterNode) build() error {
 	clusterLog := logfile.Heartbeat(logfile.HeartbeatOptions{
 		LogFile: n.hb.LogFile, DebugFile: n.hb.DebugFile, Facility: n.hb.LogFacility, OldFormat: !n.hb.SyslogFormat,
 		Host: string(n.hb.Self), PID: os.Getpid(), Sink: stderr})
-	n.sink = fanOut(stderr, clusterLog)
-	if err := n.buildDirectors(stderr); err != nil {
+	n.recorder = openRecorder(n.StateDir, n.hb.Self, stderr)
+	n.sink = fanOut(stderr, clusterLog, n.recorder.hear)
+	if err := n.buildDirectors(fanOut(stderr, n.recorder.hear)); err != nil {
 		return err
 	}
 	n.network = announce.New(announce.Options{Sink: n.sink})
@@ -142,7 +144,7 @@ func (n *clusterNode) build() error {
 	return n.buildCRM()
 }
 
-func (n *clusterNode) buildDirectors(stderr model.Sink) error {
+func (n *clusterNode) buildDirectors(sink model.Sink) error {
 	if len(n.cluster.Directors) == 0 {
 		return nil
 	}
@@ -153,7 +155,7 @@ func (n *clusterNode) buildDirectors(stderr model.Sink) error {
 	n.plane, n.book, n.rates = p, newAddressBook(p), newRateMeter(p)
 	n.closers = append(n.closers, p)
 	n.directors = newDirectors(directorsOptions{
-		plane: p, sink: stderr, search: []string{n.HaD, filepath.Join(n.HaD, "conf")},
+		plane: p, sink: sink, search: []string{n.HaD, filepath.Join(n.HaD, "conf")},
 		keep: true, // another node takes over; the table stays until the plane is closed
 	})
 	n.balancers = map[string]*instance{}
@@ -285,6 +287,7 @@ func (n *clusterNode) run(ctx context.Context, server *api.Server) error {
 	n.stopping = ctx.Done()
 	c := newCrew(ctx)
 	c.start(server)
+	n.record(c)
 	if n.directors != nil {
 		for _, in := range n.roots {
 			in.tellStart()
