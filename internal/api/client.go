@@ -56,6 +56,11 @@ func get[T any](ctx context.Context, c *Client, what string) (doc T, err error) 
 	if err != nil {
 		return doc, fmt.Errorf("ask for %s: %w", what, err)
 	}
+	return do[T](c, req, what)
+}
+
+// do makes a request and reads its answer.
+func do[T any](c *Client, req *http.Request, what string) (doc T, err error) {
 	resp, err := c.http.Do(req)
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):

@@ -46,6 +46,9 @@ func (s *Server) Run(ctx context.Context) error {
 	handle(mux, "GET /v1/status", s.daemon.Status)
 	handle(mux, "GET /v1/table", s.daemon.Table)
 	handle(mux, "GET /v1/flows", s.daemon.Flows)
+	if d, ok := s.daemon.(Drainer); ok {
+		handleDrain(mux, d)
+	}
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	stop := context.AfterFunc(ctx, func() {
 		// Requests in progress get a moment; nobody waits for a stuck client.

@@ -21,7 +21,9 @@ var statusExits = map[error]int{
 }
 
 func newStatusCommand(o *options) *cobra.Command {
-	return &cobra.Command{
+	var f journalFlags
+	var at string
+	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "One screen: node, peers, resources, services",
 		Long: `Print how the running daemon and its cluster are. Exit codes are those of an
@@ -30,6 +32,9 @@ not run, 4 this user may not ask.`,
 		Example: "  batuta status\n  batuta status --json",
 		Args:    positional(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if at != "" {
+				return statusAt(cmd, o, f, at)
+			}
 			st, err := o.client().Status(cmd.Context())
 			for reason, code := range statusExits {
 				if errors.Is(err, reason) {
@@ -46,6 +51,9 @@ not run, 4 this user may not ask.`,
 			return nil
 		},
 	}
+	f.add(cmd)
+	cmd.Flags().StringVar(&at, "at", "", "a moment of the past: 2026-11-22 14:30, 14:30:05, or 10m for ten minutes ago")
+	return cmd
 }
 
 func writeStatus(w io.Writer, st api.Status, now time.Time) {
@@ -97,10 +105,31 @@ func weightText(r model.RealView) string {
 }
 
 func checkText(r model.RealView, now time.Time) string {
+	if d := r.Drain; d != nil {
+		return drainText(*d, now)
+	}
 	if r.Checked.IsZero() {
 		return "not checked yet"
 	}
 	return fmt.Sprintf("%s (%s, %s ago)", r.Reason, r.Took.Round(100*time.Microsecond), now.Sub(r.Checked).Round(time.Second))
+}
+
+// drainText tells how far a real server is that is taken out of service.
+func drainText(d model.DrainView, now time.Time) string {
+	switch {
+	case d.Out:
+		return "drained: its time was over"
+	case d.Remaining == 0:
+		return "drained: no connection is left"
+	}
+	text := "draining"
+	if d.Remaining > 0 {
+		text = fmt.Sprintf("draining: %d connections are left", d.Remaining)
+	}
+	if !d.Deadline.IsZero() {
+		text += fmt.Sprintf(", cut in %s", d.Deadline.Sub(now).Round(time.Second))
+	}
+	return text
 }
 
 func linksText(links []model.LinkView) string {
