@@ -18,18 +18,24 @@ import (
 const slaVersion = 1
 
 func newSLACommand(o *options) *cobra.Command {
+	var f statementFlags
 	cmd := &cobra.Command{
 		Use:   "sla",
-		Short: "Availability as a number: the table of nines, predictions",
+		Short: "Availability as a number: statements, the table of nines, predictions",
 		Long: `Availability is the share of time with service:
 
   A = MTBF/(MTBF+MTTR)
 
-the mean time between failures, divided by it and the mean time to repair.`,
-		Example: "  batuta sla nines\n  batuta sla model --preset active-passive",
+the mean time between failures, divided by it and the mean time to repair.
+
+Without a further word, state how available the services were in a period, from
+the journal of this node, or with --journal from those of several. Planned down
+time and what nobody recorded are told apart.`,
+		Example: "  batuta sla --period 2026-10 --target 99.95\n  batuta sla --service 10.1.0.100:80 --period week --format csv\n  batuta sla nines\n  batuta sla model --preset active-passive",
 		Args:    positional(cobra.NoArgs),
-		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE:    func(cmd *cobra.Command, _ []string) error { return slaStatement(cmd, o, f) },
 	}
+	f.add(cmd)
 	cmd.AddCommand(newSLANinesCommand(o), newSLAModelCommand(o))
 	return cmd
 }
