@@ -1,0 +1,345 @@
+package ipvs
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/mdlayher/genetlink"
+	"github.com/mdlayher/genetlink/genltest"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/plane"
+)
+
+// kernel is a scripted kernel: it knows IPVS once loaded is true, answers each
+// command as told and writes down what it was asked.
+type kernel struct {
+	loaded bool
+	answer func(command uint8, data []byte) ([][]byte, error)
+	asked  []string
+}
+
+func (k *kernel) serve(g genetlink.Message, n netlink.Message) ([]genetlink.Message, error) {
+	if n.Header.Type == unix.GENL_ID_CTRL {
+		if !k.loaded {
+			return nil, genltest.Error(int(unix.ENOENT))
+		}
+		family, err := netlink.MarshalAttributes([]netlink.Attribute{
+			{Type: unix.CTRL_ATTR_FAMILY_ID, Data: []byte{0x1c, 0}},
+			{Type: unix.CTRL_ATTR_FAMILY_NAME, Data: []byte("IPVS\x00")},
+			{Type: unix.CTRL_ATTR_VERSION, Data: []byte{1, 0, 0, 0}},
+		})
+		return []genetlink.Message{{Data: family}}, err
+	}
+	k.asked = append(k.asked, fmt.Sprintf("%d %s", g.Header.Command, hex.EncodeToString(g.Data)))
+	if g.Header.Command == cmdGetInfo {
+		return []genetlink.Message{{Data: unhex("0800 0100 01020100 0800 0200 00100000")}}, nil
+	}
+	answers, err := k.answer(g.Header.Command, g.Data)
+	if err != nil {
+		return nil, err
+	}
+	var messages []genetlink.Message
+	for _, a := range answers {
+		messages = append(messages, genetlink.Message{Data: a})
+	}
+	if len(messages) == 0 && n.Header.Flags&netlink.Dump == netlink.Dump {
+		return nil, io.EOF
+	}
+	if len(messages) == 0 {
+		return nil, genltest.Error(0) // the acknowledgment
+	}
+	return messages, nil
+}
+
+// open makes a plane on the scripted kernel.
+func (k *kernel) open(t *testing.T) *Plane {
+	t.Helper()
+	k.loaded = true
+	p, err := newPlane(genltest.Dial(k.serve), func() error { return errors.New("must not be called") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.asked = nil
+	t.Cleanup(func() { _ = p.Close() })
+	return p
+}
+
+func refuseAll(errno unix.Errno) func(uint8, []byte) ([][]byte, error) {
+	return func(uint8, []byte) ([][]byte, error) { return nil, genltest.Error(int(errno)) }
+}
+
+func unhex(s string) []byte {
+	b, err := hex.DecodeString(strings.Join(strings.Fields(s), ""))
+	if err != nil {
+		panic(err) //nolint:forbidigo // a mistake in the test
+	}
+	return b
+}
+
+func tcp(addr string) model.ServiceKey {
+	return model.ServiceKey{Proto: model.TCP, Addr: netip.MustParseAddrPort(addr)}
+}
+
+// The bytes of these requests were checked by hand against linux/ip_vs.h:
+// attribute length, attribute type (0x8000: nested), value.
+func TestRequestsByteForByte(t *testing.T) {
+	const (
+		keyV4 = "0600 0100 0200 0000" + "0600 0200 0600 0000" +
+			"1400 0300 0a010064 00000000 00000000 00000000" + "0600 0400 0050 0000"
+		keyMark6 = "0600 0100 0a00 0000" + "0800 0500 05000000"
+	)
+	web := tcp("10.1.0.100:80")
+	for name, c := range map[string]struct {
+		change model.Change
+		want   []string // command and message
+	}{
+		"a service": {
+			model.Change{Op: model.ServiceAdd, Service: model.VirtualService{Key: web, Scheduler: "rr"}},
+			[]string{"1 " + "5400 0180" + keyV4 + "0700 0600 727200 00" + "0c00 0700 00000000 ffffffff" + "0800 0800 00000000" + "0800 0900 ffffffff"},
+		},
+		"persistence, flags and one-packet of an IPv6 mark": {
+			model.Change{Op: model.ServiceEdit, Service: model.VirtualService{Key: model.ServiceKey{Mark: 5, MarkFamily: model.IPv6}, Scheduler: "sh",
+				SchedFlags: "sh-port,sh-fallback", OnePacket: true,
+				Persistence: model.Persistence{Enabled: true, Timeout: 300 * time.Second, Netmask: model.MaskOf(64)}}},
+			[]string{"2 " + "3800 0180" + keyMark6 + "0700 0600 736800 00" + "0c00 0700 1d000000 ffffffff" + "0800 0800 2c010000" + "0800 0900 40000000"},
+		},
+		"a service goes": {
+			model.Change{Op: model.ServiceDelete, Service: model.VirtualService{Key: web}},
+			[]string{"3 " + "3000 0180" + keyV4},
+		},
+		"a real server": {
+			model.Change{Op: model.RealAdd, Service: model.VirtualService{Key: web},
+				Real: model.RealServer{Addr: netip.MustParseAddrPort("10.240.0.20:8080"), Forward: model.Masq, Weight: 1000, Upper: 10, Lower: 5}},
+			[]string{"5 " + "3000 0180" + keyV4 + "4800 0280" + "0600 0b00 0200 0000" + "1400 0100 0af00014 00000000 00000000 00000000" +
+				"0600 0200 1f90 0000" + "0800 0300 00000000" + "0800 0400 e8030000" + "0800 0500 0a000000" + "0800 0600 05000000"},
+		},
+		"a tunnel has the service's port": {
+			model.Change{Op: model.RealEdit, Service: model.VirtualService{Key: web},
+				Real: model.RealServer{Addr: netip.MustParseAddrPort("10.240.0.20:8080"), Forward: model.IPIP, Weight: 1}},
+			[]string{"6 " + "3000 0180" + keyV4 + "4800 0280" + "0600 0b00 0200 0000" + "1400 0100 0af00014 00000000 00000000 00000000" +
+				"0600 0200 0050 0000" + "0800 0300 02000000" + "0800 0400 01000000" + "0800 0500 00000000" + "0800 0600 00000000"},
+		},
+		"a real server goes": {
+			model.Change{Op: model.RealDelete, Service: model.VirtualService{Key: web},
+				Real: model.RealServer{Addr: netip.MustParseAddrPort("10.240.0.20:80"), Forward: model.Masq}},
+			[]string{"7 " + "3000 0180" + keyV4 + "2800 0280" + "0600 0b00 0200 0000" + "1400 0100 0af00014 00000000 00000000 00000000" + "0600 0200 0050 0000"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := &kernel{answer: func(uint8, []byte) ([][]byte, error) { return nil, nil }}
+			p := k.open(t)
+			if err := p.Apply(t.Context(), []model.Change{c.change}); err != nil {
+				t.Fatal(err)
+			}
+			for i, w := range c.want {
+				command, data, _ := strings.Cut(w, " ")
+				c.want[i] = command + " " + strings.ReplaceAll(data, " ", "")
+			}
+			if diff := cmp.Diff(c.want, k.asked); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestAdoptsWhatTheKernelHas(t *testing.T) {
+	const stats32 = "0800 0100 ffffffff" // wrapped
+	const stats64 = "0c00 0100 0000000001000000" + "0c00 0200 0500000000000000" + "0c00 0300 0400000000000000" +
+		"0c00 0400 3c00000000000000" + "0c00 0500 2800000000000000" + "0c00 0600 0900000000000000"
+	service := unhex("ac00 0180" + "0600 0100 0200 0000" + "0600 0200 0600 0000" + "1400 0300 0a010064 00000000 00000000 00000000" + "0600 0400 0050 0000" +
+		"0800 0600 776c6300" + "0c00 0700 13000000 ffffffff" + "0800 0800 2c010000" + "0800 0900 ffffff00" +
+		"0c00 0a80" + stats32 + "4c00 0c80" + stats64)
+	dest := unhex("5c00 0280" + "1400 0100 0af00014 00000000 00000000 00000000" + "0600 0200 0050 0000" + "0800 0300 03000000" + "0800 0400 07000000" +
+		"0800 0500 0a000000" + "0800 0600 05000000" + "0800 0700 02000000" + "0800 0800 03000000" + "0c00 0a80 0800 0100 04000000")
+	k := &kernel{answer: func(command uint8, _ []byte) ([][]byte, error) {
+		if command == cmdGetService {
+			return [][]byte{service}, nil
+		}
+		return [][]byte{dest}, nil
+	}}
+	p := k.open(t)
+	table, err := p.Read(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	web, real := tcp("10.1.0.100:80"), netip.MustParseAddrPort("10.240.0.20:80")
+	wantTable := model.Table{Services: []model.VirtualService{{Key: web, Scheduler: "wlc", SchedFlags: "flag-2",
+		Persistence: model.Persistence{Enabled: true, Timeout: 300 * time.Second, Netmask: netip.MustParseAddr("255.255.255.0")},
+		Reals:       []model.RealServer{{Addr: real, Forward: model.Gate, Weight: 7, Upper: 10, Lower: 5}}}}}
+	if diff := cmp.Diff(wantTable, table, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
+		t.Errorf("table (-want +got):\n%s", diff)
+	}
+	counters, err := p.Counters(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantCounters := []model.ServiceCounters{{Key: web, Counters: model.Counters{Connections: 1 << 32, PacketsIn: 5, PacketsOut: 4, BytesIn: 60, BytesOut: 40},
+		Reals: []model.RealCounters{{Addr: real, Counters: model.Counters{Connections: 4}, Active: 2, Inactive: 3}}}}
+	if diff := cmp.Diff(wantCounters, counters, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
+		t.Errorf("counters (-want +got):\n%s", diff)
+	}
+	if got, want := p.Info(), (model.PlaneInfo{Name: "ipvs", Detail: "the kernel's IP Virtual Server 1.2.1", Size: 4096}); got != want {
+		t.Errorf("info %+v, want %+v", got, want)
+	}
+}
+
+func TestRefusalsAreSentences(t *testing.T) {
+	add := model.Change{Op: model.ServiceAdd, Service: model.VirtualService{Key: tcp("[2001:db8::1]:80"), Scheduler: "twos"}}
+	real := model.Change{Op: model.RealAdd, Service: add.Service,
+		Real: model.RealServer{Addr: netip.MustParseAddrPort("[2001:db8::2]:80"), Forward: model.Masq, Weight: 1}}
+	for name, c := range map[string]struct {
+		change    model.Change
+		answer    unix.Errno
+		want      string
+		supported bool
+		all       bool // the whole call fails
+	}{
+		"unknown scheduler": {change: add, answer: unix.ENOENT,
+			want: `service-add tcp [2001:db8::1]:80 twos: the kernel has no scheduler "twos": load its module (modprobe ip_vs_twos), or choose another: not supported`},
+		"no IPv6": {change: add, answer: unix.EAFNOSUPPORT,
+			want: "service-add tcp [2001:db8::1]:80 twos: the kernel's IPVS is built without IPv6 (CONFIG_IP_VS_IPV6): use the ebpf or the proxy plane for this service: not supported"},
+		"no such service": {change: real, answer: unix.ESRCH, supported: true,
+			want: "real-add tcp [2001:db8::1]:80 [2001:db8::2]:80 masq weight 1: no such service in the table"},
+		"not permitted": {change: add, answer: unix.EPERM, all: true, supported: true,
+			want: "service-add tcp [2001:db8::1]:80 twos: the kernel does not let this process use IPVS: run it as root, or with the capability NET_ADMIN"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := &kernel{answer: refuseAll(c.answer)}
+			err := k.open(t).Apply(t.Context(), []model.Change{c.change})
+			if err == nil || err.Error() != c.want {
+				t.Errorf("got  %v\nwant %s", err, c.want)
+			}
+			var row *plane.RowError
+			if errors.As(err, &row) == c.all || errors.Is(err, plane.ErrNotSupported) == c.supported {
+				t.Errorf("row error: %v, not supported: %v", errors.As(err, &row), errors.Is(err, plane.ErrNotSupported))
+			}
+		})
+	}
+}
+
+func TestAppliedTwiceIsAppliedOnce(t *testing.T) {
+	service := model.VirtualService{Key: tcp("10.1.0.100:80"), Scheduler: "rr"}
+	real := model.RealServer{Addr: netip.MustParseAddrPort("10.240.0.20:80"), Forward: model.Masq, Weight: 1}
+	for name, c := range map[string]struct {
+		op    model.ChangeOp
+		first unix.Errno // the answer to the first command; the second is carried out
+		want  []uint8
+	}{
+		"a service that is there":         {model.ServiceAdd, unix.EEXIST, []uint8{cmdNewService, cmdSetService}},
+		"a service that is not":           {model.ServiceEdit, unix.ESRCH, []uint8{cmdSetService, cmdNewService}},
+		"a real server that is there":     {model.RealAdd, unix.EEXIST, []uint8{cmdNewDest, cmdSetDest}},
+		"a real server that is not":       {model.RealEdit, unix.ENOENT, []uint8{cmdSetDest, cmdNewDest}},
+		"a service that is gone":          {model.ServiceDelete, unix.ESRCH, []uint8{cmdDelService}},
+		"a real server that is gone":      {model.RealDelete, unix.ENOENT, []uint8{cmdDelDest}},
+		"a real server of a service gone": {model.RealDelete, unix.ESRCH, []uint8{cmdDelDest}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got []uint8
+			k := &kernel{answer: func(command uint8, _ []byte) ([][]byte, error) {
+				if got = append(got, command); len(got) == 1 {
+					return nil, genltest.Error(int(c.first))
+				}
+				return nil, nil
+			}}
+			if err := k.open(t).Apply(t.Context(), []model.Change{{Op: c.op, Service: service, Real: real}}); err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(got, c.want) {
+				t.Errorf("commands %v, want %v", got, c.want)
+			}
+		})
+	}
+}
+
+func TestWithoutIPVSOneSentenceSaysSo(t *testing.T) {
+	for name, c := range map[string]struct {
+		load func(*kernel) error
+		want string
+	}{
+		"no module": {func(*kernel) error { return errors.New("modprobe ip_vs: Module ip_vs not found") },
+			"this kernel has no IPVS: modprobe ip_vs: Module ip_vs not found: load the module ip_vs, or use the ebpf or the proxy plane: not supported"},
+		"a module that brings nothing": {func(*kernel) error { return nil },
+			"this kernel has no IPVS, although modprobe ip_vs succeeded: use the ebpf or the proxy plane: not supported"},
+		"loaded": {func(k *kernel) error { k.loaded = true; return nil }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := &kernel{}
+			conn := genltest.Dial(k.serve)
+			defer conn.Close()
+			_, err := newPlane(conn, func() error { return c.load(k) })
+			if c.want == "" && err == nil {
+				return
+			}
+			if err == nil || err.Error() != c.want || !errors.Is(err, plane.ErrNotSupported) {
+				t.Errorf("got  %v\nwant %s", err, c.want)
+			}
+		})
+	}
+}
+
+func TestClosedPlaneSaysSo(t *testing.T) {
+	k := &kernel{}
+	p := k.open(t)
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Read(context.Background()); !errors.Is(err, plane.ErrClosed) {
+		t.Error(err)
+	}
+}
+
+func TestConnectionsOfProc(t *testing.T) {
+	// Recorded from Linux 6.1.
+	const text = `Pro FromIP   FPrt ToIP     TPrt DestIP   DPrt State       Expires PEName PEData
+TCP 2001:0db8:0000:0000:0000:0000:0000:0001 B482 2001:0db8:0000:0000:0000:0000:0000:0001 0050 2001:0db8:0000:0000:0000:0000:0000:0010 0050 CLOSE             9
+TCP 0A010064 0000 0A010064 0050 7F000001 0050 NONE            299
+TCP 0A010064 8F90 0A010064 0050 7F000001 0050 CLOSE             9
+`
+	flows, err := readFlows(strings.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, f := range flows {
+		got = append(got, fmt.Sprintf("%s %s %s %s %s %s", f.Proto, f.Client, f.Virtual, f.Real, f.State, f.Expires))
+	}
+	want := []string{
+		"tcp 10.1.0.100:0 10.1.0.100:80 127.0.0.1:80 NONE 4m59s",
+		"tcp 10.1.0.100:36752 10.1.0.100:80 127.0.0.1:80 CLOSE 9s",
+		"tcp [2001:db8::1]:46210 [2001:db8::1]:80 [2001:db8::10]:80 CLOSE 9s",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if _, err := readFlows(strings.NewReader("TCP 0A010064 zzzz 0A010064 0050 7F000001 0050 NONE 299\n")); err == nil {
+		t.Error("a bad port is taken")
+	}
+}
+
+// Whatever the kernel says, decoding ends with a value or an error.
+func FuzzDecode(f *testing.F) {
+	key, err := encodeKey(tcp("10.1.0.100:80"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(key, "TCP 0A010064 8F90 0A010064 0050 7F000001 0050 CLOSE 9")
+	f.Fuzz(func(_ *testing.T, message []byte, proc string) {
+		_, _ = decodeService(message)
+		_, _ = decodeDest(message, model.IPv4)
+		_, _, _ = decodeInfo(message)
+		_, _ = readFlows(strings.NewReader(proc))
+	})
+}
