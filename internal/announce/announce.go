@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/batuta-ha/batuta/internal/config"
 	"github.com/batuta-ha/batuta/internal/model"
 )
 
@@ -28,10 +29,12 @@ type Options struct {
 
 // Network is this machine's interfaces. Its methods may be called from any goroutine.
 type Network struct {
-	opt  Options
-	ctx  context.Context // ends the announcements
-	end  context.CancelFunc
-	wait sync.WaitGroup
+	opt   Options
+	ctx   context.Context // ends the announcements
+	end   context.CancelFunc
+	wait  sync.WaitGroup
+	again chan struct{} // asks for a Reannounce
+	wire  wire
 
 	mu   sync.Mutex // one change of addresses at a time
 	held map[netip.Addr]*Address
@@ -39,8 +42,9 @@ type Network struct {
 
 // New returns a Network that holds nothing. Nothing is touched before an address is started.
 func New(opt Options) *Network {
-	n := &Network{opt: opt, held: map[netip.Addr]*Address{}}
+	n := &Network{opt: opt, again: make(chan struct{}, 1), held: map[netip.Addr]*Address{}}
 	n.ctx, n.end = context.WithCancel(context.Background())
+	n.wait.Go(n.repeat)
 	return n
 }
 
@@ -48,26 +52,42 @@ func New(opt Options) *Network {
 func (n *Network) Close() error {
 	n.end()
 	n.wait.Wait()
-	return nil
+	return n.wire.close()
 }
 
-// Reannounce tells the network again where every held address is: after a
-// split, when another machine has answered for them meanwhile.
+// Reannounce has the network told again where every held address is: after a
+// split, when another machine has answered for them meanwhile. It does not wait.
 func (n *Network) Reannounce() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, a := range n.held {
-		a.announce()
+	select {
+	case n.again <- struct{}{}:
+	default: // it is about to begin
+	}
+}
+
+// repeat does what Reannounce asks for.
+func (n *Network) repeat() {
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-n.again:
+		}
+		n.mu.Lock()
+		for _, a := range n.held {
+			a.announce()
+		}
+		n.mu.Unlock()
 	}
 }
 
 // Address parses an address resource. Nothing is touched yet.
 func (n *Network) Address(res model.Resource) (*Address, error) {
-	w, err := parse(res)
+	a, err := config.ParseAddress(res)
 	if err != nil {
 		return nil, err
 	}
-	return &Address{network: n, wish: w, text: res.Text}, nil
+	auto := res.Agent == "IPaddr" && a.Addr.Is4() && a.Label == ""
+	return &Address{network: n, wish: wish{a, auto}, text: res.Text}, nil
 }
 
 // Address is a service address that this machine may hold. It has the methods
@@ -83,7 +103,7 @@ type Address struct {
 }
 
 // Addr is the address itself.
-func (a *Address) Addr() netip.Addr { return a.wish.addr }
+func (a *Address) Addr() netip.Addr { return a.wish.Addr }
 
 // Start puts the address on its interface and returns once the first
 // announcement is out; the others follow by themselves at 0.2, 1 and 5 s. An
@@ -96,20 +116,20 @@ func (a *Address) Start(ctx context.Context) error {
 	n := a.network
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !a.wish.addr.IsLoopback() {
+	if !a.wish.Addr.IsLoopback() {
 		p, err := put(a.wish)
 		if err != nil {
 			return fmt.Errorf("resource %s: %w", a.text, explain(err))
 		}
 		a.place = p
 		if p.added {
-			n.say(model.LevelInfo, "address-added", a.wish.addr, "address %s added to %s", p.prefix, p.where())
+			n.say(model.LevelInfo, "address-added", a.wish.Addr, "address %s added to %s", p.prefix, p.where())
 		}
 		if p.flags&net.FlagUp == 0 {
-			n.say(model.LevelWarning, "interface-down", a.wish.addr, "interface %s is down: nobody can reach %s; bring it up (ip link set %s up)", p.name, a.wish.addr, p.name)
+			n.say(model.LevelWarning, "interface-down", a.wish.Addr, "interface %s is down: nobody can reach %s; bring it up (ip link set %s up)", p.name, a.wish.Addr, p.name)
 		}
 	}
-	n.held[a.wish.addr] = a
+	n.held[a.wish.Addr] = a
 	a.announce()
 	return nil
 }
@@ -124,18 +144,18 @@ func (a *Address) Stop(ctx context.Context) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	a.hush()
-	delete(n.held, a.wish.addr)
-	if a.wish.addr.IsLoopback() {
+	delete(n.held, a.wish.Addr)
+	if a.wish.Addr.IsLoopback() {
 		return nil
 	}
-	removed, err := remove(a.wish)
+	removed, along, err := remove(a.wish)
 	if err != nil {
 		return fmt.Errorf("resource %s: %w", a.text, explain(err))
 	}
 	a.place = place{}
 	if removed.name != "" {
-		n.say(model.LevelInfo, "address-removed", a.wish.addr, "address %s removed from %s", removed.prefix, removed.where())
-		n.restore()
+		n.say(model.LevelInfo, "address-removed", a.wish.Addr, "address %s removed from %s", removed.prefix, removed.where())
+		n.restore(along)
 	}
 	return nil
 }
@@ -145,9 +165,13 @@ func (a *Address) Status(context.Context) (model.ResourceState, error) {
 	n := a.network
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	found := n.held[a.wish.addr] == a
-	if !a.wish.addr.IsLoopback() {
-		p, err := find(a.wish)
+	found := n.held[a.wish.Addr] == a
+	if !a.wish.Addr.IsLoopback() {
+		all, err := survey(a.wish.Addr)
+		var p place
+		if err == nil {
+			p, err = find(a.wish, all)
+		}
 		if err != nil {
 			return model.ResourceUnknown, fmt.Errorf("resource %s: %w", a.text, explain(err))
 		}
@@ -159,18 +183,16 @@ func (a *Address) Status(context.Context) (model.ResourceState, error) {
 	return model.ResourceStopped, nil
 }
 
-// restore puts back what the kernel took along: with the first address of a
-// network all later ones of it go, unless promote_secondaries is set.
-func (n *Network) restore() {
-	for addr, a := range n.held {
-		if addr.IsLoopback() {
-			continue
+// restore puts back what the kernel took along with an address. It is away too
+// briefly for anyone to miss it, so nobody is told.
+func (n *Network) restore(along []netip.Addr) {
+	for _, addr := range along {
+		a := n.held[addr]
+		if a == nil {
+			continue // not ours to put anywhere
 		}
-		if p, err := put(a.wish); err != nil {
+		if _, err := add(a.wish, a.place); err != nil {
 			n.say(model.LevelError, "address-lost", addr, "address %s was lost with another of its network: %v", addr, explain(err))
-		} else if p.added {
-			a.place = p
-			a.announce()
 		}
 	}
 }
@@ -183,13 +205,12 @@ var burst = [...]time.Duration{0, 200 * time.Millisecond, time.Second, 5 * time.
 // announce sends the first announcement and lets the others follow.
 func (a *Address) announce() {
 	a.hush()
-	p, addr, n := a.place, a.wish.addr, a.network
+	p, addr, n := a.place, a.wish.Addr, a.network
 	if !p.announces() || n.ctx.Err() != nil {
 		return
 	}
-	if err := send(p, addr); err != nil {
+	if err := n.wire.send(p, addr); err != nil {
 		n.say(model.LevelWarning, "announce-failed", addr, "address %s is up but was not announced on %s: %v", addr, p.name, explain(err))
-		return
 	}
 	ctx, cancel := context.WithCancel(n.ctx)
 	a.silence = cancel
@@ -204,9 +225,7 @@ func (a *Address) announce() {
 				return
 			case <-t.C:
 			}
-			if send(p, addr) != nil {
-				return // the interface is gone; the first one was reported
-			}
+			_ = n.wire.send(p, addr) // the first failure was reported; the next try may succeed
 		}
 	})
 }

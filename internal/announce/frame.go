@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 
-	"github.com/mdlayher/packet"
 	"golang.org/x/sys/unix"
 )
 
@@ -15,19 +15,67 @@ var (
 	toAllNodes = net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1} // ff02::1, RFC 2464 section 7
 )
 
-// send announces the address once on the interface.
-func send(p place, addr netip.Addr) error {
-	to, kind, frames := toAll, unix.ETH_P_ARP, [][]byte{arp(1, p.mac, addr), arp(2, p.mac, addr)}
-	if addr.Is6() {
-		to, kind, frames = toAllNodes, unix.ETH_P_IPV6, [][]byte{advertisement(p.mac, addr)}
+// sendBuffer has room for the frames of hundreds of addresses, in bytes.
+const sendBuffer = 4 << 20
+
+// wire is the packet socket through which all announcements leave, over
+// whatever interface. It is opened by the first and kept: the kernel lets close
+// wait until no packet can be on its way to it, which takes longer than all
+// else. It receives nothing.
+type wire struct {
+	mu     sync.Mutex
+	isOpen bool
+	closed bool
+	fd     int
+}
+
+func (w *wire) open() error {
+	switch {
+	case w.closed:
+		return net.ErrClosed
+	case w.isOpen:
+		return nil
 	}
-	c, err := packet.Listen(&net.Interface{Index: p.index, Name: p.name}, packet.Raw, kind, nil)
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return fmt.Errorf("open a packet socket: %w", err)
 	}
-	defer c.Close()
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer) // else what does not fit is left to later announcements
+	w.fd, w.isOpen = fd, true
+	return nil
+}
+
+func (w *wire) close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closed = true
+	if !w.isOpen {
+		return nil
+	}
+	w.isOpen = false
+	if err := unix.Close(w.fd); err != nil {
+		return fmt.Errorf("close the packet socket: %w", err)
+	}
+	return nil
+}
+
+// send announces the address once on its interface. It does not block.
+func (w *wire) send(p place, addr netip.Addr) error {
+	to, kind, frames := toAll, uint16(unix.ETH_P_ARP), [][]byte{arp(1, p.mac, addr), arp(2, p.mac, addr)}
+	if addr.Is6() {
+		to, kind, frames = toAllNodes, unix.ETH_P_IPV6, [][]byte{advertisement(p.mac, addr)}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.open(); err != nil {
+		return err
+	}
+	var network [2]byte
+	binary.BigEndian.PutUint16(network[:], kind)
+	out := &unix.SockaddrLinklayer{Ifindex: p.index, Protocol: binary.NativeEndian.Uint16(network[:]), Halen: uint8(len(to))}
+	copy(out.Addr[:], to)
 	for _, f := range frames {
-		if _, err := c.WriteTo(f, &packet.Addr{HardwareAddr: to}); err != nil {
+		if err := unix.Sendto(w.fd, f, 0, out); err != nil {
 			return fmt.Errorf("send: %w", err)
 		}
 	}

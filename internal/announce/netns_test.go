@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 	os.Exit(0)
 }
 
-func needRoot(t *testing.T) {
+func needRoot(t testing.TB) {
 	t.Helper()
 	switch {
 	case os.Geteuid() == 0:
@@ -55,7 +55,7 @@ func needRoot(t *testing.T) {
 }
 
 // cable makes a veth pair: near has 10.1.0.2/24 and 10.1.0.0/16's neighbor far is the wire's other end.
-func cable(t *testing.T, near, far string) {
+func cable(t testing.TB, near, far string) {
 	t.Helper()
 	needRoot(t)
 	l := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: near}, PeerName: far}
@@ -68,14 +68,14 @@ func cable(t *testing.T, near, far string) {
 	}
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-func own(t *testing.T, name, cidr string) {
+func own(t testing.TB, name, cidr string) {
 	t.Helper()
 	l, err := netlink.LinkByName(name)
 	must(t, err)
@@ -101,16 +101,22 @@ func shown(t *testing.T, name string, family int) []string {
 	return s
 }
 
-func network(t *testing.T) *Network {
+func network(t testing.TB) *Network {
 	n := New(Options{Sink: func(e model.Event) { t.Log(e) }})
 	t.Cleanup(func() { must(t, n.Close()) })
 	return n
 }
 
-func start(t *testing.T, n *Network, text string) *Address {
+func address(t testing.TB, n *Network, text string) *Address {
 	t.Helper()
 	a, err := n.Address(resource(text))
 	must(t, err)
+	return a
+}
+
+func start(t *testing.T, n *Network, text string) *Address {
+	t.Helper()
+	a := address(t, n, text)
 	must(t, a.Start(t.Context()))
 	expect(t, a, model.ResourceRunning)
 	return a
@@ -158,15 +164,30 @@ func TestAddressesComeAndGo(t *testing.T) {
 	same(t, shown(t, "eth1", unix.AF_INET), "10.1.2.2/24 brd 10.1.2.255 eth1")
 }
 
-// With the first address of a network the kernel takes all others of it away.
+// With the first address of a network the kernel takes all others of it away,
+// or makes the next one the first. Ours stay as they were; what others have
+// put there is not ours to put back.
 func TestOthersSurviveTheFirstOfTheirNetwork(t *testing.T) {
-	cable(t, "eth0", "far0")
-	n := network(t)
-	first := start(t, n, "IPaddr2::10.5.0.1/24/eth0")
-	second := start(t, n, "IPaddr2::10.5.0.2/24/eth0")
-	must(t, first.Stop(t.Context()))
-	expect(t, second, model.ResourceRunning)
-	same(t, shown(t, "eth0", unix.AF_INET), "10.5.0.2/24 brd 10.5.0.255 eth0")
+	for _, promote := range []string{"0", "1"} {
+		t.Run("promote_secondaries="+promote, func(t *testing.T) {
+			cable(t, "eth0", "far0")
+			must(t, os.WriteFile("/proc/sys/net/ipv4/conf/eth0/promote_secondaries", []byte(promote), 0))
+			n := network(t)
+			first := start(t, n, "IPaddr2::10.5.0.1/24/eth0")
+			second := start(t, n, "IPaddr2::10.5.0.2/24/eth0:web/10.5.0.200")
+			own(t, "eth0", "10.5.0.3/24")
+			start(t, n, "IPaddr2::10.5.0.4/25/eth0")
+			must(t, first.Stop(t.Context()))
+			expect(t, second, model.ResourceRunning)
+			left := []string{"10.5.0.4/25 brd 10.5.0.127 eth0", "10.5.0.2/24 brd 10.5.0.200 eth0:web"}
+			if promote == "1" {
+				left = append(left, "10.5.0.3/24 brd 10.5.0.255 eth0")
+			}
+			same(t, shown(t, "eth0", unix.AF_INET), left...)
+			must(t, second.Stop(t.Context()))
+			must(t, second.Stop(t.Context()))
+		})
+	}
 }
 
 func TestConflictsAreNamed(t *testing.T) {

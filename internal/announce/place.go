@@ -1,16 +1,27 @@
 package announce
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
+	"github.com/batuta-ha/batuta/internal/config"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
+
+// wish is what haresources asks for. Members that were not given are zero and
+// are found out when the address is started.
+type wish struct {
+	config.Address
+	autoLabel bool // IPaddr: eth0:0, or the next number that is free
+}
 
 // place is where an address is.
 type place struct {
@@ -40,49 +51,101 @@ func placeOf(l netlink.Link) place {
 	return place{name: a.Name, index: a.Index, mac: a.HardwareAddr, flags: a.Flags, noarp: a.RawFlags&unix.IFF_NOARP != 0}
 }
 
-func family(a netip.Addr) int {
-	if a.Is4() {
-		return netlink.FAMILY_V4
+// entry is one address of this machine.
+type entry struct {
+	prefix    netip.Prefix // the address with the length of its network
+	index     int          // of its interface
+	label     string       // IPv4; the interface's name where no other was given
+	secondary bool         // IPv4: goes with the first address of its network
+}
+
+// survey is all addresses of one family, in the kernel's order. A hand-over
+// makes one for each address, so it reads no more of them than is needed.
+func survey(a netip.Addr) ([]entry, error) {
+	family := unix.AF_INET
+	if a.Is6() {
+		family = unix.AF_INET6
 	}
-	return netlink.FAMILY_V6
+	const tries = 10 // others may be changing addresses, too
+	for i := 1; ; i++ {
+		var all []entry
+		req := nl.NewNetlinkRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP)
+		req.AddData(nl.NewIfInfomsg(family))
+		err := req.ExecuteIter(unix.NETLINK_ROUTE, unix.RTM_NEWADDR, func(m []byte) bool {
+			if e, ok := readEntry(m); ok {
+				all = append(all, e)
+			}
+			return true
+		})
+		if err == nil || errors.Is(err, netlink.ErrDumpInterrupted) && i == tries {
+			return all, nil
+		}
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return nil, fmt.Errorf("list the addresses: %w", err)
+		}
+	}
+}
+
+// readEntry reads a struct ifaddrmsg and its attributes (linux/if_addr.h).
+func readEntry(m []byte) (entry, bool) {
+	if len(m) < unix.SizeofIfAddrmsg {
+		return entry{}, false
+	}
+	e := entry{index: int(binary.NativeEndian.Uint32(m[4:])), secondary: m[0] == unix.AF_INET && m[2]&unix.IFA_F_SECONDARY != 0}
+	bits := int(m[1])
+	var addr netip.Addr
+	for rest := m[unix.SizeofIfAddrmsg:]; len(rest) >= unix.SizeofRtAttr; {
+		size := int(binary.NativeEndian.Uint16(rest))
+		if size < unix.SizeofRtAttr || size > len(rest) {
+			break
+		}
+		value := rest[unix.SizeofRtAttr:size]
+		switch binary.NativeEndian.Uint16(rest[2:]) {
+		case unix.IFA_LOCAL: // comes before or after IFA_ADDRESS, which may be the other end's
+			addr, _ = netip.AddrFromSlice(value)
+		case unix.IFA_ADDRESS:
+			if !addr.IsValid() {
+				addr, _ = netip.AddrFromSlice(value)
+			}
+		case unix.IFA_LABEL:
+			e.label = strings.TrimRight(string(value), "\x00")
+		}
+		rest = rest[min(len(rest), (size+3)&^3):]
+	}
+	e.prefix = netip.PrefixFrom(addr, bits)
+	return e, e.prefix.IsValid()
 }
 
 // find returns where the address is, the zero place for nowhere. On another
 // interface than the one that was asked for, it is an error.
-func find(w wish) (place, error) {
-	links, err := netlink.LinkList()
+func find(w wish, all []entry) (place, error) {
+	i := slices.IndexFunc(all, func(e entry) bool { return e.prefix.Addr() == w.Addr })
+	if i < 0 {
+		return place{}, nil
+	}
+	l, err := netlink.LinkByIndex(all[i].index)
 	if err != nil {
-		return place{}, fmt.Errorf("list the interfaces: %w", err)
+		return place{}, fmt.Errorf("interface number %d: %w", all[i].index, err)
 	}
-	for _, l := range links {
-		addrs, err := netlink.AddrList(l, family(w.addr))
-		if err != nil {
-			return place{}, fmt.Errorf("list the addresses of %s: %w", l.Attrs().Name, err)
-		}
-		for _, have := range addrs {
-			ip, ok := netip.AddrFromSlice(have.IP)
-			if !ok || ip.Unmap() != w.addr {
-				continue
-			}
-			p := placeOf(l)
-			if w.iface != "" && p.name != w.iface {
-				return place{}, fmt.Errorf("address %s is on %s, not on %s: remove it there (ip addr del %s dev %s) or name that interface in haresources",
-					w.addr, p.name, w.iface, have.IPNet, p.name)
-			}
-			ones, _ := have.Mask.Size()
-			p.prefix = netip.PrefixFrom(w.addr, ones)
-			if have.Label != p.name {
-				p.label = have.Label
-			}
-			return p, nil
-		}
+	p := placeOf(l)
+	p.prefix = all[i].prefix
+	if w.Interface != "" && p.name != w.Interface {
+		return place{}, fmt.Errorf("address %s is on %s, not on %s: remove it there (ip addr del %s dev %s) or name that interface in haresources",
+			w.Addr, p.name, w.Interface, p.prefix, p.name)
 	}
-	return place{}, nil
+	if all[i].label != p.name {
+		p.label = all[i].label
+	}
+	return p, nil
 }
 
 // put adds the address unless it is there.
 func put(w wish) (place, error) {
-	if p, err := find(w); err != nil || p.name != "" {
+	all, err := survey(w.Addr)
+	if err != nil {
+		return place{}, err
+	}
+	if p, err := find(w, all); err != nil || p.name != "" {
 		return p, err
 	}
 	l, bits, err := choose(w)
@@ -90,101 +153,147 @@ func put(w wish) (place, error) {
 		return place{}, err
 	}
 	p := placeOf(l)
-	p.added, p.label = true, w.label
-	p.prefix = netip.PrefixFrom(w.addr, bits)
+	p.added, p.label = true, w.Label
+	p.prefix = netip.PrefixFrom(w.Addr, bits)
 	if w.autoLabel {
-		if p.label, err = freeLabel(l); err != nil {
-			return place{}, err
-		}
+		p.label = freeLabel(p, all)
 	}
-	a := &netlink.Addr{
-		IPNet: &net.IPNet{IP: w.addr.AsSlice(), Mask: net.CIDRMask(bits, w.addr.BitLen())},
-		Label: p.label,
-	}
-	if w.broadcast.IsValid() {
-		a.Broadcast = w.broadcast.AsSlice()
-	}
-	if w.addr.Is6() {
-		a.Flags = unix.IFA_F_NODAD // a second's wait for a duplicate is a second without service
-	}
-	if err := netlink.AddrAdd(l, a); err != nil && !errors.Is(err, unix.EEXIST) {
-		return place{}, fmt.Errorf("add %s to %s: %w", p.prefix, p.name, err)
-	}
-	return p, nil
+	_, err = add(w, p)
+	return p, err
 }
 
-// remove takes the address away and returns where it was, the zero place for nowhere.
-func remove(w wish) (place, error) {
-	p, err := find(w)
-	if err != nil || p.name == "" {
-		return place{}, err
+// add adds the address at its place and tells whether it was not there.
+func add(w wish, p place) (bool, error) {
+	a := kernelAddr(p)
+	if w.Broadcast.IsValid() {
+		a.Broadcast = w.Broadcast.AsSlice()
 	}
-	l := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: p.index, Name: p.name}}
-	a := &netlink.Addr{IPNet: &net.IPNet{IP: w.addr.AsSlice(), Mask: net.CIDRMask(p.prefix.Bits(), w.addr.BitLen())}, Label: p.label}
-	if err := netlink.AddrDel(l, a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-		return place{}, fmt.Errorf("remove %s from %s: %w", p.prefix, p.name, err)
+	if w.Addr.Is6() {
+		a.Flags = unix.IFA_F_NODAD // a second's wait for a duplicate is a second without service
 	}
-	return p, nil
+	err := netlink.AddrAdd(linkOf(p), a)
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return false, fmt.Errorf("add %s to %s: %w", p.prefix, p.name, err)
+	}
+	return err == nil, nil
+}
+
+func kernelAddr(p place) *netlink.Addr {
+	a := p.prefix.Addr()
+	return &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(p.prefix.Bits(), a.BitLen())}, Label: p.label}
+}
+
+func linkOf(p place) netlink.Link {
+	return &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: p.index, Name: p.name}}
+}
+
+// remove takes the address away and returns where it was, the zero place for
+// nowhere, and the addresses that the kernel may have taken along: with the
+// first of a network all later ones go, unless promote_secondaries is set.
+func remove(w wish) (p place, along []netip.Addr, err error) {
+	all, err := survey(w.Addr)
+	if err != nil {
+		return place{}, nil, err
+	}
+	if p, err = find(w, all); err != nil || p.name == "" {
+		return place{}, nil, err
+	}
+	if err := netlink.AddrDel(linkOf(p), kernelAddr(p)); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		return place{}, nil, fmt.Errorf("remove %s from %s: %w", p.prefix, p.name, err)
+	}
+	if slices.ContainsFunc(all, func(e entry) bool { return e.prefix == p.prefix && e.index == p.index && e.secondary }) {
+		return p, nil, nil
+	}
+	for _, e := range all {
+		if e.secondary && e.index == p.index && e.prefix.Masked() == p.prefix.Masked() {
+			along = append(along, e.prefix.Addr())
+		}
+	}
+	return p, along, nil
 }
 
 // choose finds the interface and prefix length that were not given: those of
 // the most specific network that this machine is connected to.
 func choose(w wish) (netlink.Link, int, error) {
-	index, bits := 0, -1
-	routes, err := netlink.RouteList(nil, family(w.addr))
-	if err != nil {
-		return nil, 0, fmt.Errorf("list the routes: %w", err)
-	}
-	for _, r := range routes {
-		if r.Gw != nil || len(r.MultiPath) > 0 || r.Dst == nil || r.LinkIndex == 0 || !r.Dst.Contains(w.addr.AsSlice()) {
-			continue
-		}
-		if ones, _ := r.Dst.Mask.Size(); ones > bits && ones > 0 {
-			if w.iface != "" {
-				l, err := netlink.LinkByIndex(r.LinkIndex)
-				if err != nil || l.Attrs().Name != w.iface {
-					continue
-				}
-			}
-			index, bits = r.LinkIndex, ones
-		}
-	}
+	bits := w.Bits
 	var l netlink.Link
+	var err error
+	if w.Interface != "" {
+		if l, err = netlink.LinkByName(w.Interface); err != nil {
+			return nil, 0, fmt.Errorf("interface %s: %w", w.Interface, err)
+		}
+		if bits > 0 {
+			return l, bits, nil
+		}
+	}
+	index, ones, err := connected(w.Addr, l)
 	switch {
-	case w.iface != "":
-		if l, err = netlink.LinkByName(w.iface); err != nil {
-			return nil, 0, fmt.Errorf("interface %s: %w", w.iface, err)
-		}
-		if bits < 0 {
-			bits = w.addr.BitLen()
-		}
-	case index != 0:
+	case err != nil:
+		return nil, 0, err
+	case l == nil && index == 0:
+		return nil, 0, fmt.Errorf("no interface has a network that contains %s: name one, %s/PREFIXLEN/INTERFACE", w.Addr, w.Addr)
+	case l == nil:
 		if l, err = netlink.LinkByIndex(index); err != nil {
 			return nil, 0, fmt.Errorf("interface number %d: %w", index, err)
 		}
-	default:
-		return nil, 0, fmt.Errorf("no interface has a network that contains %s: name one, %s/PREFIXLEN/INTERFACE", w.addr, w.addr)
+	case index == 0:
+		ones = w.Addr.BitLen()
 	}
-	if w.bits >= 0 {
-		bits = w.bits
+	if bits == 0 {
+		bits = ones
 	}
 	return l, bits, nil
 }
 
-// freeLabel is eth0:0, or the next number that no address has.
-func freeLabel(l netlink.Link) (string, error) {
-	name := l.Attrs().Name
-	addrs, err := netlink.AddrList(l, netlink.FAMILY_V4)
+// connected finds the most specific connected network that contains the
+// address, on one interface if only is not nil: its interface, 0 for none, and
+// its prefix length. The kernel's own answer comes without reading all routes,
+// of which each address brings some; where it is another route's, they are read.
+func connected(addr netip.Addr, only netlink.Link) (index, bits int, err error) {
+	suits := func(r netlink.Route) bool {
+		if r.Gw != nil || len(r.MultiPath) > 0 || r.Dst == nil || r.LinkIndex == 0 || !r.Dst.Contains(addr.AsSlice()) {
+			return false
+		}
+		ones, _ := r.Dst.Mask.Size()
+		return ones > 0 && (only == nil || only.Attrs().Index == r.LinkIndex)
+	}
+	if best, err := netlink.RouteGetWithOptions(addr.AsSlice(), &netlink.RouteGetOptions{FIBMatch: true}); err == nil && len(best) == 1 &&
+		best[0].Table == unix.RT_TABLE_MAIN && best[0].Type == unix.RTN_UNICAST && suits(best[0]) {
+		ones, _ := best[0].Dst.Mask.Size()
+		return best[0].LinkIndex, ones, nil
+	}
+	family := netlink.FAMILY_V4
+	if addr.Is6() {
+		family = netlink.FAMILY_V6
+	}
+	routes, err := netlink.RouteList(nil, family)
 	if err != nil {
-		return "", fmt.Errorf("list the addresses of %s: %w", name, err)
+		return 0, 0, fmt.Errorf("list the routes: %w", err)
+	}
+	for _, r := range routes {
+		if !suits(r) {
+			continue
+		}
+		if ones, _ := r.Dst.Mask.Size(); ones > bits {
+			index, bits = r.LinkIndex, ones
+		}
+	}
+	return index, bits, nil
+}
+
+// freeLabel is eth0:0, or the next number that no address has.
+func freeLabel(p place, all []entry) string {
+	taken := map[string]bool{}
+	for _, e := range all {
+		taken[e.label] = true
 	}
 	for i := 0; ; i++ {
-		label := name + ":" + strconv.Itoa(i)
-		if len(label) > maxName {
-			return "", nil // a label is for people's eyes; an address without one serves as well
+		label := p.name + ":" + strconv.Itoa(i)
+		if len(label) > config.MaxInterfaceName {
+			return "" // a label is for people's eyes; an address without one serves as well
 		}
-		if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.Label == label }) {
-			return label, nil
+		if !taken[label] {
+			return label
 		}
 	}
 }

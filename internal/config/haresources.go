@@ -87,11 +87,10 @@ func resource(p *problems, w word) model.Resource {
 	if r.Agent == "" || strings.Contains(r.Agent, "/") {
 		p.error(w.pos, fmt.Sprintf("%q names no resource script", clip(w.text)), "write the name of a script of resource.d or /etc/init.d")
 	}
-	if r.Agent == "IPaddr" || r.Agent == "IPaddr2" {
-		if len(r.Args) == 0 || r.Args[0] == "" {
-			p.warn(w.pos, r.Agent+" has no address: it will not start", "write "+r.Agent+"::ADDRESS/PREFIXLENGTH/INTERFACE")
-		} else if _, err := parseAddressResource(r.Args[0]); err != nil {
-			p.warn(w.pos, fmt.Sprintf("%s: %v: it will not start", r.Agent, err), "write ADDRESS[/PREFIXLENGTH[/INTERFACE[:LABEL][/BROADCAST]]]")
+	if isAddress(r) {
+		arg := addressArgument(r)
+		if _, at, err := parseAddress(arg); err != nil {
+			p.error(w.after(len(w.text)-len(arg)+at), fmt.Sprintf("%s: %v", r.Agent, err), "write "+r.Agent+"::"+AddressUsage)
 		}
 	}
 	return r
