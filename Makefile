@@ -3,7 +3,6 @@ GO        ?= go
 CACHE     ?= $(CURDIR)/.cache
 T         ?= 5000x
 GOLANGCI  := v2.15.0
-CLANG     ?= clang-14
 # The race detector needs a C compiler; without one the tests run without it and say so.
 RACE      := $(shell command -v gcc >/dev/null 2>&1 && echo -race)
 BATUTA_BIN := $(CURDIR)/bin/batuta
@@ -48,11 +47,11 @@ $(CACHE)/bin/golangci-lint-$(GOLANGCI):
 
 .PHONY: generate
 generate: ## eBPF objects from bpf/ (needs clang 14 and libbpf-dev)
-	CLANG='$(CLANG)' $(GO) generate ./...
+	$(GO) generate ./...
 
 .PHONY: generated
 generated: ## generate again and compare with what is committed
-	@CLANG='$(CLANG)' MAKE='$(MAKE)' scripts/generated
+	@scripts/generated
 
 .PHONY: bench
 bench: ## benchmarks of the pure parts
