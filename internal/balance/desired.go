@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/batuta-ha/batuta/internal/model"
 )
@@ -20,12 +21,16 @@ type Input struct {
 	// Removed names services that were configured earlier in this director's
 	// life and are not any more. Services that it never had are not its own.
 	Removed map[model.ServiceKey]bool
+
+	// Now counts for slow starts only.
+	Now time.Time
 }
 
 // Desired is the table that the plane should carry.
 //
 // A real server that is up has its row as configured; one that is down has
-// none, or with quiescent one of weight 0 without thresholds. The fallback
+// none, or with quiescent one of weight 0 without thresholds (Care may have it
+// otherwise: see SlowWeight and Panicking). The fallback
 // stands in, with weight 1, while no real server of the service is up, but not
 // before all of them have answered once. Rows under an own service that
 // the configuration does not name go, but only then, and only if the answers
@@ -62,7 +67,7 @@ func Desired(in Input) model.Table {
 			rows = have[0].Reals
 			have = have[1:]
 		}
-		v.Reals = desiredRows(svc, in.Health[i], rows)
+		v.Reals = desiredRows(svc, in.Health[i], rows, in.Now)
 		want.Services = append(want.Services, v)
 	}
 	for _, v := range have {
@@ -89,7 +94,8 @@ func Live(states []State) model.Status {
 }
 
 // desiredRows is the content of one service. have is sorted.
-func desiredRows(svc *model.Service, states []State, have []model.RealServer) []model.RealServer {
+func desiredRows(svc *model.Service, states []State, have []model.RealServer, now time.Time) []model.RealServer {
+	panicking := Panicking(svc.Care, states)
 	key := svc.Virtual.Key
 	rows := make([]model.RealServer, 0, len(svc.Reals)+1)
 	ours := make([]netip.AddrPort, 0, len(svc.Reals)+1)
@@ -108,9 +114,12 @@ func desiredRows(svc *model.Service, states []State, have []model.RealServer) []
 		}
 		switch st.Status {
 		case model.Up:
+			row.Weight, _ = SlowWeight(row.Weight, st.UpSince, svc.Care, now)
 			rows = append(rows, row)
 		case model.Down:
-			if svc.Quiescent {
+			if panicking {
+				rows = append(rows, row)
+			} else if svc.Quiescent {
 				rows = append(rows, model.RealServer{Addr: row.Addr, Forward: row.Forward})
 			}
 		case model.Unknown:

@@ -15,6 +15,7 @@ package balance
 import (
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/batuta-ha/batuta/internal/model"
 )
@@ -32,6 +33,11 @@ type State struct {
 	// Answered tells that a first verdict came, even one that says Unknown,
 	// and Confirmed that one came that does not.
 	Answered, Confirmed bool
+
+	// For services with Care only: when it went down lately, since when it
+	// has been well while it is held for flapping, and when it came back.
+	Downs              []time.Time
+	WellSince, UpSince time.Time
 
 	// Hold is what an operator wants of the server, whatever its checks say.
 	Hold Hold
@@ -61,9 +67,10 @@ const (
 	WentUp              // from down or unknown
 	WentDown            // from up
 	StayedDown          // the first verdict ever, and it was a failure
+	Held                // a success that does not count yet: the server flaps
 )
 
-var outcomeText = [...]string{"no change", "soft failure", "recovered", "went up", "went down", "stayed down"}
+var outcomeText = [...]string{"no change", "soft failure", "recovered", "went up", "went down", "stayed down", "held"}
 
 func (o Outcome) String() string { return outcomeText[min(int(o), len(outcomeText)-1)] }
 
@@ -106,7 +113,7 @@ func (s *State) Hear(v model.Status, failureCount int) Outcome {
 // Force brings a server down whatever its checks say, as for maintenance. The
 // next success brings it back.
 func (s *State) Force() {
-	*s = State{Status: model.Down, Answered: true, Confirmed: true, Hold: s.Hold}
+	*s = State{Status: model.Down, Answered: true, Confirmed: true, Hold: s.Hold, Downs: s.Downs}
 }
 
 // Health holds what is believed of every real server, in the configuration's

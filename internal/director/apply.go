@@ -63,6 +63,7 @@ func (r *run) apply() {
 // settled does what waits for the table: hooks, and Ready.
 func (r *run) settled() {
 	r.runHooks()
+	r.careFor()
 	if r.phase != phaseRunning && r.st.answered() {
 		r.phase = phaseRunning
 	}
@@ -168,6 +169,9 @@ func (r *run) tell(c model.Change, when stage) {
 	r.emit(e)
 	switch c.Op {
 	case model.RealAdd, model.RealEdit, model.RealDelete:
+		if e.Level == model.LevelDebug {
+			return // a step of a slow start
+		}
 		r.mail(c.Service.Key, strings.TrimPrefix(e.Text, "Readd "))
 		r.st.remind(c, e.Kind, time.Now())
 	case model.ChangeNone, model.ServiceAdd, model.ServiceEdit, model.ServiceDelete:
@@ -234,5 +238,19 @@ func (r *run) countedDrains(c []model.ServiceCounters) {
 	}
 	if draining {
 		r.counting.Reset(drainEvery)
+	}
+}
+
+// careFor tells of panic, and looks again while a slow start is under way.
+func (r *run) careFor() {
+	r.mu.Lock()
+	events := r.st.noteCare()
+	next := r.st.grow(time.Now())
+	r.mu.Unlock()
+	for _, e := range events {
+		r.emit(e)
+	}
+	if next > 0 {
+		r.growth.Reset(next)
 	}
 }

@@ -87,7 +87,10 @@ func (s *state) changed(c model.Change, when stage) model.Event {
 		case fallback && (!found || c.Op != model.RealDelete && balance.Live(s.health[i]) == model.Down):
 			what = "fallback"
 		case found:
-			isDown = s.health[i][j].Status == model.Down || s.health[i][j].Hold != balance.HoldNone
+			isDown = c.Real.Weight == 0 && (s.health[i][j].Status == model.Down || s.health[i][j].Hold != balance.HoldNone)
+			if c.Op == model.RealEdit && s.growing[drainKey{k, svc.Reals[j].Addr}] && s.health[i][j].Serves() {
+				return event(model.LevelDebug, "real-grows", subject, "Slow start of real server: %s (%s) (Weight set to %d)", row, v, c.Real.Weight)
+			}
 			if a := svc.Reals[j].Addr; a != c.Real.Addr {
 				row += " mapped from " + a.String()
 			}
@@ -114,6 +117,18 @@ func maintenanceBegan(subject, file string) model.Event {
 
 func maintenanceEnded(subject string) model.Event {
 	return event(model.LevelInfo, "maintenance-over", subject, "Server no longer in maintenance: %s", subject)
+}
+
+func heldBack(subject string, downs int, c model.Care) model.Event {
+	return event(model.LevelWarning, "real-held", subject, "Real server flaps and is held back: %s: down %d times within %v, has to be well for %v", subject, downs, c.FlapWindow, c.FlapHold)
+}
+
+func panicBegan(k model.ServiceKey, percent int) model.Event {
+	return event(model.LevelError, "panic", k.String(), "Fewer than %d %% of the real servers are up, so all of them are used: %s", percent, virtualText(k))
+}
+
+func panicEnded(k model.ServiceKey) model.Event {
+	return event(model.LevelNotice, "panic-over", k.String(), "Only real servers that are up are used again: %s", virtualText(k))
 }
 
 func applyFailed(c model.Change, err error) model.Event {

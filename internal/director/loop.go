@@ -57,6 +57,7 @@ type run struct {
 	job        atomic.Pointer[maintenanceJob]
 	maintained chan map[netip.AddrPort]string
 
+	growth   *time.Timer // the next step of slow starts
 	counting *time.Timer // the next count of drained servers' connections
 	counted  chan []model.ServiceCounters
 }
@@ -113,8 +114,9 @@ func (l *Loop) Run(ctx context.Context) error {
 	r.retry.Stop()
 	r.reminder = time.NewTimer(time.Hour)
 	r.reminder.Stop()
-	r.counting = time.NewTimer(time.Hour)
+	r.counting, r.growth = time.NewTimer(time.Hour), time.NewTimer(time.Hour)
 	r.counting.Stop()
+	r.growth.Stop()
 	l.mu.Lock()
 	l.st.adopt(have)
 	l.mu.Unlock()
@@ -156,6 +158,8 @@ func (r *run) loop() {
 				r.apply()
 			}
 		case <-r.retry.C:
+			r.apply()
+		case <-r.growth.C:
 			r.apply()
 		case <-r.poke:
 			if !r.Active() {

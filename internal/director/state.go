@@ -41,6 +41,8 @@ type state struct {
 	maintained map[netip.AddrPort]string // real servers in maintenance, and the file that says so
 	reminders  []reminder
 	drains     map[drainKey]*drain
+	growing    map[drainKey]bool         // real servers in their slow start
+	panicking  map[model.ServiceKey]bool // services that use real servers that are down
 }
 
 func newState(d model.Director) *state {
@@ -115,7 +117,7 @@ func (s *state) hear(p probe, v model.Verdict, emit func(model.Event)) (decide b
 			continue
 		}
 		before, first := st.Failures, !st.Answered
-		outcome := st.Hear(v.Status, svc.FailureCount)
+		outcome := st.HearWithCare(v.Status, svc.FailureCount, svc.Care, v.At)
 		subject := realID(svc, at.real)
 		switch outcome {
 		case balance.SoftFailure:
@@ -127,6 +129,10 @@ func (s *state) hear(p probe, v model.Verdict, emit func(model.Event)) (decide b
 			if before > 0 {
 				emit(failuresReset(subject))
 			}
+		case balance.Held:
+			if st.WellSince.Equal(v.At) {
+				emit(heldBack(subject, len(st.Downs), svc.Care))
+			}
 		case balance.NoChange:
 		}
 		if was := s.verdicts[at.service][at.real]; v.Status == model.Unknown && was.Reason != v.Reason {
@@ -137,7 +143,7 @@ func (s *state) hear(p probe, v model.Verdict, emit func(model.Event)) (decide b
 		switch outcome {
 		case balance.WentUp, balance.WentDown, balance.StayedDown:
 			decide = true
-		case balance.NoChange, balance.SoftFailure, balance.Recovered:
+		case balance.NoChange, balance.SoftFailure, balance.Recovered, balance.Held:
 			decide = decide || first
 		}
 	}
@@ -213,7 +219,7 @@ func (s *state) desired(have model.Table) model.Table {
 			gone[k] = true
 		}
 	}
-	return balance.Desired(balance.Input{Services: s.director.Services, Health: s.health, Have: have, Removed: gone})
+	return balance.Desired(balance.Input{Services: s.director.Services, Health: s.health, Have: have, Removed: gone, Now: time.Now()})
 }
 
 // settled tells whether every service serves or is known to be unable to.

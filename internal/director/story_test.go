@@ -53,6 +53,8 @@ var update = flag.Bool("update", false, "rewrite the stories with what happens n
 //	drain REAL [TIME]      take it out of service, and cut what is left then
 //	ready REAL             back again
 //	connections REAL N     it has so many
+//	care panic N|slowstart TIME|flaps N WINDOW HOLD
+//	                       of all services, from the next start or reload on
 func TestStories(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -107,6 +109,7 @@ type teller struct {
 	answers map[netip.AddrPort]string
 	names   map[string][]string
 	hook    string
+	care    model.Care
 }
 
 // stubborn is a plane that refuses rows of some real servers.
@@ -238,6 +241,8 @@ func (s *teller) play(words []string) {
 		s.plane.mu.Lock()
 		s.plane.connections[netip.MustParseAddrPort(args[0])] = n
 		s.plane.mu.Unlock()
+	case "care":
+		s.setCare(args)
 	case "name":
 		s.names[args[0]] = args[1:]
 	case "hook":
@@ -290,7 +295,26 @@ func (s *teller) load() (*model.Director, error) {
 			}
 		}
 	}
+	for i := range d.Services {
+		d.Services[i].Care = s.care
+	}
 	return d, nil
+}
+
+func (s *teller) setCare(args []string) {
+	times := make([]time.Duration, len(args))
+	for i, a := range args {
+		times[i], _ = time.ParseDuration(a) // numbers are none
+	}
+	n, _ := strconv.Atoi(args[1])
+	switch args[0] {
+	case "panic":
+		s.care.Panic = n
+	case "slowstart":
+		s.care.SlowStart = times[1]
+	case "flaps":
+		s.care.Flaps, s.care.FlapWindow, s.care.FlapHold = n, times[2], times[3]
+	}
 }
 
 func (s *teller) write(name string) {

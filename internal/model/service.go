@@ -281,6 +281,7 @@ type Service struct {
 	CleanStop       bool           // the service leaves the table when the director stops
 	FailureCount    int            // consecutive failures until down, at least 1
 	CheckInterval   time.Duration  // from the start of one check to the start of the next
+	Care            Care           // of real servers that come and go
 	MonitorFile     string         // one line for each check result; "" for none
 	Alert           EmailAlert
 	ServiceName     string // for messages to people

@@ -1,0 +1,92 @@
+package balance
+
+import (
+	"math"
+	"slices"
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// HearWithCare is Hear for a service that is gentle: a real server that flaps
+// is kept out, with outcome Held, until it has been well for long enough, and
+// one that comes back begins its slow start.
+func (s *State) HearWithCare(v model.Status, failureCount int, c model.Care, now time.Time) Outcome {
+	if v == model.Down {
+		s.WellSince = time.Time{}
+	}
+	if v == model.Up && s.Status == model.Down {
+		if s.WellSince.IsZero() {
+			s.WellSince = now
+		}
+		if s.Flapping(c, now) && now.Sub(s.WellSince) < c.FlapHold {
+			s.Answered, s.Confirmed, s.Failures = true, true, 0
+			return Held
+		}
+	}
+	before := s.Status
+	o := s.Hear(v, failureCount)
+	switch {
+	case o == WentDown && c.Flaps > 0:
+		s.forget(c, now)
+		s.Downs = append(s.Downs, now)
+	case o == WentUp && before == model.Down:
+		s.UpSince = now
+	}
+	return o
+}
+
+// Flapping tells whether a real server went down too often lately.
+func (s *State) Flapping(c model.Care, now time.Time) bool {
+	s.forget(c, now)
+	return c.Flaps > 0 && len(s.Downs) >= c.Flaps
+}
+
+// forget drops what is too long ago to count.
+func (s *State) forget(c model.Care, now time.Time) {
+	s.Downs = slices.DeleteFunc(s.Downs, func(at time.Time) bool { return now.Sub(at) > c.FlapWindow })
+	if len(s.Downs) == 0 {
+		s.Downs = nil
+	}
+}
+
+// SlowWeight is the weight of a real server that has been up again since then:
+// Envoy's law, w * max(first, (t/window)^(1/aggression)), at least 1. growing
+// tells whether it is still below its full size.
+func SlowWeight(weight int, since time.Time, c model.Care, now time.Time) (w int, growing bool) {
+	t := now.Sub(since)
+	if c.SlowStart <= 0 || since.IsZero() || t >= c.SlowStart || weight <= 1 {
+		return weight, false
+	}
+	first, aggression := c.SlowFirst, c.Aggression
+	if first <= 0 {
+		first = 0.1
+	}
+	if aggression <= 0 {
+		aggression = 1
+	}
+	part := max(first, math.Pow(max(0, float64(t)/float64(c.SlowStart)), 1/aggression))
+	return min(weight, max(1, int(math.Round(float64(weight)*part)))), true
+}
+
+// Panicking tells whether so few real servers of a service are up that all of
+// them are used. Those that an operator holds do not count.
+func Panicking(c model.Care, states []State) bool {
+	if c.Panic <= 0 {
+		return false
+	}
+	up, all := 0, 0
+	for _, s := range states {
+		if s.Hold != HoldNone {
+			continue
+		}
+		if !s.Answered {
+			return false // not before all have been looked at
+		}
+		all++
+		if s.Status == model.Up {
+			up++
+		}
+	}
+	return up > 0 && up*100 < all*c.Panic
+}
