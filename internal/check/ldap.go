@@ -62,7 +62,7 @@ func findLDAP(conn *ldap.Conn, login, password, base string) (names []string, er
 		return nil, ldapFault("bind "+who, err)
 	}
 	found, err := conn.Search(&ldap.SearchRequest{
-		BaseDN: base, Scope: ldap.ScopeBaseObject, DerefAliases: ldap.DerefAlways, Filter: "(objectClass=*)",
+		BaseDN: base, Scope: ldap.ScopeBaseObject, DerefAliases: ldap.DerefFindingBaseObj, Filter: "(objectClass=*)",
 		Attributes: []string{"1.1"}, // none: the DN is enough (RFC 4511 section 4.5.1.8)
 	})
 	if err != nil {
