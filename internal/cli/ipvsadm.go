@@ -2,8 +2,10 @@ package cli
 
 import (
 	"cmp"
+	"encoding/binary"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -22,7 +24,7 @@ func writeList(w io.Writer, t api.Table) {
 	fmt.Fprintln(w, "Prot LocalAddress:Port Scheduler Flags")
 	fmt.Fprintln(w, "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn")
 	counters := indexCounters(t.Counters)
-	for _, s := range t.Services {
+	for _, s := range asListed(t.Services) {
 		fmt.Fprintf(w, "%s %s\n", serviceName(s.Key), schedulerText(s))
 		for _, r := range s.Reals {
 			c := counters.real(s.Key, r)
@@ -47,7 +49,7 @@ func writeCounters(w io.Writer, t api.Table, counters []model.ServiceCounters, h
 	line("Prot LocalAddress:Port", head[:]...)
 	fmt.Fprintln(w, "  -> RemoteAddress:Port")
 	byKey := indexCounters(counters)
-	for _, s := range t.Services {
+	for _, s := range asListed(t.Services) {
 		row(serviceName(s.Key), byKey.service(s.Key))
 		for _, r := range s.Reals {
 			row("  -> "+r.Addr.String(), byKey.real(s.Key, r).Counters)
@@ -88,7 +90,7 @@ func writeFlows(w io.Writer, flows []model.Flow) {
 
 // writeSave is ipvsadm -S -n: the commands that make the table.
 func writeSave(w io.Writer, t api.Table) {
-	for _, s := range t.Services {
+	for _, s := range asListed(t.Services) {
 		key := serviceOption(s.Key)
 		line := "-A " + key + " -s " + s.Scheduler
 		if p := s.Persistence; p.Enabled {
@@ -97,11 +99,11 @@ func writeSave(w io.Writer, t api.Table) {
 				line += " -M " + m
 			}
 		}
-		if s.SchedFlags != "" {
-			line += " -b " + s.SchedFlags
-		}
 		if s.OnePacket {
 			line += " -o"
+		}
+		if s.SchedFlags != "" {
+			line += " -b " + s.SchedFlags
 		}
 		fmt.Fprintln(w, line)
 		for _, r := range s.Reals {
@@ -115,15 +117,48 @@ func writeSave(w io.Writer, t api.Table) {
 	}
 }
 
+// asListed puts services and real servers into ipvsadm's order. It takes the
+// difference of addresses, and of marks, for a signed number of 32 bits, so
+// that 192.168.0.1 comes before 10.0.0.1.
+func asListed(services []model.VirtualService) []model.VirtualService {
+	out := model.Table{Services: services}.Clone().Services
+	slices.SortStableFunc(out, func(a, b model.VirtualService) int {
+		return cmp.Or(
+			signed(a.Key.Mark, b.Key.Mark), // 0 for address services
+			cmp.Compare(a.Key.Family(), b.Key.Family()),
+			cmp.Compare(a.Key.Proto, b.Key.Proto),
+			compareListed(a.Key.Addr, b.Key.Addr))
+	})
+	for _, s := range out {
+		slices.SortStableFunc(s.Reals, func(a, b model.RealServer) int { return compareListed(a.Addr, b.Addr) })
+	}
+	return out
+}
+
+func compareListed(a, b netip.AddrPort) int {
+	x, y := a.Addr().AsSlice(), b.Addr().AsSlice()
+	if len(x) != len(y) {
+		return cmp.Compare(len(x), len(y))
+	}
+	for i := 0; i < len(x); i += 4 {
+		if c := signed(binary.BigEndian.Uint32(x[i:]), binary.BigEndian.Uint32(y[i:])); c != 0 {
+			return c
+		}
+	}
+	return cmp.Compare(a.Port(), b.Port())
+}
+
+func signed(a, b uint32) int { return cmp.Compare(int32(a-b), 0) }
+
 // serviceName is how listings call a service: "TCP  10.1.0.100:80", "FWM  5 IPv6".
 func serviceName(k model.ServiceKey) string {
 	if !k.IsMark() {
 		return fmt.Sprintf("%-4s %s", strings.ToUpper(k.Proto.String()), k.Addr)
 	}
 	if k.MarkFamily == model.IPv6 {
-		return fmt.Sprintf("FWM  %d IPv6", k.Mark)
+		return fmt.Sprintf("FWM  %d IPv6", int32(k.Mark)) // signed, as ipvsadm has it
 	}
-	return fmt.Sprintf("FWM  %d", k.Mark)
+	return fmt.Sprintf("FWM  %d", int32(k.Mark))
 }
 
 func serviceOption(k model.ServiceKey) string {
@@ -142,14 +177,14 @@ func serviceOption(k model.ServiceKey) string {
 
 func schedulerText(s model.VirtualService) string {
 	text := s.Scheduler
+	if s.SchedFlags != "" {
+		text += " (" + s.SchedFlags + ")"
+	}
 	if p := s.Persistence; p.Enabled {
 		text += fmt.Sprintf(" persistent %d", int(p.Timeout/time.Second))
 		if m := p.MaskText(); m != "" {
 			text += " mask " + m
 		}
-	}
-	if s.SchedFlags != "" {
-		text += " (" + s.SchedFlags + ")"
 	}
 	if s.OnePacket {
 		text += " ops"

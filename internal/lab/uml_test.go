@@ -47,8 +47,12 @@ func TestKernelRunsACommand(t *testing.T) {
 // What IPVS really does can be seen only in a kernel that has it: the tests of
 // the packages that deal with it run there.
 func TestIPVS(t *testing.T) {
-	for name, test := range map[string]struct{ pkg, run string }{
-		"the plane": {"internal/plane/ipvs", "."},
+	for name, test := range map[string]struct {
+		pkg  string
+		args []string
+	}{
+		"the plane":        {"internal/plane/ipvs", nil},
+		"texts of ipvsadm": {"internal/cli", []string{"-test.run=^TestTextsAreThoseOfIpvsadm$", "-rapid.checks=60", "-rapid.shrinktime=10s", "-rapid.nofailfile"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			k := ipvsKernel(t)
@@ -56,7 +60,7 @@ func TestIPVS(t *testing.T) {
 			k.Files = map[string]string{"bin/tests": testBinary(t, test.pkg)}
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 			defer cancel()
-			out, status, err := k.Run(ctx, "tests", "-test.v", "-test.timeout=4m", "-test.run="+test.run)
+			out, status, err := k.Run(ctx, append([]string{"tests", "-test.v", "-test.timeout=4m"}, test.args...)...)
 			t.Logf("in the kernel:\n%s", out)
 			if err != nil || status != 0 {
 				t.Fatalf("exit status %d, %v", status, err)
@@ -87,4 +91,24 @@ func testBinary(t *testing.T, pkg string) string {
 		t.Fatalf("compile the tests of %s: %v\n%s", pkg, err, out)
 	}
 	return binary
+}
+
+func TestKernelEndsWithItsContext(t *testing.T) {
+	k := ipvsKernel(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	out, _, err := k.Run(ctx, "sh", "-c", "echo begun; exec sleep 1000")
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.HasPrefix(err.Error(), "lab: User-Mode Linux was stopped: ") {
+		t.Fatalf("%v", err)
+	}
+	if string(out) != "begun\n" {
+		t.Errorf("output %q", out)
+	}
+}
+
+func TestKernelSaysWhatIsMissing(t *testing.T) {
+	_, _, err := lab.Kernel{Tree: t.TempDir()}.Run(t.Context(), "true")
+	if !errors.Is(err, lab.ErrNoKernel) || strings.Contains(err.Error(), "\n") {
+		t.Errorf("%v", err)
+	}
 }
