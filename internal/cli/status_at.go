@@ -50,16 +50,16 @@ func writePast(w io.Writer, r pastReport, loc *time.Location) {
 			kind = st.Thing.Kind
 			fmt.Fprintf(w, "\n%s\n", plurals[kind])
 		}
-		fmt.Fprintf(w, "  %-34s %-8s", st.Thing.Name, st.State)
-		if st.Where != "" {
-			fmt.Fprint(w, " on "+st.Where)
-		}
+		text := st.State.String()
 		if !st.Since.IsZero() {
-			fmt.Fprintf(w, " since %s", st.Since.In(loc).Format(stamp))
+			text = fmt.Sprintf("%-8s since %s", text, st.Since.In(loc).Format(stamp))
+		}
+		if st.Where != "" {
+			text += " on " + st.Where
 		}
 		if st.Why != "" {
-			fmt.Fprint(w, ": "+st.Why)
+			text += ": " + st.Why
 		}
-		fmt.Fprintln(w)
+		fmt.Fprintf(w, "  %-34s %s\n", st.Thing.Name, text)
 	}
 }

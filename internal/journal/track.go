@@ -55,9 +55,9 @@ func NewTracker() *Tracker {
 // Hear notes an event: some know better than a snapshot when something was.
 func (t *Tracker) Hear(e model.Event, uptime time.Duration) {
 	switch e.Kind {
-	case "node-dead", "address-added":
+	case "node-dead", "address-added", "address-removed":
 		t.heard[e.Kind+" "+e.Subject] = uptime
-	case "group-acquire":
+	case "group-acquire", "standby-complete":
 		t.heard[e.Kind] = uptime
 	}
 }
@@ -105,6 +105,9 @@ func (t *Tracker) compare(f finding, now Instant) []Change {
 	if ok && before.State == f.State && before.Where == f.Where {
 		return nil
 	}
+	if !ok && f.State == sla.Unknown {
+		return nil // nothing was known, and nothing is
+	}
 	serves := func(s sla.State) bool { return s == sla.Up || s == sla.Degraded }
 	var changes []Change
 	if f.lost != nil && serves(before.State) && before.Where == f.dead && f.Where != f.dead && f.State != sla.Unknown {
@@ -117,6 +120,17 @@ func (t *Tracker) compare(f finding, now Instant) []Change {
 			return []Change{down}
 		}
 		changes = append(changes, down)
+	}
+	if removed, ok := t.heard["address-removed "+f.address]; ok && removed >= before.Since && serves(before.State) && serves(f.State) &&
+		before.Where != f.Where && f.lost == nil {
+		// A hand-over between two snapshots: the address was nowhere for a moment.
+		end := now.Uptime
+		if done := t.heard["standby-complete"]; done > removed {
+			end = min(end, done)
+		}
+		changes = append(changes, Change{Thing: f.Thing, State: sla.Down, Since: removed, Why: "handed over from " + before.Where + " to " + f.Where})
+		t.outages[f.Thing] = outage{removed, removed}
+		f.Since = end
 	}
 	switch {
 	case f.State == sla.Down:

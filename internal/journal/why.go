@@ -57,32 +57,29 @@ func (s *Story) Why(what string) (Chain, error) {
 	return s.complete(chains[len(chains)-1]), nil
 }
 
-// Find is the one thing that a text names: all of its name, or else a part.
-// Of several, the one of a kind that matters to clients is meant.
+// importance is the order of kinds where a text names several things: what
+// matters to clients first.
+var importance = []string{ThingAddress, ThingService, ThingResource, ThingNode, ThingLink, ThingReal}
+
+func byImportance(a, b Thing) int {
+	return slices.Index(importance, a.Kind) - slices.Index(importance, b.Kind)
+}
+
+// Find is the thing that a text names: all of its name, or else a part.
 func (s *Story) Find(what string) (Thing, error) {
 	all := s.Things()
-	var found []Thing
-	for _, t := range all {
-		if t.Name == what || t.String() == what {
-			return t, nil
-		}
-		if strings.Contains(t.String(), what) && t.Kind != ThingReal {
-			found = append(found, t)
-		}
+	slices.SortStableFunc(all, byImportance)
+	if i := slices.IndexFunc(all, func(t Thing) bool { return t.Name == what || t.String() == what }); i >= 0 {
+		return all[i], nil
 	}
-	if len(found) == 0 {
-		names := make([]string, len(all))
-		for i, t := range all {
-			names[i] = t.String()
-		}
-		return Thing{}, fmt.Errorf("the journal knows no %q; it knows: %s", what, strings.Join(names, ", "))
+	if i := slices.IndexFunc(all, func(t Thing) bool { return strings.Contains(t.String(), what) }); i >= 0 {
+		return all[i], nil
 	}
-	for _, kind := range []string{ThingAddress, ThingResource} {
-		if i := slices.IndexFunc(found, func(t Thing) bool { return t.Kind == kind }); i >= 0 && found[i].Kind == kind {
-			return found[i], nil
-		}
+	names := make([]string, len(all))
+	for i, t := range all {
+		names[i] = t.String()
 	}
-	return found[0], nil
+	return Thing{}, fmt.Errorf("the journal knows no %q; it knows: %s", what, strings.Join(names, ", "))
 }
 
 // whyEntry finds the outage that a record belongs to.
@@ -91,8 +88,7 @@ func (s *Story) whyEntry(e Entry) (Chain, error) {
 	if e.State != nil {
 		things = []Thing{e.State.Thing}
 	}
-	order := []string{ThingAddress, ThingResource, ThingService, ThingNode, ThingLink, ThingReal}
-	slices.SortStableFunc(things, func(a, b Thing) int { return slices.Index(order, a.Kind) - slices.Index(order, b.Kind) })
+	slices.SortStableFunc(things, byImportance)
 	for _, t := range things {
 		for _, c := range slices.Backward(s.chains(t)) {
 			if !e.Time.Before(c.From.Add(-prelude)) && !e.Time.After(c.To.Add(sequel)) {
@@ -185,8 +181,8 @@ func (c *Chain) matters(e Entry) bool {
 	case e.Event != nil && e.Event.Level == model.LevelDebug:
 		return false
 	case e.Event != nil && e.Event.Source == "director":
-		real := c.Thing.Kind == ThingService || c.Thing.Kind == ThingReal
-		return real && (named(e.Event.Subject) || named(e.Event.Text) || e.Event.Kind == "check-failed" || e.Event.Kind == "soft-failure")
+		checked := c.Thing.Kind == ThingService || c.Thing.Kind == ThingReal
+		return checked && (named(e.Event.Subject) || named(e.Event.Text) || e.Event.Kind == "check-failed" || e.Event.Kind == "soft-failure")
 	case e.State != nil:
 		return e.State.Thing == c.Thing || e.State.Thing.Kind == ThingNode || e.State.Thing.Kind == ThingLink
 	}
