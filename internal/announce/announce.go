@@ -191,7 +191,7 @@ func (n *Network) restore(along []netip.Addr) {
 		if a == nil {
 			continue // not ours to put anywhere
 		}
-		if _, err := add(a.wish, a.place); err != nil {
+		if err := add(a.wish, a.place); err != nil {
 			n.say(model.LevelError, "address-lost", addr, "address %s was lost with another of its network: %v", addr, explain(err))
 		}
 	}

@@ -158,12 +158,11 @@ func put(w wish) (place, error) {
 	if w.autoLabel {
 		p.label = freeLabel(p, all)
 	}
-	_, err = add(w, p)
-	return p, err
+	return p, add(w, p)
 }
 
-// add adds the address at its place and tells whether it was not there.
-func add(w wish, p place) (bool, error) {
+// add adds the address at its place; one that is there is no error.
+func add(w wish, p place) error {
 	a := kernelAddr(p)
 	if w.Broadcast.IsValid() {
 		a.Broadcast = w.Broadcast.AsSlice()
@@ -171,11 +170,10 @@ func add(w wish, p place) (bool, error) {
 	if w.Addr.Is6() {
 		a.Flags = unix.IFA_F_NODAD // a second's wait for a duplicate is a second without service
 	}
-	err := netlink.AddrAdd(linkOf(p), a)
-	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return false, fmt.Errorf("add %s to %s: %w", p.prefix, p.name, err)
+	if err := netlink.AddrAdd(linkOf(p), a); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add %s to %s: %w", p.prefix, p.name, err)
 	}
-	return err == nil, nil
+	return nil
 }
 
 func kernelAddr(p place) *netlink.Addr {
