@@ -93,7 +93,7 @@ func tutorialCluster() *model.Cluster {
 			address("10.1.0.100"), address("10.240.0.1"), address("10.240.1.1"), {Agent: "ldirectord", Args: []string{}, Text: "ldirectord"},
 		}}},
 		Directors: []model.Director{{
-			Name: "ldirectord", File: "/etc/ha.d/ldirectord.cf", Services: []model.Service{service},
+			Name: "ldirectord", File: "/etc/ha.d/ldirectord.cf", Arguments: []string{""}, Services: []model.Service{service},
 			AutoReload: true, LogFile: "/var/log/ldirectord.log",
 		}},
 	}

@@ -220,7 +220,7 @@ func TestCleanStopHandsOver(t *testing.T) {
 		p := newPair(t, model.FailbackOn, tutorial)
 		p.start(p.a, p.b)
 		p.happened("  0.0 a: start ldirectord::ldirectord.cf", "  0.0 a: start IPaddr::gw1", "  0.0 a: start IPaddr::gw2", "  0.0 a: start IPaddr::VIP")
-		if got := p.b.loop.Resources()[0]; got.Node != "a" || got.State != model.ResourceStopped || got.Name != "IPaddr::VIP" || got.Group != "IPaddr::VIP" {
+		if got := p.b.loop.Resources()[0]; got.Node != "a" || got.State != model.ResourceRunning || got.Here != model.ResourceStopped || got.Name != "IPaddr::VIP" || got.Group != "IPaddr::VIP" {
 			t.Errorf("b sees %+v", got)
 		}
 		if err := p.a.loop.Stop(t.Context()); err != nil {
@@ -230,7 +230,7 @@ func TestCleanStopHandsOver(t *testing.T) {
 			"  0.0 a: stop IPaddr::VIP", "  0.0 a: stop IPaddr::gw2", "  0.0 a: stop IPaddr::gw1", "  0.0 a: stop ldirectord::ldirectord.cf",
 			"  0.0 b: start ldirectord::ldirectord.cf", "  0.0 b: start IPaddr::gw1", "  0.0 b: start IPaddr::gw2", "  0.0 b: start IPaddr::VIP")
 		for _, v := range p.b.loop.Resources() {
-			if v.Node != "b" || v.State != model.ResourceRunning {
+			if v.Node != "b" || v.State != model.ResourceRunning || v.Here != model.ResourceRunning {
 				t.Errorf("b sees %+v", v)
 			}
 		}
