@@ -79,8 +79,8 @@ func writeStatus(w io.Writer, st api.Status, now time.Time) {
 				where = "nowhere"
 			}
 			fmt.Fprintf(w, "  %-28s %-9s on %s", r.Name, r.State, where)
-			if r.Error != "" {
-				fmt.Fprint(w, ": "+r.Error)
+			if r.Error != "" { // of this node, whoever has it now
+				fmt.Fprintf(w, "; %s here: %s", r.Here, r.Error)
 			}
 			fmt.Fprintln(w)
 		}
