@@ -169,3 +169,40 @@ func TestNobodyThere(t *testing.T) {
 		}
 	}
 }
+
+// Datagrams that are no answer do not keep a check from its end.
+func TestHostileDatagrams(t *testing.T) {
+	for name, alter := range map[string]func(*model.Target){
+		"dns":    func(t *model.Target) { byTCP[4].alter(t); udp(t) },
+		"radius": func(t *model.Target) { t.Application, t.Secret = "radius", "s3cret" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := net.ListenPacket("udp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			over, done := make(chan struct{}), make(chan struct{})
+			go func() {
+				defer close(done)
+				b := make([]byte, 2*datagramSize)
+				n, from, err := c.ReadFrom(b)
+				for i := n; err == nil; i = i%len(b) + 1 {
+					_, _ = c.WriteTo(b[:i], from) // first the question itself, then ever more and less
+					select {
+					case <-over:
+						return
+					default:
+					}
+				}
+			}()
+			tg := target(c.LocalAddr().String(), alter, short)
+			v := Perform(t.Context(), For(tg), tg)
+			close(over)
+			c.Close()
+			<-done
+			if v.Status != model.Down || !strings.Contains(v.Reason, "within 100ms") {
+				t.Errorf("%v, want down: nothing within 100ms", v)
+			}
+		})
+	}
+}
