@@ -113,6 +113,7 @@ type teller struct {
 type mark struct {
 	cause    string
 	at       time.Time
+	over     time.Time // when the successor served; zero while it does not
 	from, to model.NodeName
 }
 
@@ -207,7 +208,8 @@ func (d *teller) events(ctx context.Context, begin time.Time) error {
 	if err := d.await(ctx, "service from "+string(second), d.served); err != nil {
 		return err
 	}
-	d.say("%s serves; longest gap so far %.1f ms", second, d.gapSince())
+	d.over(ctx)
+	d.say("%s serves; gap %.1f ms", second, d.gapSince())
 
 	until(ctx, at(0.42))
 	d.mark(causeFailback, second, first)
@@ -218,6 +220,7 @@ func (d *teller) events(ctx context.Context, begin time.Time) error {
 	if err := d.await(ctx, string(first)+" to hold the address again", d.settled(first, len(d.stage.reals()))); err != nil {
 		return err
 	}
+	d.over(ctx)
 	d.say("%s holds the service address again", first)
 
 	until(ctx, at(0.65))
@@ -229,12 +232,23 @@ func (d *teller) events(ctx context.Context, begin time.Time) error {
 	if err := d.await(ctx, "service from "+string(second), d.served); err != nil {
 		return err
 	}
+	d.over(ctx)
 	d.say("%s has taken over; gap %.1f ms", second, d.gapSince())
 	return nil
 }
 
 func (d *teller) mark(cause string, from, to model.NodeName) {
-	d.marks = append(d.marks, mark{cause, time.Now(), from, to})
+	d.marks = append(d.marks, mark{cause: cause, at: time.Now(), from: from, to: to})
+}
+
+// Half a second after the successor has the address a failover is over: what
+// disturbs the client later is not its doing.
+const aftermath = 500 * time.Millisecond
+
+// over waits for the aftermath of the last failover.
+func (d *teller) over(ctx context.Context) {
+	until(ctx, time.Now().Add(aftermath))
+	d.marks[len(d.marks)-1].over = time.Now()
 }
 
 func (d *teller) last() mark { return d.marks[len(d.marks)-1] }
@@ -317,10 +331,10 @@ func until(ctx context.Context, t time.Time) bool {
 func (d *teller) report(st api.Status) Report {
 	r := Report{Mode: d.stage.mode(), Plane: st.Plane, RealServers: len(d.stage.reals()),
 		Requests: d.acc.total, Failed: d.acc.failed, Distribution: d.acc.snapshot()}
-	for i, m := range d.marks {
-		end := d.ended
-		if i+1 < len(d.marks) {
-			end = d.marks[i+1].at
+	for _, m := range d.marks {
+		end := m.over
+		if end.IsZero() {
+			end = d.ended
 		}
 		gap, ok := d.acc.gap(m.at, end)
 		f := Failover{Cause: m.cause, GapMS: float64(gap.Round(10*time.Microsecond)) / 1e6,
