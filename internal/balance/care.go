@@ -12,14 +12,21 @@ import (
 // is kept out, with outcome Held, until it has been well for long enough, and
 // one that comes back begins its slow start.
 func (s *State) HearWithCare(v model.Status, failureCount int, c model.Care, now time.Time) Outcome {
+	if c == (model.Care{}) {
+		return s.Hear(v, failureCount)
+	}
+	if s.Lately == nil {
+		s.Lately = &Lately{}
+	}
+	l := s.Lately
 	if v == model.Down {
-		s.WellSince = time.Time{}
+		l.WellSince = time.Time{}
 	}
 	if v == model.Up && s.Status == model.Down {
-		if s.WellSince.IsZero() {
-			s.WellSince = now
+		if l.WellSince.IsZero() {
+			l.WellSince = now
 		}
-		if s.Flapping(c, now) && now.Sub(s.WellSince) < c.FlapHold {
+		if l.flapping(c, now) && now.Sub(l.WellSince) < c.FlapHold {
 			s.Answered, s.Confirmed, s.Failures = true, true, 0
 			return Held
 		}
@@ -28,26 +35,41 @@ func (s *State) HearWithCare(v model.Status, failureCount int, c model.Care, now
 	o := s.Hear(v, failureCount)
 	switch {
 	case o == WentDown && c.Flaps > 0:
-		s.forget(c, now)
-		s.Downs = append(s.Downs, now)
+		l.forget(c, now)
+		l.Downs = append(l.Downs, now)
 	case o == WentUp && before == model.Down:
-		s.UpSince = now
+		l.UpSince = now
 	}
 	return o
 }
 
-// Flapping tells whether a real server went down too often lately.
-func (s *State) Flapping(c model.Care, now time.Time) bool {
-	s.forget(c, now)
-	return c.Flaps > 0 && len(s.Downs) >= c.Flaps
+// flapping tells whether a real server went down too often lately.
+func (l *Lately) flapping(c model.Care, now time.Time) bool {
+	l.forget(c, now)
+	return c.Flaps > 0 && len(l.Downs) >= c.Flaps
 }
 
 // forget drops what is too long ago to count.
-func (s *State) forget(c model.Care, now time.Time) {
-	s.Downs = slices.DeleteFunc(s.Downs, func(at time.Time) bool { return now.Sub(at) > c.FlapWindow })
-	if len(s.Downs) == 0 {
-		s.Downs = nil
+func (l *Lately) forget(c model.Care, now time.Time) {
+	l.Downs = slices.DeleteFunc(l.Downs, func(at time.Time) bool { return now.Sub(at) > c.FlapWindow })
+}
+
+// slowWeight is SlowWeight for a row's weight.
+func (s *State) slowWeight(weight int, c *model.Care, now time.Time) int {
+	if s.Lately == nil {
+		return weight
 	}
+	w, _ := SlowWeight(weight, s.Lately.UpSince, *c, now)
+	return w
+}
+
+// Growing tells whether a real server with that weight is in its slow start.
+func (s *State) Growing(weight int, c model.Care, now time.Time) bool {
+	if s.Lately == nil || !s.Serves() {
+		return false
+	}
+	_, growing := SlowWeight(weight, s.Lately.UpSince, c, now)
+	return growing
 }
 
 // SlowWeight is the weight of a real server that has been up again since then:
@@ -71,12 +93,13 @@ func SlowWeight(weight int, since time.Time, c model.Care, now time.Time) (w int
 
 // Panicking tells whether so few real servers of a service are up that all of
 // them are used. Those that an operator holds do not count.
-func Panicking(c model.Care, states []State) bool {
+func Panicking(c *model.Care, states []State) bool {
 	if c.Panic <= 0 {
 		return false
 	}
 	up, all := 0, 0
-	for _, s := range states {
+	for i := range states {
+		s := &states[i]
 		if s.Hold != HoldNone {
 			continue
 		}

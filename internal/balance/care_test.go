@@ -43,7 +43,6 @@ func TestNoCare(t *testing.T) {
 	var a, b State
 	for i, v := range []model.Status{model.Down, model.Up, model.Down, model.Down, model.Unknown, model.Up} {
 		x, y := a.Hear(v, 2), b.HearWithCare(v, 2, model.Care{}, noon)
-		b.WellSince, b.UpSince = time.Time{}, time.Time{}
 		if x != y || !cmp.Equal(a, b) {
 			t.Errorf("verdict %d: %v %v, %v %v", i, x, a, y, b)
 		}
@@ -92,7 +91,7 @@ func TestPanicking(t *testing.T) {
 		{"up down drained drained", 50, false},
 		{"up unknown unknown down", 50, true},
 	} {
-		if got := Panicking(model.Care{Panic: tc.limit}, states(tc.health)); got != tc.want {
+		if got := Panicking(&model.Care{Panic: tc.limit}, states(tc.health)); got != tc.want {
 			t.Errorf("%s, %d %%: %v", tc.health, tc.limit, got)
 		}
 	}
@@ -106,7 +105,7 @@ func TestDesiredWithCare(t *testing.T) {
 	if d := cmp.Diff(table(t, "tcp 10.0.0.1:80 rr\n10.0.1.1:8080 masq weight 4 upper 9 lower 3\n10.0.1.2:8080 masq weight 4 upper 9 lower 3"), Desired(in), sameTable); d != "" {
 		t.Errorf("panic (-want +got)\n%s", d)
 	}
-	health[1] = State{Status: model.Up, Answered: true, Confirmed: true, UpSince: noon.Add(-50 * time.Second)}
+	health[1] = State{Status: model.Up, Answered: true, Confirmed: true, Lately: &Lately{UpSince: noon.Add(-50 * time.Second)}}
 	if d := cmp.Diff(table(t, "tcp 10.0.0.1:80 rr\n10.0.1.1:8080 masq weight 4 upper 9 lower 3\n10.0.1.2:8080 masq weight 2 upper 9 lower 3"), Desired(in), sameTable); d != "" {
 		t.Errorf("slow start (-want +got)\n%s", d)
 	}

@@ -81,7 +81,8 @@ func Desired(in Input) model.Table {
 // while that is open. It decides on fallback and fallbackcommand.
 func Live(states []State) model.Status {
 	answered := true
-	for _, s := range states {
+	for i := range states {
+		s := &states[i]
 		if s.Serves() {
 			return model.Up
 		}
@@ -95,13 +96,13 @@ func Live(states []State) model.Status {
 
 // desiredRows is the content of one service. have is sorted.
 func desiredRows(svc *model.Service, states []State, have []model.RealServer, now time.Time) []model.RealServer {
-	panicking := Panicking(svc.Care, states)
+	panicking := Panicking(&svc.Care, states)
 	key := svc.Virtual.Key
 	rows := make([]model.RealServer, 0, len(svc.Reals)+1)
 	ours := make([]netip.AddrPort, 0, len(svc.Reals)+1)
 	answered, confirmed, replaced := true, true, false
 	for j := range svc.Reals {
-		st := states[j]
+		st := &states[j]
 		answered = answered && (st.Answered || st.Hold != HoldNone)
 		confirmed = confirmed && st.Confirmed
 		replaced = replaced || st.Confirmed && st.Serves()
@@ -114,7 +115,7 @@ func desiredRows(svc *model.Service, states []State, have []model.RealServer, no
 		}
 		switch st.Status {
 		case model.Up:
-			row.Weight, _ = SlowWeight(row.Weight, st.UpSince, svc.Care, now)
+			row.Weight = st.slowWeight(row.Weight, &svc.Care, now)
 			rows = append(rows, row)
 		case model.Down:
 			if panicking {
@@ -157,7 +158,7 @@ func desiredRows(svc *model.Service, states []State, have []model.RealServer, no
 
 // heldRow is the row of a real server that an operator holds: none, or one
 // that gets no new connections.
-func heldRow(svc *model.Service, st State, row model.RealServer, have []model.RealServer) []model.RealServer {
+func heldRow(svc *model.Service, st *State, row model.RealServer, have []model.RealServer) []model.RealServer {
 	_, present := findRow(have, row.Addr)
 	gone := st.Status == model.Down && !svc.Quiescent || st.Status == model.Unknown && !present
 	if st.Hold == HoldOut || gone {

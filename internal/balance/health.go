@@ -34,13 +34,18 @@ type State struct {
 	// and Confirmed that one came that does not.
 	Answered, Confirmed bool
 
-	// For services with Care only: when it went down lately, since when it
-	// has been well while it is held for flapping, and when it came back.
-	Downs              []time.Time
-	WellSince, UpSince time.Time
+	// Lately is what happened lately, nil for nothing; for services with Care.
+	Lately *Lately
 
 	// Hold is what an operator wants of the server, whatever its checks say.
 	Hold Hold
+}
+
+// Lately is when a real server went down, since when it has been well while
+// it is held for flapping, and when it came back.
+type Lately struct {
+	Downs              []time.Time
+	WellSince, UpSince time.Time
 }
 
 // Hold is how far an operator has taken a real server out of service.
@@ -54,7 +59,7 @@ const (
 )
 
 // Serves tells whether new connections may go to the server.
-func (s State) Serves() bool { return s.Status == model.Up && s.Hold == HoldNone }
+func (s *State) Serves() bool { return s.Status == model.Up && s.Hold == HoldNone }
 
 // Outcome is what a verdict changed.
 type Outcome uint8
@@ -113,7 +118,7 @@ func (s *State) Hear(v model.Status, failureCount int) Outcome {
 // Force brings a server down whatever its checks say, as for maintenance. The
 // next success brings it back.
 func (s *State) Force() {
-	*s = State{Status: model.Down, Answered: true, Confirmed: true, Hold: s.Hold, Downs: s.Downs}
+	*s = State{Status: model.Down, Answered: true, Confirmed: true, Hold: s.Hold, Lately: s.Lately}
 }
 
 // Health holds what is believed of every real server, in the configuration's

@@ -22,8 +22,8 @@ func (s *state) grow(now time.Time) (next time.Duration) {
 		if svc.Care.SlowStart <= 0 {
 			continue
 		}
-		for j, st := range s.health[i] {
-			if _, growing := balance.SlowWeight(svc.Reals[j].Weight, st.UpSince, svc.Care, now); !growing || !st.Serves() {
+		for j := range s.health[i] {
+			if !s.health[i][j].Growing(svc.Reals[j].Weight, svc.Care, now) {
 				continue
 			}
 			if s.growing == nil {
@@ -45,7 +45,7 @@ func (s *state) noteCare() (events []model.Event) {
 	for i := range s.director.Services {
 		svc := &s.director.Services[i]
 		k := svc.Virtual.Key
-		if !balance.Panicking(svc.Care, s.health[i]) {
+		if !balance.Panicking(&svc.Care, s.health[i]) {
 			if s.panicking[k] {
 				events = append(events, panicEnded(k))
 			}

@@ -130,8 +130,8 @@ func (s *state) hear(p probe, v model.Verdict, emit func(model.Event)) (decide b
 				emit(failuresReset(subject))
 			}
 		case balance.Held:
-			if st.WellSince.Equal(v.At) {
-				emit(heldBack(subject, len(st.Downs), svc.Care))
+			if st.Lately.WellSince.Equal(v.At) {
+				emit(heldBack(subject, len(st.Lately.Downs), svc.Care))
 			}
 		case balance.NoChange:
 		}
