@@ -14,7 +14,7 @@ help: ## this list
 
 .PHONY: build
 build: ## write bin/batuta
-	CGO_ENABLED=0 $(GO) build -trimpath -o bin/batuta ./cmd/batuta
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags='-s -w' -o bin/batuta ./cmd/batuta
 
 .PHONY: demo
 demo: build ## a whole cluster on this machine, load, both kinds of failover
