@@ -4,7 +4,7 @@
 // which become generic-netlink requests one by one; what goes out are the
 // kernel's table, its counters and its connections, whoever made them.
 //
-// The package never holds a copy of the table, never removes what it was not
+// The package never answers from a copy of the table, never removes what it was not
 // told to remove, and never touches interfaces or routes. Opening it loads the
 // kernel module where that is absent, and sets one switch of the kernel,
 // net.ipv4.vs.expire_nodest_conn, without which connections of a deleted

@@ -7,8 +7,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
+	"slices"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 
 	"github.com/batuta-ha/batuta/internal/model"
 	"github.com/batuta-ha/batuta/internal/plane"
@@ -37,6 +42,83 @@ func TestConformanceIPv6(t *testing.T) {
 	planetest.Run(t, planetest.Harness{New: newBench(true), Without: lacks})
 }
 
+// The kernel knows one spelling; a file may have another.
+func TestServicesAreReadBackAsTheyWereWritten(t *testing.T) {
+	requireKernel(t)
+	b := newBench(false)(t, planetest.Options{})
+	want := model.Table{Services: []model.VirtualService{{
+		Key: model.ServiceKey{Proto: model.TCP, Addr: b.Virtual(0)}, Scheduler: "sh", SchedFlags: "flag-2,sh-fallback",
+		Persistence: model.Persistence{Enabled: true, Timeout: time.Minute, Netmask: netip.MustParseAddr("255.255.255.255")}}}}
+	if err := b.Plane().Apply(t.Context(), []model.Change{{Op: model.ServiceAdd, Service: want.Services[0]}}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := b.Plane().Read(t.Context())
+	if diff := cmp.Diff(want.String(), got.String()); err != nil || diff != "" {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
+	}
+	b.Reopen(t)
+	want.Services[0].SchedFlags, want.Services[0].Persistence.Netmask = "sh-fallback,sh-port", netip.Addr{}
+	got, err = b.Plane().Read(t.Context())
+	if diff := cmp.Diff(want.String(), got.String()); err != nil || diff != "" {
+		t.Errorf("as another program reads it: %v (-want +got):\n%s", err, diff)
+	}
+}
+
+// With gate and ipip the real server answers the client itself: packets
+// arrive there as they were, by Ethernet or in a tunnel.
+func TestGateAndTunnelBringThePacketsThere(t *testing.T) {
+	requireKernel(t)
+	for forward, prepare := range map[model.Forward]func(t *testing.T, rack *planetest.Host){
+		model.Gate: func(*testing.T, *planetest.Host) {},
+		model.IPIP: func(t *testing.T, rack *planetest.Host) {
+			if out, err := exec.Command("modprobe", "ipip").CombinedOutput(); err != nil {
+				t.Fatalf("modprobe ipip: %v\n%s", err, out)
+			}
+			if err := rack.LinkAdd(&netlink.Iptun{LinkAttrs: netlink.LinkAttrs{Name: "tun1"}, Local: net.ParseIP("10.240.0.20")}); err != nil {
+				t.Fatal(err)
+			}
+			rack.Up(t, "tun1")
+			rack.Sysctl(t, "net/ipv4/conf/tun1/rp_filter", "0")
+			rack.Sysctl(t, "net/ipv4/conf/all/rp_filter", "0")
+		},
+	} {
+		t.Run(forward.String(), func(t *testing.T) {
+			b := newBench(false)(t, planetest.Options{}).(*bench)
+			vip := b.Virtual(0)
+			prepare(t, b.racks[0])
+			// The way back does not lead over the director, which would not
+			// forward packets from its own address.
+			b.racks[0].Connect(t, "back", "10.9.0.20/24", b.client, "side", "10.9.0.50/24")
+			b.racks[0].Route(t, "10.1.0.50/32", "10.9.0.50")
+			b.racks[0].Address(t, "lo", vip.Addr().String()+"/32") // and does not answer ARP for it there
+			for _, p := range []model.Protocol{model.TCP, model.UDP} {
+				b.racks[0].Do(t, func() { planetest.StartServer(t, p, vip) })
+				service := model.VirtualService{Key: model.ServiceKey{Proto: p, Addr: vip}, Scheduler: "rr"}
+				if err := b.plane.Apply(t.Context(), []model.Change{{Op: model.ServiceAdd, Service: service}, {Op: model.RealAdd, Service: service,
+					Real: model.RealServer{Addr: netip.MustParseAddrPort("10.240.0.20:80"), Forward: forward, Weight: 1}}}); err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				defer cancel()
+				c, err := b.Dial(ctx, p, vip)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close() //nolint:errcheck // the test is over
+				if real, echo, err := c.Exchange(ctx, []byte("hello")); err != nil || string(echo) != "hello" || real != vip {
+					t.Errorf("%s: %s says %q, %v", p, real, echo, err)
+				}
+				flows, err := b.plane.Flows(ctx)
+				if err != nil || !slices.ContainsFunc(flows, func(f model.Flow) bool {
+					return f.Proto == p && f.Client == c.Local() && f.Real == netip.MustParseAddrPort("10.240.0.20:80")
+				}) {
+					t.Errorf("%s: flows %+v, %v", p, flows, err)
+				}
+			}
+		})
+	}
+}
+
 var lacks = map[planetest.Feature]string{}
 
 // bench is a building of its own for each case, so that no connection of the
@@ -52,6 +134,7 @@ type bench struct {
 	options          Options
 	director, client *planetest.Host
 	plane            *Plane
+	racks            []*planetest.Host
 	six              bool
 	reals            map[model.Protocol][planetest.Reals]netip.AddrPort
 }
@@ -73,7 +156,7 @@ func newBench(six bool) func(*testing.T, planetest.Options) planetest.Bench {
 		b := &bench{t: t, six: six, options: Options{Timeouts: Timeouts{UDP: po.UDPTimeout}},
 			director: planetest.NewHost(t, "director"), client: planetest.NewHost(t, "client"),
 			reals: map[model.Protocol][planetest.Reals]netip.AddrPort{}}
-		racks := []*planetest.Host{planetest.NewHost(t, "rack0"), planetest.NewHost(t, "rack1")}
+		b.racks = []*planetest.Host{planetest.NewHost(t, "rack0"), planetest.NewHost(t, "rack1")}
 
 		b.director.Connect(t, "outside", address(six, 1, 1)+length, b.client, "eth0", address(six, 1, 50)+length)
 		b.client.Route(t, everywhere, address(six, 1, 1))
@@ -84,7 +167,7 @@ func newBench(six bool) func(*testing.T, planetest.Options) planetest.Bench {
 			}
 			b.director.Address(t, "outside", address(six, 1, 100+i)+host)
 		}
-		for i, rack := range racks {
+		for i, rack := range b.racks {
 			network := 240 + i
 			b.director.Connect(t, fmt.Sprint("inside", i), address(six, network, 1)+length, rack, "eth0", address(six, network, 20)+length)
 			rack.Address(t, "eth0", address(six, network, 21)+length)
@@ -96,7 +179,7 @@ func newBench(six bool) func(*testing.T, planetest.Options) planetest.Bench {
 			var all [planetest.Reals]netip.AddrPort
 			for i := range all {
 				a := netip.MustParseAddr(address(six, 240+i/2, 20+i%2))
-				racks[i/2].Do(t, func() { all[i] = planetest.StartServer(t, p, netip.AddrPortFrom(a, uint16(8000+i))) })
+				b.racks[i/2].Do(t, func() { all[i] = planetest.StartServer(t, p, netip.AddrPortFrom(a, uint16(8000+i))) })
 			}
 			b.reals[p] = all
 		}

@@ -1,6 +1,7 @@
 package ipvs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -43,6 +44,11 @@ type Plane struct {
 	flows  *os.File // /proc/net/ip_vs_conn of that namespace
 	info   model.PlaneInfo
 	gone   graveyard
+
+	// spelled is how services were last written here, for those that have
+	// several spellings (order of flags, a netmask of one host): they are read
+	// back as they were written, or balance would see a difference for ever.
+	spelled map[model.ServiceKey]model.VirtualService
 }
 
 var _ plane.Plane = (*Plane)(nil)
@@ -164,6 +170,9 @@ func (p *Plane) Read(ctx context.Context) (model.Table, error) {
 	var t model.Table
 	err := p.each(ctx, func(s service, dests []dest) {
 		v := s.VirtualService
+		if w, ok := p.spelled[v.Key]; ok && sameMessage(v, w) {
+			v = w
+		}
 		for _, d := range dests {
 			v.Reals = append(v.Reals, d.RealServer)
 		}
@@ -218,6 +227,13 @@ func (p *Plane) each(ctx context.Context, do func(service, []dest)) error {
 		do(s, dests)
 	}
 	return nil
+}
+
+// sameMessage tells whether two services are one to the kernel.
+func sameMessage(v, w model.VirtualService) bool {
+	a, errA := encodeService(v)
+	b, errB := encodeService(w)
+	return errA == nil && errB == nil && bytes.Equal(a, b)
 }
 
 func (p *Plane) dests(k model.ServiceKey) ([]dest, error) {
@@ -323,14 +339,22 @@ func (p *Plane) carryOut(ctx context.Context, c model.Change) error {
 		if err != nil {
 			return err
 		}
-		err = p.put(c.Op == model.ServiceAdd, cmdNewService, cmdSetService, unix.ESRCH, message)
-		return refusedService(c.Service, err)
+		if err := p.put(c.Op == model.ServiceAdd, cmdNewService, cmdSetService, unix.ESRCH, message); err != nil {
+			return refusedService(c.Service, err)
+		}
+		if p.spelled == nil {
+			p.spelled = map[model.ServiceKey]model.VirtualService{}
+		}
+		p.spelled[k] = model.VirtualService{Key: k, Scheduler: c.Service.Scheduler, SchedFlags: c.Service.SchedFlags,
+			Persistence: c.Service.Persistence, OnePacket: c.Service.OnePacket}
+		return nil
 	case model.ServiceDelete:
 		message, err := encodeKey(k)
 		if err != nil {
 			return err
 		}
 		p.gone.note(grave{service: k})
+		delete(p.spelled, k)
 		return unless(p.tell(cmdDelService, message), unix.ESRCH)
 	case model.RealAdd, model.RealEdit:
 		message, err := encodeDest(k, real, true)

@@ -50,7 +50,7 @@ func NewHost(t testing.TB, name string) *Host {
 			t.Errorf("end of host %s: %v", name, err)
 		}
 	})
-	h.check(t, h.up("lo"))
+	h.Up(t, "lo")
 	if _, err := os.Stat("/proc/sys/net/ipv6"); err == nil {
 		// No address is of use to others before its duplicates were looked for,
 		// not even the link's own: nobody has any here.
@@ -65,6 +65,12 @@ func (h *Host) check(t testing.TB, err error) {
 	if err != nil {
 		t.Fatalf("host %s: %v", h.name, err)
 	}
+}
+
+// Up switches an interface on.
+func (h *Host) Up(t testing.TB, name string) {
+	t.Helper()
+	h.check(t, h.up(name))
 }
 
 func (h *Host) up(name string) error {
@@ -82,8 +88,8 @@ func (h *Host) Connect(t testing.TB, name, addr string, peer *Host, peerName, pe
 	h.check(t, h.LinkAdd(v))
 	h.Address(t, name, addr)
 	peer.Address(t, peerName, peerAddr)
-	h.check(t, h.up(name))
-	peer.check(t, peer.up(peerName))
+	h.Up(t, name)
+	peer.Up(t, peerName)
 }
 
 // Address puts an address, written with the length of its network, on an
