@@ -119,6 +119,49 @@ func TestGateAndTunnelBringThePacketsThere(t *testing.T) {
 	}
 }
 
+// A fallback to the director itself is a gate row for 127.0.0.1, as
+// ldirectord writes it: its own server answers on the virtual address.
+func TestFallbackToTheDirectorItself(t *testing.T) {
+	requireKernel(t)
+	b := newBench(false)(t, planetest.Options{}).(*bench)
+	vip := b.Virtual(0)
+	b.director.Do(t, func() { planetest.StartServer(t, model.TCP, vip) })
+	service := model.VirtualService{Key: model.ServiceKey{Proto: model.TCP, Addr: vip}, Scheduler: "wlc"}
+	real := func(op model.ChangeOp, addr string, f model.Forward, weight int) model.Change {
+		return model.Change{Op: op, Service: service, Real: model.RealServer{Addr: netip.MustParseAddrPort(addr), Forward: f, Weight: weight}}
+	}
+	rack := b.Real(model.TCP, 0)
+	visit := func() netip.AddrPort {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		c, err := b.Dial(ctx, model.TCP, vip)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close() //nolint:errcheck // the visit is over
+		real, _, err := c.Exchange(ctx, []byte("hello"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return real
+	}
+	for _, step := range []struct {
+		changes []model.Change
+		want    netip.AddrPort
+	}{
+		{[]model.Change{{Op: model.ServiceAdd, Service: service}, real(model.RealAdd, rack.String(), model.Masq, 1)}, rack},
+		{[]model.Change{real(model.RealEdit, rack.String(), model.Masq, 0), real(model.RealAdd, "127.0.0.1:80", model.Gate, 1)}, vip},
+		{[]model.Change{real(model.RealEdit, rack.String(), model.Masq, 1), real(model.RealDelete, "127.0.0.1:80", model.Gate, 0)}, rack},
+	} {
+		if err := b.plane.Apply(t.Context(), step.changes); err != nil {
+			t.Fatal(err)
+		}
+		if got := visit(); got != step.want {
+			t.Errorf("after %s: answered by %s, want %s", step.changes, got, step.want)
+		}
+	}
+}
+
 var lacks = map[planetest.Feature]string{}
 
 // bench is a building of its own for each case, so that no connection of the
