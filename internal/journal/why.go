@@ -37,6 +37,10 @@ const (
 	sequel  = 300 * time.Millisecond
 )
 
+// tolerance is what reading the clock twice costs: the event that ends a part
+// belongs to it.
+const tolerance = 200 * time.Microsecond
+
 // Why finds the chain behind the last outage or move of a thing, named by a
 // part of its name, or behind an event, named by its number. The error says
 // what there is to ask for.
@@ -163,7 +167,7 @@ func (s *Story) complete(c Chain) Chain {
 		if c.Parts != (Repair{}) && st.Offset >= 0 {
 			var end time.Duration
 			for _, p := range parts {
-				if end += p.length; st.Offset <= end {
+				if end += p.length; st.Offset <= end+tolerance {
 					st.Part = p.name
 					break
 				}

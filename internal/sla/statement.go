@@ -232,7 +232,9 @@ func (a *accountant) statement(p Period, agreed Agreement) Statement {
 			Detect: nanoseconds(a.parts[0]) / n, Decide: nanoseconds(a.parts[1]) / n,
 			Switch: nanoseconds(a.parts[2]) / n, Verify: nanoseconds(a.parts[3]) / n,
 		}
-		s.Parts.Rest = max(0, mttr-s.Parts.Detect-s.Parts.Decide-s.Parts.Switch-s.Parts.Verify)
+		if rest := mttr - s.Parts.Detect - s.Parts.Decide - s.Parts.Switch - s.Parts.Verify; rest > 1e-9 { // less than the clock counts is rounding
+			s.Parts.Rest = rest
+		}
 	}
 	if operating > 0 {
 		b := MTBFBounds(operating, a.failures, agreed.Confidence)
