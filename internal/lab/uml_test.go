@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/batuta-ha/batuta/internal/lab"
 )
 
@@ -110,5 +112,58 @@ func TestKernelSaysWhatIsMissing(t *testing.T) {
 	_, _, err := lab.Kernel{Tree: t.TempDir()}.Run(t.Context(), "true")
 	if !errors.Is(err, lab.ErrNoKernel) || strings.Contains(err.Error(), "\n") {
 		t.Errorf("%v", err)
+	}
+}
+
+// The program itself, as an administrator finds it: `auto` takes IPVS, leaves
+// a service of somebody else alone, shows what ipvsadm shows, and takes its own
+// service with it when it stops, by cleanstop.
+func TestDirectorOnIPVS(t *testing.T) {
+	const script = `
+set -e
+modprobe ip_vs
+ipvsadm -A -t 192.0.2.9:9 -s lc
+cat >/tmp/ldirectord.cf <<END
+checkinterval = 1
+virtual = 192.0.2.1:80
+	real = 192.0.2.20:80 masq 3
+	real = 192.0.2.21:80 gate
+	scheduler = wlc
+	persistent = 300
+	checktype = on
+END
+batuta director --run-dir /run/batuta --state-dir /tmp/state /tmp/ldirectord.cf 2>/tmp/log &
+for i in $(seq 100); do
+	if ipvsadm -L -n | grep -q 192.0.2.21; then break; fi
+	sleep 0.1
+done
+batuta status --run-dir /run/batuta | grep -o 'plane ipvs.*'
+ipvsadm -L -n >/tmp/theirs
+batuta table --run-dir /run/batuta >/tmp/ours
+diff /tmp/theirs /tmp/ours
+ipvsadm -S -n
+kill $!
+wait $! || { echo "exit $?"; cat /tmp/log; }
+echo left:
+ipvsadm -S -n
+`
+	const want = `plane ipvs (the kernel's IP Virtual Server 1.2.1; chosen as the first that works here)
+-A -t 192.0.2.1:80 -s wlc -p 300
+-a -t 192.0.2.1:80 -r 192.0.2.20:80 -m -w 3
+-a -t 192.0.2.1:80 -r 192.0.2.21:80 -g -w 1
+-A -t 192.0.2.9:9 -s lc
+left:
+-A -t 192.0.2.9:9 -s lc
+`
+	k := ipvsKernel(t)
+	k.Files = map[string]string{"bin/batuta": batuta(t)}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	out, status, err := k.Run(ctx, "sh", "-c", script)
+	if err != nil || status != 0 {
+		t.Fatalf("exit status %d, %v:\n%s", status, err, out)
+	}
+	if diff := cmp.Diff(want, string(out)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
