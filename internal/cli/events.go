@@ -31,12 +31,23 @@ The journal is in the state directory and is read without the daemon. With
 		Example: "  batuta events --since 1h\n  batuta events --about 10.1.0.100 --since \"2026-11-22 14:00\"\n  batuta events --journal lvs01/journal --journal lvs02/journal",
 		Args:    positional(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			var tails []*journal.Tail // before all else is read, so that nothing falls between
+			for _, dir := range f.paths(o) {
+				if !follow {
+					break
+				}
+				t, err := journal.NewTail(dir)
+				if err != nil {
+					return err
+				}
+				tails = append(tails, t)
+			}
 			s, loc, err := f.read(cmd, o)
 			if err != nil {
 				return err
 			}
 			now := time.Now().In(loc)
-			from, to := time.Time{}, now.AddDate(1, 0, 0)
+			from, to := time.Time{}, now.AddDate(100, 0, 0)
 			if since != "" {
 				if from, err = parseTime(since, now); err != nil {
 					return usageError(cmd, fmt.Errorf("--since: %w", err))
@@ -58,16 +69,18 @@ The journal is in the state directory and is read without the daemon. With
 				writeEntry(out, e, loc)
 				return nil
 			}
-			if !follow {
+			if !follow || since != "" {
 				notes(cmd.ErrOrStderr(), s)
 				for _, e := range s.Entries {
 					if err := show(e); err != nil {
 						return err
 					}
 				}
+			}
+			if !follow {
 				return nil
 			}
-			return followJournals(cmd, f.paths(o), show)
+			return followJournals(cmd, tails, s, show)
 		},
 	}
 	f.add(cmd)
@@ -75,7 +88,7 @@ The journal is in the state directory and is read without the daemon. With
 	fl.StringVar(&since, "since", "", "from this time on: 2026-11-22 14:30, 14:30, or 10m for ten minutes ago")
 	fl.StringVar(&until, "until", "", "up to this time")
 	fl.StringVar(&word, "about", "", "only what has this text: an address, a node, a resource, a kind of event")
-	fl.BoolVar(&follow, "follow", false, "print what happens from now on, until Ctrl-C")
+	fl.BoolVar(&follow, "follow", false, "print what happens from now on (or since --since), until Ctrl-C")
 	return cmd
 }
 
@@ -85,15 +98,12 @@ type eventLine struct {
 	journal.Entry
 }
 
-// followJournals shows what is added until the command is interrupted.
-func followJournals(cmd *cobra.Command, dirs []string, show func(journal.Entry) error) error {
-	var tails []*journal.Tail
-	for _, d := range dirs {
-		t, err := journal.NewTail(d)
-		if err != nil {
-			return err
-		}
-		tails = append(tails, t)
+// followJournals shows what is added, beyond what a story tells already, until
+// the command is interrupted.
+func followJournals(cmd *cobra.Command, tails []*journal.Tail, told *journal.Story, show func(journal.Entry) error) error {
+	known := map[string]bool{}
+	for _, e := range told.Entries {
+		known[e.ID] = true
 	}
 	tick := time.NewTicker(followEvery)
 	defer tick.Stop()
@@ -109,6 +119,9 @@ func followJournals(cmd *cobra.Command, dirs []string, show func(journal.Entry) 
 				return err
 			}
 			for _, e := range list {
+				if known[e.ID] {
+					continue
+				}
 				if err := show(e); err != nil {
 					return err
 				}

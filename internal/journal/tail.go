@@ -1,16 +1,12 @@
 package journal
 
-import (
-	"fmt"
-
-	"github.com/batuta-ha/batuta/internal/model"
-)
+import "fmt"
 
 // Tail reads what is added to a journal.
 type Tail struct {
 	dir    string
-	node   model.NodeName
-	first  uint64 // of the file that is read now
+	life   Opening // of the record read last
+	first  uint64  // of the file that is read now
 	offset int64
 }
 
@@ -37,13 +33,16 @@ func (t *Tail) Next() ([]Entry, error) {
 			t.first, t.offset = s.first, 0
 		}
 		t.offset, err = scan(s.path, t.offset, func(r Record) {
-			if r.Open != nil {
-				t.node = r.Open.Node
+			if r.Kind == KindOpen && r.Open != nil {
+				if t.life == *r.Open {
+					return // goes on in another file
+				}
+				t.life = *r.Open
 			}
-			if r.Kind == KindAlive || r.Kind == KindOpen || r.State != nil && r.State.Again {
+			if r.Kind == KindAlive || r.State != nil && r.State.Again {
 				return
 			}
-			entries = append(entries, Entry{fmt.Sprintf("%s:%d", t.node, r.Seq), t.node, r.At, r})
+			entries = append(entries, Entry{fmt.Sprintf("%s:%d", t.life.Node, r.Seq), t.life.Node, r.At, r})
 		}, nil)
 		if err != nil {
 			return entries, err
