@@ -75,6 +75,7 @@ type Journal struct {
 	events int              // of queue
 	lost   uint64           // events that the queue did not take
 	late   map[Thing]Change // states that the queue did not take: the latest of each thing
+	missed map[Thing]missed // how many that were
 	closed bool
 
 	w writer // of the goroutine
@@ -105,7 +106,7 @@ func Open(o Options) (*Journal, error) {
 		return nil, fmt.Errorf("make the directory of the journal: %w", err)
 	}
 	j := &Journal{o: o, wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{}),
-		asks: make(chan func()), late: map[Thing]Change{}}
+		asks: make(chan func()), late: map[Thing]Change{}, missed: map[Thing]missed{}}
 	if err := j.w.begin(o); err != nil {
 		return nil, err
 	}
@@ -169,6 +170,7 @@ func (j *Journal) States(changes []Change) {
 		}
 		if len(j.queue) >= 8*j.o.Queue || len(j.late) > 0 {
 			j.late[c.Thing] = c
+			j.missed[c.Thing] = j.missed[c.Thing].add(c)
 			continue
 		}
 		j.queue = append(j.queue, Record{At: now.Wall, Uptime: now.Uptime, Kind: KindState, State: &c})
@@ -208,10 +210,12 @@ func (j *Journal) take() []Record {
 		q = append(q, Record{At: now.Wall, Uptime: now.Uptime, Kind: KindGap, Lost: j.lost + uint64(len(j.late)),
 			Text: "more happened than the journal could write"})
 		for _, c := range j.late {
+			q = append(q, j.missed[c.Thing].unknown(c.Thing, now)...)
 			q = append(q, Record{At: now.Wall, Uptime: now.Uptime, Kind: KindState, State: &c})
 		}
 		j.lost = 0
 		clear(j.late)
+		clear(j.missed)
 	}
 	return q
 }

@@ -275,6 +275,12 @@ func TestAFullDiskStopsTheJournalOnlyAndSaysSoOnce(t *testing.T) {
 		c.pass(20 * time.Second)
 		j.tickNow()
 	}
+	flap := Thing{ThingService, "tcp 10.1.0.100:80"} // known for sure again from its last change on
+	for i, state := range []sla.State{sla.Up, sla.Down, sla.Up} {
+		j.States([]Change{{Thing: flap, State: state, Since: time.Hour + time.Duration(60+10*i)*time.Second}})
+	}
+	j.States([]Change{{Thing: Thing{ThingNode, "lvs02"}, State: sla.Down, Since: time.Hour + 70*time.Second}})
+	j.flush()
 	j.ask(func() { disk.full = false })
 	c.pass(20 * time.Second)
 	j.tickNow()
@@ -283,14 +289,16 @@ func TestAFullDiskStopsTheJournalOnlyAndSaysSoOnce(t *testing.T) {
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if len(reports) != 2 || !strings.Contains(reports[0], "no space left on device") || !strings.Contains(reports[1], "5 records were lost") {
+	if len(reports) != 2 || !strings.Contains(reports[0], "no space left on device") || !strings.Contains(reports[1], "9 records were lost") {
 		t.Errorf("reports: %q", reports)
 	}
 	s := read(t, j.o.Dir)
-	if len(s.Notes) != 1 || !strings.Contains(s.Notes[0], "the journal could not be written (5)") {
+	if len(s.Notes) != 1 || !strings.Contains(s.Notes[0], "the journal could not be written (9)") {
 		t.Errorf("notes: %q", s.Notes)
 	}
 	same(t, []string{"0-130 up"}, tell(s, vip))
+	same(t, []string{"60-80 unknown", "80-130 up"}, tell(s, flap))
+	same(t, []string{"70-130 down"}, tell(s, Thing{ThingNode, "lvs02"}))
 }
 
 // The survivor's journal tells what the dead node's cannot.

@@ -133,7 +133,7 @@ func (s *Story) place(lives []*life, offsets map[string]time.Duration) {
 			case KindState:
 				c := *r.State
 				was := states[c.Thing]
-				if c.Again && len(was) > 0 {
+				if n := len(was); c.Again && n > 0 && was[n-1].State == c.State && was[n-1].Since == c.Since {
 					continue
 				}
 				states[c.Thing] = append(was, c)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/sla"
 )
 
 // writer owns the files. Only one goroutine calls it.
@@ -26,9 +27,34 @@ type writer struct {
 
 	failed   bool // has been reported
 	lost     uint64
-	failedAt time.Duration // uptime
-	synced   time.Duration // uptime of the last sync of the sign of life
-	end      error         // of Close
+	blind    map[Thing]missed // states that were lost
+	failedAt time.Duration    // uptime
+	synced   time.Duration    // uptime of the last sync of the sign of life
+	end      error            // of Close
+}
+
+// missed is what was lost of a thing's states.
+type missed struct {
+	since   time.Duration // uptime from which the first one counts
+	changes int
+}
+
+// add counts a lost change.
+func (m missed) add(c Change) missed {
+	if m.changes == 0 || c.Since < m.since {
+		m.since = c.Since
+	}
+	m.changes++
+	return m
+}
+
+// unknown is what to say where more than the latest change was lost.
+func (m missed) unknown(t Thing, now Instant) []Record {
+	if m.changes < 2 {
+		return nil
+	}
+	c := Change{Thing: t, State: sla.Unknown, Since: m.since, Why: "changes were lost with the journal's records"}
+	return []Record{{At: now.Wall, Uptime: now.Uptime, Kind: KindState, State: &c}}
 }
 
 // offsetOf is where the wall clock stood at the boot, in Unix nanoseconds.
@@ -39,7 +65,7 @@ func offsetOf(now Instant) time.Duration {
 // begin repairs what a crash left and opens a new file.
 func (w *writer) begin(o Options) error {
 	now := o.clock()
-	w.o, w.current, w.offset, w.seq = o, map[Thing]Change{}, offsetOf(now), 1
+	w.o, w.current, w.blind, w.offset, w.seq = o, map[Thing]Change{}, map[Thing]missed{}, offsetOf(now), 1
 	w.opening = Opening{o.Node, o.boot, fmt.Sprintf("%d-%d", now.Uptime, os.Getpid())}
 	all, err := segments(o.Dir)
 	if err != nil {
@@ -104,13 +130,15 @@ func (w *writer) roll() error {
 	now := w.o.clock()
 	list := []Record{{At: now.Wall, Uptime: now.Uptime, Kind: KindOpen, Open: &w.opening}}
 	for _, c := range w.current {
+		list = append(list, w.blind[c.Thing].unknown(c.Thing, now)...)
 		c.Again = true
 		list = append(list, Record{At: now.Wall, Uptime: now.Uptime, Kind: KindState, State: &c})
 	}
-	slices.SortFunc(list[1:], func(a, b Record) int { return strings.Compare(a.State.Thing.String(), b.State.Thing.String()) })
+	slices.SortStableFunc(list[1:], func(a, b Record) int { return strings.Compare(a.State.Thing.String(), b.State.Thing.String()) })
 	if err := w.append(list); err != nil {
 		return err
 	}
+	clear(w.blind)
 	return w.prune()
 }
 
@@ -176,20 +204,30 @@ func (w *writer) records(list []Record) {
 		return
 	}
 	if w.f == nil {
-		w.lost += uint64(len(list))
+		w.lose(list)
 		return
 	}
 	if w.size > w.o.SegmentBytes {
 		if err := w.roll(); err != nil {
-			w.lost += uint64(len(list))
+			w.lose(list)
 			w.fail(err)
 			return
 		}
 		// The states of this list are repeated already; said again, they do no harm.
 	}
 	if err := w.append(list); err != nil {
-		w.lost += uint64(len(list))
+		w.lose(list)
 		w.fail(err)
+	}
+}
+
+// lose counts what is not written.
+func (w *writer) lose(list []Record) {
+	w.lost += uint64(len(list))
+	for _, r := range list {
+		if r.Kind == KindState {
+			w.blind[r.State.Thing] = w.blind[r.State.Thing].add(*r.State)
+		}
 	}
 }
 
