@@ -482,3 +482,36 @@ func TestATailShowsWhatIsAdded(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// Reading 100,000 changes and giving them as intervals.
+func BenchmarkRead(b *testing.B) {
+	c := newClocks()
+	j, err := Open(Options{Dir: b.TempDir(), Node: "lvs01", clock: c.read, boot: "boot-1", Sync: time.Hour})
+	if err != nil {
+		b.Fatal(err)
+	}
+	const n = 100_000
+	for i := range n {
+		c.pass(time.Second)
+		j.States([]Change{{Thing: vip, State: []sla.State{sla.Down, sla.Up}[i%2], Since: c.read().Uptime}})
+		if i%1000 == 0 {
+			j.ask(func() {})
+		}
+	}
+	if err := j.Close(); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		s, err := Read(j.o.Dir)
+		if err != nil {
+			b.Fatal(err)
+		}
+		intervals := 0
+		for range s.Intervals(vip) {
+			intervals++
+		}
+		if intervals < n/2 {
+			b.Fatalf("%d intervals", intervals)
+		}
+	}
+}
