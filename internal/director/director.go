@@ -42,8 +42,8 @@ type Config struct {
 	// the system's resolver.
 	LookupAddr func(ctx context.Context, addr string) (names []string, err error)
 
-	// Reloaded hears of each configuration that has come into force after the
-	// first. It is called by Run's goroutine and returns soon; nil for nobody.
+	// Reloaded hears of each configuration that comes into force after the
+	// first, before the table follows. It is called by Run's goroutine and returns soon; nil for nobody.
 	Reloaded func(model.Director)
 
 	// Shell runs a command line (fallbackcommand, callback) until it ends or

@@ -489,10 +489,10 @@ func (r *run) take(l loaded) {
 		r.mu.Lock()
 		r.st.configure(*l.director, have)
 		r.mu.Unlock()
+		r.cfg.Reloaded(*l.director) // a new log gets what follows
 		r.setMaintenance()
 		r.setProbes()
 		r.apply()
-		r.cfg.Reloaded(*l.director)
 	}
 	if onDisk {
 		r.runCallback()
