@@ -132,7 +132,7 @@ func (d *teller) tell(ctx context.Context) (Report, error) {
 		}
 	}
 	d.say("both directors started; waiting until the cluster has settled")
-	if err := d.await(ctx, "the service to be up on "+string(first), d.settled(first, len(d.stage.reals()))); err != nil {
+	if err := d.await(ctx, "the service to be up on "+string(first), d.settled(len(d.stage.reals()))); err != nil {
 		return Report{}, err
 	}
 	st, err := d.stage.status(ctx, first)
@@ -186,7 +186,7 @@ func (d *teller) events(ctx context.Context, begin time.Time) error {
 		return err
 	}
 	d.say("real server %s dies", victim)
-	if err := d.await(ctx, "the checks to take "+victim+" out", d.settled(first, len(d.stage.reals())-1)); err != nil {
+	if err := d.await(ctx, "the checks to take "+victim+" out", d.settled(len(d.stage.reals())-1)); err != nil {
 		return err
 	}
 	d.say("the checks took it out: no new connections go there")
@@ -194,7 +194,7 @@ func (d *teller) events(ctx context.Context, begin time.Time) error {
 	if err := d.stage.setReal(ctx, victim, true); err != nil {
 		return err
 	}
-	if err := d.await(ctx, "the checks to bring "+victim+" back", d.settled(first, len(d.stage.reals()))); err != nil {
+	if err := d.await(ctx, "the checks to bring "+victim+" back", d.settled(len(d.stage.reals()))); err != nil {
 		return err
 	}
 	d.say("real server %s is back", victim)
@@ -217,7 +217,7 @@ func (d *teller) events(ctx context.Context, begin time.Time) error {
 		return err
 	}
 	d.say("%s is started again; auto_failback on brings the resources back to it", first)
-	if err := d.await(ctx, string(first)+" to hold the address again", d.settled(first, len(d.stage.reals()))); err != nil {
+	if err := d.await(ctx, string(first)+" to hold the address again", d.settled(len(d.stage.reals()))); err != nil {
 		return err
 	}
 	d.over(ctx)
@@ -267,11 +267,11 @@ func (d *teller) served(ctx context.Context) (bool, error) {
 	return ok && d.acc.answeredSince(time.Now().Add(-100*time.Millisecond)), err
 }
 
-// settled tells whether that node holds the address and has exactly that
-// many real servers that take new connections.
-func (d *teller) settled(n model.NodeName, reals int) func(context.Context) (bool, error) {
+// settled tells whether the first director holds the address and has exactly
+// that many real servers that take new connections.
+func (d *teller) settled(reals int) func(context.Context) (bool, error) {
 	return func(ctx context.Context) (bool, error) {
-		st, err := d.stage.status(ctx, n)
+		st, err := d.stage.status(ctx, first)
 		if err != nil || len(st.Services) == 0 {
 			return false, err
 		}
