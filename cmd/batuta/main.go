@@ -1,5 +1,5 @@
 // Command batuta is the whole program: director, cluster daemon and the tools
-// around them. It hands its arguments and signals to package cli.
+// around them. It hands its arguments, its name and signals to package cli.
 package main
 
 import (
@@ -13,7 +13,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := cli.Main(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	code := cli.Main(ctx, cli.Arguments(os.Args), os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
 }

@@ -107,6 +107,7 @@ Run a node:      batuta run --ha.d /etc/ha.d`,
 	root.AddCommand(
 		newRunCommand(o),
 		newDirectorCommand(o),
+		newLdirectordCommand(o),
 		newCheckConfigCommand(o),
 		newStatusCommand(o),
 		newTableCommand(o),

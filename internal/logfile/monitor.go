@@ -82,3 +82,18 @@ func Supervised(w io.Writer) model.Sink {
 		_, _ = fmt.Fprintf(w, "[%s] %s\n", e.At.Local().Format("Mon Jan _2 15:04:05 2006"), oneLine(e.Text)) // nobody to tell
 	}
 }
+
+// Console writes lines as ldirectord -d does: bare text, and debug events as
+// "DEBUG2: text".
+func Console(w io.Writer) model.Sink {
+	var mu sync.Mutex
+	return func(e model.Event) {
+		mark := ""
+		if e.Level == model.LevelDebug {
+			mark = "DEBUG2: "
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		_, _ = fmt.Fprintln(w, mark+oneLine(e.Text)) // nobody to tell
+	}
+}

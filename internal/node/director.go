@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"io"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/batuta-ha/batuta/internal/api"
 	"github.com/batuta-ha/batuta/internal/config"
+	"github.com/batuta-ha/batuta/internal/logfile"
 	"github.com/batuta-ha/batuta/internal/model"
 )
 
@@ -25,7 +28,24 @@ type DirectorOptions struct {
 	Stderr   io.Writer
 	Stdout   io.Writer // log lines of supervised=yes
 	Hangup   <-chan struct{}
+
+	// Name is the instance in log lines and mails; "" for the file's name.
+	Name string
+	// Quiet keeps from Stderr what the director's own log has.
+	Quiet bool
+	// Debug writes that log to Stderr, with debug, and nowhere else.
+	Debug bool
+	// Ready is called once the configuration is valid, the run directory is
+	// locked and the API answers, before the table is touched. Its error ends
+	// the run. nil for nothing to do.
+	Ready func() error
 }
+
+// StoppedBy is the cause of the end of RunDirector's context when a signal
+// ended it: the log names it.
+type StoppedBy unix.Signal
+
+func (s StoppedBy) Error() string { return "stopped by " + unix.SignalName(unix.Signal(s)) }
 
 // RunDirector checks and balances what one ldirectord.cf describes, until ctx
 // ends; then the services go by the rules of cleanstop.
@@ -47,7 +67,10 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 	if config.Failed(problems) {
 		return ErrBadConfig
 	}
-	stderr := stderrSink(o.Stderr)
+	if o.Name != "" {
+		cfg.Name = o.Name
+	}
+	stderr, console := o.sinks()
 	if o.DryRun {
 		o.Plane, o.StateDir = "memory", ""
 	}
@@ -59,7 +82,7 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 	defer func() { err = errors.Join(err, p.Close()) }()
 	active := !o.DryRun || o.Hooks || o.Events != ""
 	// A dry run without hooks leaves the host's log file alone, too.
-	ds := newDirectors(directorsOptions{plane: p, sink: fanOut(stderr, rec.hear), stdout: o.Stdout, quiet: !active})
+	ds := newDirectors(directorsOptions{plane: p, sink: fanOut(stderr, rec.hear), stdout: o.Stdout, console: console, quiet: !active})
 	defer func() { ds.close(signalName(ctx)) }()
 	main, err := ds.add(*cfg)
 	if err != nil {
@@ -73,6 +96,11 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 	}
 	c := newCrew(ctx)
 	c.start(server)
+	if o.Ready != nil {
+		if err := o.Ready(); err != nil {
+			return errors.Join(err, c.stop())
+		}
+	}
 	c.start(d.rates)
 	d.record(c, rec)
 	main.tellStart()
@@ -89,6 +117,24 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 		// The table goes first, by the rules of cleanstop, while the API still answers.
 		return c.stop()
 	}
+}
+
+// sinks are what Stderr hears, and what takes the place of the log; nil for
+// the log that the configuration names.
+func (o DirectorOptions) sinks() (stderr, console model.Sink) {
+	stderr = stderrSink(o.Stderr)
+	if o.Debug {
+		console = logfile.Console(o.Stderr)
+		stderr = console
+	}
+	if !o.Quiet && !o.Debug {
+		return stderr, console
+	}
+	return func(e model.Event) {
+		if e.Source != "director" || e.Kind == "execute-failed" {
+			stderr(e)
+		}
+	}, console
 }
 
 // loadDirector reads an ldirectord.cf for a reload: any error refuses it, and

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/batuta-ha/batuta/internal/alert"
 	"github.com/batuta-ha/batuta/internal/director"
@@ -20,12 +23,13 @@ import (
 
 // directorsOptions say what the directors of a daemon share.
 type directorsOptions struct {
-	plane  plane.Plane
-	sink   model.Sink // hears of all of them
-	stdout io.Writer  // lines of supervised=yes; nil for none
-	keep   bool       // services stay in the table at the stop
-	quiet  bool       // no log file, no mail: a dry run without hooks
-	search []string   // where files that execute= names are looked for first
+	plane   plane.Plane
+	sink    model.Sink // hears of all of them
+	stdout  io.Writer  // lines of supervised=yes; nil for none
+	console model.Sink // takes the place of all logs; nil for the logs that configurations name
+	keep    bool       // services stay in the table at the stop
+	quiet   bool       // no log file, no mail: a dry run without hooks
+	search  []string   // where files that execute= names are looked for first
 }
 
 // directors are the balancing loops of a daemon: those that its configuration
@@ -65,13 +69,13 @@ func newDirectors(o directorsOptions) *directors {
 
 // add makes the director of a configuration; its task is the caller's to run.
 func (ds *directors) add(d model.Director) (*instance, error) {
-	in := &instance{file: absolute(d.File), log: &directorLog{stdout: ds.stdout, quiet: ds.quiet, report: ds.sink}}
+	in := &instance{file: absolute(d.File), log: &directorLog{stdout: ds.stdout, console: ds.console, quiet: ds.quiet, report: ds.sink}}
 	in.log.follow(d)
 	loop, err := director.New(director.Config{
 		Director: d,
 		Plane:    ds.plane,
 		Sink:     fanOut(ds.sink, in.log.hear),
-		Load:     func() (*model.Director, error) { return loadDirector(in.file) },
+		Load:     func() (*model.Director, error) { return loadNamed(in.file, d.Name) },
 		Mail:     ds.mailer.Send,
 		Keep:     ds.keep,
 		Reloaded: func(d model.Director) { ds.reloaded(in, d) },
@@ -303,11 +307,21 @@ func (ds *directors) services() []model.ServiceView {
 	return notNil(out)
 }
 
+// loadNamed is loadDirector for an instance that keeps its name.
+func loadNamed(file, name string) (*model.Director, error) {
+	d, err := loadDirector(file)
+	if err == nil {
+		d.Name = name
+	}
+	return d, err
+}
+
 // directorLog is the log of a director, wherever its configuration says now.
 type directorLog struct {
-	stdout io.Writer
-	quiet  bool
-	report model.Sink
+	stdout  io.Writer
+	console model.Sink
+	quiet   bool
+	report  model.Sink
 
 	mu   sync.Mutex
 	made model.Director // the parts of it that the sink was made of
@@ -324,6 +338,8 @@ func (l *directorLog) follow(d model.Director) {
 		return
 	case l.quiet:
 		l.sink = func(model.Event) {}
+	case l.console != nil:
+		l.sink = l.console
 	case d.Supervised && l.stdout != nil:
 		l.sink = logfile.Supervised(l.stdout)
 	default:
@@ -340,9 +356,14 @@ func (l *directorLog) hear(e model.Event) {
 }
 
 // signalName is the name of the signal that ended ctx, as ldirectord's log has
-// it. Both that end the daemon give their own text as the cause (os/signal).
+// it. The cause is StoppedBy, or the text of signal.NotifyContext.
 func signalName(ctx context.Context) string {
-	if cause := context.Cause(ctx); cause != nil && strings.HasPrefix(cause.Error(), os.Interrupt.String()) {
+	cause := context.Cause(ctx)
+	var by StoppedBy
+	switch {
+	case errors.As(cause, &by):
+		return strings.TrimPrefix(unix.SignalName(unix.Signal(by)), "SIG")
+	case cause != nil && strings.HasPrefix(cause.Error(), os.Interrupt.String()):
 		return "INT"
 	}
 	return "TERM"
