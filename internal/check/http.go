@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/batuta-ha/batuta/internal/model"
 )
@@ -191,9 +192,12 @@ func (r httpRequest) String(method string) string {
 // escape writes every byte that no URL may contain as %XX: what is in the
 // configuration cannot end a request line. Escapes that are there stay.
 func escape(s string) string {
+	if !needsEscape(s) {
+		return s
+	}
 	var b strings.Builder
 	for i := range len(s) {
-		if c := s[i]; c > ' ' && c < 0x7f && !strings.ContainsRune("\"<>\\^`{|}", rune(c)) {
+		if c := s[i]; belongsInURL(c) {
 			b.WriteByte(c)
 		} else {
 			fmt.Fprintf(&b, "%%%02X", c)
@@ -201,6 +205,23 @@ func escape(s string) string {
 	}
 	return b.String()
 }
+
+func needsEscape(s string) bool {
+	for i := range len(s) {
+		if !belongsInURL(s[i]) {
+			return true
+		}
+	}
+	return false
+}
+
+func belongsInURL(c byte) bool {
+	return c > ' ' && c < 0x7f && strings.IndexByte("\"<>\\^`{|}", c) < 0
+}
+
+// readers are buffers for answers: a new one for each check would be most of
+// what a check allocates.
+var readers = sync.Pool{New: func() any { return bufio.NewReader(nil) }}
 
 // answer is what matters of an HTTP response.
 type answer struct {
@@ -225,7 +246,12 @@ func exchange(ctx context.Context, method string, req httpRequest) (answer, erro
 		return answer{}, err
 	}
 	head := &io.LimitedReader{R: conn, N: headLimit}
-	r := bufio.NewReader(head)
+	r := readers.Get().(*bufio.Reader)
+	r.Reset(head)
+	defer func() { // nothing of the answer points into it: judge copies
+		r.Reset(nil)
+		readers.Put(r)
+	}()
 	resp, err := readResponse(r, method)
 	switch {
 	case err != nil && head.N <= 0:

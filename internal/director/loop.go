@@ -15,13 +15,19 @@ import (
 
 const (
 	// startSpacing is the time between the first checks of two targets: small
-	// enough that the first verdicts come at once, and enough that ten
-	// thousand connections are not opened in one instant.
-	startSpacing = 50 * time.Microsecond
+	// enough that the first verdicts come at once, and no less than a check
+	// takes of a core, so that ten thousand connections are not open at the
+	// same instant.
+	startSpacing = 120 * time.Microsecond
 
 	retryFirst = time.Second // after the plane refused something; doubled each time
 	retryLast  = time.Minute
 	stopLimit  = 5 * time.Second // for the plane, when the director stops
+
+	// idleWorkers is how many workers wait for the next check. More of them end
+	// when their check has ended: thousands are started when thousands of
+	// servers hang, and nobody needs them afterwards.
+	idleWorkers = 64
 )
 
 // run is one run of a director. Its fields belong to the goroutine of Run;
@@ -38,9 +44,11 @@ type run struct {
 	ended   chan hookEnd
 
 	probes  map[probe]*prober
-	loading bool // Load runs
-	reread  bool // and has to run again
-	onDisk  bool // it runs because the file changed: callback follows
+	jobs    chan job     // an idle worker receives, or none does
+	idle    atomic.Int32 // workers that wait for a job
+	loading bool         // Load runs
+	reread  bool         // and has to run again
+	onDisk  bool         // it runs because the file changed: callback follows
 
 	hookCtx    context.Context
 	hooks      map[model.ServiceKey]*hook
@@ -83,6 +91,14 @@ type prober struct {
 	probe
 	cancel context.CancelFunc
 	rest   atomic.Bool // all servers that it decides on are in maintenance
+	done   chan model.Verdict
+}
+
+// job is one check for a worker.
+type job struct {
+	ctx    context.Context
+	target *model.Target        // not changed while the check runs
+	done   chan<- model.Verdict // has room for the verdict
 }
 
 // Run checks and balances until ctx ends, then takes the services with
@@ -101,7 +117,7 @@ func (l *Loop) Run(ctx context.Context) error {
 	r := &run{
 		Loop: l, ctx: work, hookCtx: hookCtx,
 		heard: make(chan heard, 64), changed: make(chan error), loaded: make(chan loaded), ended: make(chan hookEnd),
-		probes: map[probe]*prober{}, hooks: map[model.ServiceKey]*hook{},
+		probes: map[probe]*prober{}, jobs: make(chan job), hooks: map[model.ServiceKey]*hook{},
 		phase: phaseStarting, monitors: monitors{}, names: maintenance{lookup: l.cfg.LookupAddr},
 		maintained: make(chan map[netip.AddrPort]string), counted: make(chan []model.ServiceCounters),
 	}
@@ -226,7 +242,7 @@ func (r *run) setProbes() {
 	var fresh []*prober
 	for _, p := range r.st.probes {
 		if r.probes[p] == nil {
-			w := &prober{probe: p}
+			w := &prober{probe: p, done: make(chan model.Verdict, 1)}
 			w.rest.Store(r.st.resting(p))
 			r.probes[p] = w
 			fresh = append(fresh, w)
@@ -255,7 +271,7 @@ func (r *run) prober(ctx context.Context, w *prober, first, second time.Duration
 		if w.rest.Load() {
 			v, rest = model.Verdict{Status: model.Down, Reason: inMaintenance, At: time.Now()}, 0
 		} else {
-			v, rest = r.once(ctx, w.target, rest)
+			v, rest = r.once(ctx, w, rest)
 		}
 		if ctx.Err() != nil {
 			return
@@ -278,18 +294,51 @@ func (r *run) prober(ctx context.Context, w *prober, first, second time.Duration
 
 // once makes one check, of a combined one the part that is due: after each
 // negotiate that succeeds Connects connects, and after any failure negotiate.
-func (r *run) once(ctx context.Context, t model.Target, rest int) (v model.Verdict, next int) {
-	if t.Kind != model.CheckCombined {
-		return check.Perform(ctx, r.cfg.Check(t), t), 0
+func (r *run) once(ctx context.Context, w *prober, rest int) (v model.Verdict, next int) {
+	if w.target.Kind != model.CheckCombined {
+		return r.work(job{ctx, &w.target, w.done}, w.done), 0
 	}
+	return r.combined(ctx, w, rest)
+}
+
+func (r *run) combined(ctx context.Context, w *prober, rest int) (v model.Verdict, next int) {
+	t := w.target
 	if next, t.Kind = rest-1, model.CheckConnect; rest == 0 {
 		next, t.Kind = t.Connects, model.CheckNegotiate
 	}
-	v = check.Perform(ctx, r.cfg.Check(t), t)
+	v = r.work(job{ctx, &t, w.done}, w.done)
 	if v.Status != model.Up {
 		next = 0
 	}
 	return v, next
+}
+
+// work has a worker make a check. Checks need deep stacks, which goroutines
+// keep: so few workers make them, and thousands of probers have shallow ones.
+func (r *run) work(j job, done <-chan model.Verdict) model.Verdict {
+	select {
+	case r.jobs <- j:
+	default: // nobody is idle
+		r.wg.Go(func() { r.worker(j) })
+	}
+	return <-done
+}
+
+// worker makes a check, and then others.
+func (r *run) worker(j job) {
+	for {
+		j.done <- check.Perform(j.ctx, r.cfg.Check(*j.target), *j.target)
+		if r.idle.Add(1) > idleWorkers {
+			r.idle.Add(-1)
+			return
+		}
+		select {
+		case j = <-r.jobs:
+			r.idle.Add(-1)
+		case <-r.ctx.Done():
+			return
+		}
+	}
 }
 
 // setRest tells the probers which of them need not check.
