@@ -35,8 +35,8 @@ const defaultPidDir = "/var/run"
 // ldirectordDirs are looked into for a configuration before the path as given.
 var ldirectordDirs = []string{"/etc/ha.d", "/etc/ha.d/conf"}
 
-// ldirectord is one call of the command.
-type ldirectord struct {
+// ldirectordCall is one call of the command.
+type ldirectordCall struct {
 	debug    bool
 	plane    string
 	detached string // the instance: this process is its daemon
@@ -53,7 +53,7 @@ type ldirectord struct {
 }
 
 func newLdirectordCommand(o *options) *cobra.Command {
-	var l ldirectord
+	var l ldirectordCall
 	var question, tell bool
 	cmd := &cobra.Command{
 		Use:   "ldirectord [-d|--debug] [--] [CONFIG] start|stop|restart|try-restart|reload|force-reload|status",
@@ -124,7 +124,7 @@ func ldirectordUsage(cmd *cobra.Command, err error) error {
 }
 
 // verb is what a word does; nil for an unknown one.
-func (l *ldirectord) verb(word string) func(context.Context) error {
+func (l *ldirectordCall) verb(word string) func(context.Context) error {
 	switch word {
 	case "start":
 		return l.start
@@ -143,7 +143,7 @@ func (l *ldirectord) verb(word string) func(context.Context) error {
 }
 
 // place finds the configuration of an instance, and where its files are.
-func (l *ldirectord) place(name string, o *options, runDirGiven bool) error {
+func (l *ldirectordCall) place(name string, o *options, runDirGiven bool) error {
 	l.instance = filepath.Base(name)
 	if name == "" {
 		name, l.instance = "ldirectord.cf", "ldirectord"
@@ -194,7 +194,7 @@ func findLdirectordConfig(name string, dirs []string) (string, error) {
 
 // read reads the configuration, and begins with the log that it names. A file
 // with errors is nil, and the errors are printed.
-func (l *ldirectord) read() (*model.Director, error) {
+func (l *ldirectordCall) read() (*model.Director, error) {
 	reader, err := node.Reader("")
 	if err != nil {
 		return nil, err
@@ -222,7 +222,7 @@ func (l *ldirectord) read() (*model.Director, error) {
 }
 
 // valid reads the configuration for a verb that needs one.
-func (l *ldirectord) valid() (*model.Director, error) {
+func (l *ldirectordCall) valid() (*model.Director, error) {
 	cfg, err := l.read()
 	if err == nil && cfg == nil {
 		err = &exitError{exitLdirectordConfig, "Configuration Error: nothing was changed"}
@@ -230,17 +230,17 @@ func (l *ldirectord) valid() (*model.Director, error) {
 	return cfg, err
 }
 
-func (l *ldirectord) say(format string, args ...any) {
+func (l *ldirectordCall) say(format string, args ...any) {
 	l.log(model.Event{At: time.Now(), Level: model.LevelInfo, Source: "ldirectord", Text: fmt.Sprintf(format, args...)})
 }
 
 // exit is the end with a code other than 0.
-func (l *ldirectord) exit(code int, text, reason string) error {
+func (l *ldirectordCall) exit(code int, text, reason string) error {
 	l.say("Exiting with exit_status %d: %s", code, reason)
 	return &exitError{code, text}
 }
 
-func (l *ldirectord) start(ctx context.Context) error {
+func (l *ldirectordCall) start(ctx context.Context) error {
 	cfg, err := l.valid()
 	if err != nil {
 		return err
@@ -249,7 +249,7 @@ func (l *ldirectord) start(ctx context.Context) error {
 }
 
 // begin starts the director unless it runs.
-func (l *ldirectord) begin(ctx context.Context, cfg *model.Director) error {
+func (l *ldirectordCall) begin(ctx context.Context, cfg *model.Director) error {
 	switch {
 	case l.detached != "":
 		return l.daemon(ctx)
@@ -261,7 +261,7 @@ func (l *ldirectord) begin(ctx context.Context, cfg *model.Director) error {
 	return l.launch()
 }
 
-func (l *ldirectord) stop(context.Context) error {
+func (l *ldirectordCall) stop(context.Context) error {
 	if _, err := l.read(); err != nil {
 		return err
 	}
@@ -269,7 +269,7 @@ func (l *ldirectord) stop(context.Context) error {
 	return err
 }
 
-func (l *ldirectord) restart(ctx context.Context) error {
+func (l *ldirectordCall) restart(ctx context.Context) error {
 	cfg, err := l.valid()
 	if err != nil {
 		return err
@@ -289,7 +289,7 @@ func (l *ldirectord) restart(ctx context.Context) error {
 	return l.begin(ctx, cfg)
 }
 
-func (l *ldirectord) tryRestart(ctx context.Context) error {
+func (l *ldirectordCall) tryRestart(ctx context.Context) error {
 	if !l.pid.read().runs {
 		_, err := l.valid()
 		return err
@@ -297,7 +297,7 @@ func (l *ldirectord) tryRestart(ctx context.Context) error {
 	return l.restart(ctx)
 }
 
-func (l *ldirectord) reload(context.Context) error {
+func (l *ldirectordCall) reload(context.Context) error {
 	if _, err := l.valid(); err != nil {
 		return err
 	}
@@ -308,7 +308,7 @@ func (l *ldirectord) reload(context.Context) error {
 	return l.exit(exitFailed, "no director runs for "+l.file+": nothing to reload", "ldirectord is not running for "+l.file)
 }
 
-func (l *ldirectord) status(context.Context) error {
+func (l *ldirectordCall) status(context.Context) error {
 	if _, err := l.read(); err != nil {
 		return err
 	}
@@ -330,7 +330,7 @@ func (l *ldirectord) status(context.Context) error {
 }
 
 // signal sends a signal to the running director, and tells whether there is one.
-func (l *ldirectord) signal(s unix.Signal) (ran bool, err error) {
+func (l *ldirectordCall) signal(s unix.Signal) (ran bool, err error) {
 	p := l.pid.read()
 	if !p.runs {
 		return false, nil

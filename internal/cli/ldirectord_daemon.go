@@ -93,7 +93,7 @@ var launched = []byte{0}
 
 // launch starts this program once more, as a daemon, and waits until it has
 // read its configuration and holds its lock, or has failed to.
-func (l *ldirectord) launch() error {
+func (l *ldirectordCall) launch() error {
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("find this program: %w", err)
@@ -144,7 +144,7 @@ func (r *launchReport) Write(p []byte) (int, error) {
 }
 
 // daemon is the process that launch starts.
-func (l *ldirectord) daemon(ctx context.Context) error {
+func (l *ldirectordCall) daemon(ctx context.Context) error {
 	unix.CloseOnExec(reportFile)
 	report := &launchReport{os.NewFile(reportFile, "report")}
 	defer l.pid.remove()
@@ -164,7 +164,7 @@ func (l *ldirectord) daemon(ctx context.Context) error {
 }
 
 // foreground is the director in this process, until a signal ends it.
-func (l *ldirectord) foreground(ctx context.Context, stderr io.Writer, ready func() error) error {
+func (l *ldirectordCall) foreground(ctx context.Context, stderr io.Writer, ready func() error) error {
 	ctx, hangup, done := ldirectordSignals(ctx)
 	defer done()
 	err := node.RunDirector(ctx, node.DirectorOptions{
