@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -113,6 +114,9 @@ func (l *ldirectordCall) launch() error {
 	daemon.Dir = "/"
 	daemon.ExtraFiles = []*os.File{w}
 	daemon.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	// The daemon must not keep open what its caller happens to have open: that
+	// may wait for the end. Kernels before 5.11 leave it so.
+	_ = unix.CloseRange(reportFile, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
 	err = daemon.Start()
 	_ = w.Close() // the daemon has its own
 	if err != nil {

@@ -22,10 +22,15 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"batuta": program, "ldirectord": program})
 }
 
+// raceOptions spare each call of a program that is built with -race most of
+// the second that it waits at its end.
+const raceOptions = "atexit_sleep_ms=50"
+
 // The command line as stories: every verb, every refusal.
 func TestStories(t *testing.T) {
 	testscript.Run(t, testscript.Params{Dir: "testdata/script", RequireExplicitExec: true, UpdateScripts: os.Getenv("REWRITE") != "",
 		Setup: func(e *testscript.Env) error {
+			e.Setenv("GORACE", raceOptions)
 			e.Defer(func() { endDaemons(t, filepath.Join(e.WorkDir, "run")) })
 			return nil
 		}})
