@@ -57,6 +57,10 @@ generated: ## generate again and compare with what is committed
 bench: ## benchmarks of the pure parts
 	$(GO) test -run '^$$' -bench . -benchmem ./internal/...
 
+.PHONY: bench-checks
+bench-checks: build ## what checks cost, beside the real ldirectord (root, 10 min)
+	BATUTA_BENCH=checks $(GO) test -count=1 -timeout 1h -run '^TestBenchChecks$$' -v ./internal/cli
+
 .PHONY: clean
 clean: ## remove what the build wrote
 	rm -rf bin
