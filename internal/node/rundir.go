@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,13 +32,10 @@ func openRunDir(path string) (*runDir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the lock: %w%s", err, wayOut(err))
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := lockFile(f); err != nil {
 		defer f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			pid := make([]byte, 20)
-			n, _ := f.Read(pid) // the pid is a courtesy: its absence changes nothing
-			return nil, fmt.Errorf("%w %s (pid %s): stop it, or give this one its own --run-dir",
-				ErrSecondInstance, path, strings.TrimSpace(string(pid[:n])))
+			return nil, fmt.Errorf("%w %s (pid %s): stop it, or give this one its own --run-dir", ErrSecondInstance, path, lockHolder(f))
 		}
 		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
@@ -45,6 +43,36 @@ func openRunDir(path string) (*runDir, error) {
 		_, _ = fmt.Fprintln(f, os.Getpid()) // a courtesy, as above
 	}
 	return &runDir{path: path, lock: f}, nil
+}
+
+// A killed process is gone for its parent a little before its files are closed.
+const (
+	lockPatience = 5 * time.Second
+	lockPause    = 10 * time.Millisecond
+)
+
+// lockFile takes the lock. It waits only for a holder that is dying.
+func lockFile(f *os.File) error {
+	for begin := time.Now(); ; time.Sleep(lockPause) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || alive(lockHolder(f)) || time.Since(begin) > lockPatience {
+			return err
+		}
+	}
+}
+
+// lockHolder is the pid that the lock's holder has written, "" if it has not yet.
+func lockHolder(f *os.File) string {
+	pid := make([]byte, 20)
+	n, _ := f.ReadAt(pid, 0) // a courtesy: its absence changes nothing
+	return strings.TrimSpace(string(pid[:n]))
+}
+
+// alive tells whether a process is there and not about to end: one that is
+// has no command line any more (proc(5)).
+func alive(pid string) bool {
+	line, err := os.ReadFile(filepath.Join("/proc", pid, "cmdline"))
+	return pid == "" || err == nil && len(line) > 0
 }
 
 func wayOut(err error) string {
