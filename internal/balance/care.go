@@ -92,7 +92,7 @@ func SlowWeight(weight int, since time.Time, c model.Care, now time.Time) (w int
 }
 
 // Panicking tells whether so few real servers of a service are up that all of
-// them are used. Those that an operator holds do not count.
+// them are used. Those that are held do not count.
 func Panicking(c *model.Care, states []State) bool {
 	if c.Panic <= 0 {
 		return false
@@ -100,7 +100,7 @@ func Panicking(c *model.Care, states []State) bool {
 	up, all := 0, 0
 	for i := range states {
 		s := &states[i]
-		if s.Hold != HoldNone {
+		if s.Held() != HoldNone {
 			continue
 		}
 		if !s.Answered {

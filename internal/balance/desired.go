@@ -86,7 +86,7 @@ func Live(states []State) model.Status {
 		if s.Serves() {
 			return model.Up
 		}
-		answered = answered && (s.Answered || s.Hold != HoldNone)
+		answered = answered && (s.Answered || s.Held() != HoldNone)
 	}
 	if !answered {
 		return model.Unknown
@@ -103,19 +103,19 @@ func desiredRows(svc *model.Service, states []State, have []model.RealServer, no
 	answered, confirmed, replaced := true, true, false
 	for j := range svc.Reals {
 		st := &states[j]
-		answered = answered && (st.Answered || st.Hold != HoldNone)
+		answered = answered && (st.Answered || st.Held() != HoldNone)
 		confirmed = confirmed && st.Confirmed
 		replaced = replaced || st.Confirmed && st.Serves()
 		row := svc.Reals[j].RealServer
 		row.Addr = RowAddr(key, row)
 		ours = append(ours, row.Addr)
-		if st.Hold != HoldNone {
+		if st.Held() != HoldNone {
 			rows = append(rows, heldRow(svc, st, row, have)...)
 			continue
 		}
 		switch st.Status {
 		case model.Up:
-			row.Weight = st.slowWeight(row.Weight, &svc.Care, now)
+			row.Weight = st.slowWeight(st.Load.Weight(row.Weight), &svc.Care, now)
 			rows = append(rows, row)
 		case model.Down:
 			if panicking {
@@ -156,12 +156,12 @@ func desiredRows(svc *model.Service, states []State, have []model.RealServer, no
 	return unique(rows)
 }
 
-// heldRow is the row of a real server that an operator holds: none, or one
-// that gets no new connections.
+// heldRow is the row of a real server that is held: none, or one that gets no
+// new connections.
 func heldRow(svc *model.Service, st *State, row model.RealServer, have []model.RealServer) []model.RealServer {
 	_, present := findRow(have, row.Addr)
 	gone := st.Status == model.Down && !svc.Quiescent || st.Status == model.Unknown && !present
-	if st.Hold == HoldOut || gone {
+	if st.Held() == HoldOut || gone {
 		return nil
 	}
 	return []model.RealServer{{Addr: row.Addr, Forward: row.Forward}}

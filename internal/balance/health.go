@@ -39,6 +39,13 @@ type State struct {
 
 	// Hold is what an operator wants of the server, whatever its checks say.
 	Hold Hold
+
+	// Load is what the server itself reported last.
+	Load model.Load
+
+	// Successes counts the checks that succeeded since the server went down,
+	// for services that want more than one.
+	Successes int
 }
 
 // Lately is when a real server went down, since when it has been well while
@@ -59,7 +66,7 @@ const (
 )
 
 // Serves tells whether new connections may go to the server.
-func (s *State) Serves() bool { return s.Status == model.Up && s.Hold == HoldNone }
+func (s *State) Serves() bool { return s.Status == model.Up && s.Held() == HoldNone }
 
 // Outcome is what a verdict changed.
 type Outcome uint8
@@ -118,7 +125,7 @@ func (s *State) Hear(v model.Status, failureCount int) Outcome {
 // Force brings a server down whatever its checks say, as for maintenance. The
 // next success brings it back.
 func (s *State) Force() {
-	*s = State{Status: model.Down, Answered: true, Confirmed: true, Hold: s.Hold, Lately: s.Lately}
+	*s = State{Status: model.Down, Answered: true, Confirmed: true, Hold: s.Hold, Lately: s.Lately, Load: s.Load}
 }
 
 // Health holds what is believed of every real server, in the configuration's
@@ -168,6 +175,9 @@ func Carry(old []model.Service, was Health, services []model.Service, have model
 		}
 		for j := range services[i].Reals {
 			if s, ok := known[services[i].Reals[j].Addr]; ok {
+				if !reports(&services[i].Reals[j].Target) {
+					s.Load = model.Load{}
+				}
 				h[i][j] = s
 			}
 		}

@@ -28,6 +28,8 @@ var All = map[Key]Func{
 	{model.CheckNegotiate, "http_proxy"}: negotiateHTTP,
 	{model.CheckNegotiate, "none"}:       on,
 
+	{model.CheckNegotiate, "dialogue"}: negotiateDialogue,
+
 	{model.CheckNegotiate, "dns"}:    negotiateDNS,
 	{model.CheckNegotiate, "ldap"}:   negotiateLDAP,
 	{model.CheckNegotiate, "ldaps"}:  negotiateLDAP,
@@ -55,10 +57,14 @@ func For(t model.Target) Func {
 	if t.Kind == model.CheckNegotiate {
 		k.Application = t.Application
 	}
-	if f, ok := All[k]; ok {
-		return f
+	f, ok := All[k]
+	switch {
+	case !ok:
+		return notYet
+	case t.AgentPort != 0:
+		return withAgent(f)
 	}
-	return notYet
+	return f
 }
 
 // on is the check of servers that nobody checks: always up.

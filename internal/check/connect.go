@@ -35,9 +35,7 @@ func connect(ctx context.Context, t model.Target) model.Verdict {
 	return up("connected")
 }
 
-// dial opens a TCP connection without the keepalives that would outlive
-// nothing here.
+// dial opens a TCP connection.
 func dial(ctx context.Context, a netip.AddrPort) (net.Conn, error) {
-	d := net.Dialer{KeepAlive: -1}
-	return d.DialContext(ctx, "tcp", a.String())
+	return dialer().DialContext(ctx, "tcp", a.String())
 }

@@ -2,7 +2,6 @@ package check
 
 import (
 	"context"
-	"net"
 	"net/netip"
 	"time"
 )
@@ -17,8 +16,7 @@ const datagramSize = 4096
 // port unreachable) is an error at once.
 func exchangeDatagrams[T any](ctx context.Context, a netip.AddrPort, retry time.Duration, question []byte, read func([]byte) (T, bool)) (T, error) {
 	var none T
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "udp", a.String()) // connected: other senders are not heard
+	conn, err := dialer().DialContext(ctx, "udp", a.String()) // connected: other senders are not heard
 	if err != nil {
 		return none, err
 	}

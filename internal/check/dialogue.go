@@ -138,7 +138,12 @@ func converse(ctx context.Context, t model.Target, talk func(*dialogue) (string,
 			return down("login or passwd contains a control character: it cannot be sent")
 		}
 	}
-	within, cancel := context.WithTimeout(ctx, dialogueSteps*t.NegotiateTimeout)
+	return converseWithin(ctx, t, dialogueSteps*t.NegotiateTimeout, talk)
+}
+
+// converseWithin is converse with a time of its own for the whole dialogue.
+func converseWithin(ctx context.Context, t model.Target, whole time.Duration, talk func(*dialogue) (string, error)) model.Verdict {
+	within, cancel := context.WithTimeout(ctx, whole)
 	defer cancel()
 	d := &dialogue{ctx: within, step: t.NegotiateTimeout, at: "connect"}
 	said, err := d.hold(t, talk)
@@ -147,7 +152,7 @@ func converse(ctx context.Context, t model.Target, talk func(*dialogue) (string,
 	}
 	limit := d.step
 	if within.Err() != nil {
-		limit *= dialogueSteps
+		limit = whole
 	}
 	v := failed(ctx, within, err, limit)
 	if v.Status == model.Down && d.at != "connect" {
@@ -166,7 +171,7 @@ func (d *dialogue) hold(t model.Target, talk func(*dialogue) (string, error)) (s
 	defer conn.Close()
 	defer context.AfterFunc(d.ctx, func() { _ = conn.Close() })()
 	d.use(conn)
-	if slices.Contains(fromTheStart, t.Application) {
+	if t.TLS || slices.Contains(fromTheStart, t.Application) {
 		if err := d.secure(t); err != nil {
 			return "", err
 		}

@@ -87,8 +87,7 @@ func simpleUDP(ctx context.Context, t model.Target, request string, receive *reg
 	if request == "" {
 		return "", errors.New("request is missing: a UDP server that is not asked does not answer")
 	}
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "udp", t.Addr.String())
+	conn, err := dialer().DialContext(ctx, "udp", t.Addr.String())
 	if err != nil {
 		return "", err
 	}

@@ -20,9 +20,16 @@ import (
 // stack in it explains.
 func Perform(ctx context.Context, f Func, t model.Target) (v model.Verdict) {
 	start := time.Now()
+	var surroundings *around
+	if t.ExpiryWarning > 0 { // the others have nothing to say
+		ctx, surroundings = withAround(ctx)
+	}
 	defer func() {
 		if p := recover(); p != nil {
 			v = down(fmt.Sprintf("the check crashed, please report this: %v at %s", p, crashSite(debug.Stack())))
+		}
+		if surroundings != nil && v.Status == model.Up {
+			v.Warning = surroundings.warning
 		}
 		v.At = time.Now()
 		v.Duration = v.At.Sub(start)
@@ -83,7 +90,7 @@ func isTimeout(err error) bool {
 // localFault tells faults of this machine from those of the server: they say
 // nothing about it.
 func localFault(err error) bool {
-	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM,
+	for _, e := range []error{errHere, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM,
 		syscall.EPERM, syscall.EACCES, syscall.EADDRNOTAVAIL, syscall.EAFNOSUPPORT, syscall.EPROTONOSUPPORT} {
 		if errors.Is(err, e) {
 			return true

@@ -87,9 +87,12 @@ func (s *state) changed(c model.Change, when stage) model.Event {
 		case fallback && (!found || c.Op != model.RealDelete && balance.Live(s.health[i]) == model.Down):
 			what = "fallback"
 		case found:
-			isDown = c.Real.Weight == 0 && (s.health[i][j].Status == model.Down || s.health[i][j].Hold != balance.HoldNone)
+			isDown = c.Real.Weight == 0 && (s.health[i][j].Status == model.Down || s.health[i][j].Held() != balance.HoldNone)
 			if c.Op == model.RealEdit && s.growing[drainKey{k, svc.Reals[j].Addr}] && s.health[i][j].Serves() {
 				return event(model.LevelDebug, "real-grows", subject, "Slow start of real server: %s (%s) (Weight set to %d)", row, v, c.Real.Weight)
+			}
+			if c.Op == model.RealEdit && c.Real.Weight > 0 && s.health[i][j].Load.Weighted && s.health[i][j].Serves() {
+				return event(model.LevelInfo, "real-reweighted", subject, "Weight of real server as it reports: %s (%s) (Weight set to %d)", row, v, c.Real.Weight)
 			}
 			if a := svc.Reals[j].Addr; a != c.Real.Addr {
 				row += " mapped from " + a.String()
@@ -109,6 +112,14 @@ func (s *state) changed(c model.Change, when stage) model.Event {
 		return event(model.LevelInfo, what+"-added", subject, "Added %s server: %s (%s) (Weight set to %d)", what, row, v, c.Real.Weight)
 	}
 	return event(model.LevelInfo, what+"-restored", subject, "Restored %s server: %s (%s) (Weight set to %d)", what, row, v, c.Real.Weight)
+}
+
+func checkWarning(subject string, v model.Verdict) model.Event {
+	return event(model.LevelWarning, "check-warning", subject, "Check succeeded, but: %s: %s", subject, v.Warning)
+}
+
+func loadReported(subject string, l model.Load) model.Event {
+	return event(model.LevelInfo, "load-reported", subject, "Real server reports: %s: %s", subject, l)
 }
 
 func maintenanceBegan(subject, file string) model.Event {

@@ -117,8 +117,12 @@ func (s *state) hear(p probe, v model.Verdict, emit func(model.Event)) (decide b
 			continue
 		}
 		before, first := st.Failures, !st.Answered
-		outcome := st.HearWithCare(v.Status, svc.FailureCount, svc.Care, v.At)
+		outcome, moved := st.HearService(v, svc)
+		decide = decide || moved
 		subject := realID(svc, at.real)
+		if moved {
+			emit(loadReported(subject, st.Load))
+		}
 		switch outcome {
 		case balance.SoftFailure:
 			emit(checkFailed(subject, v))
@@ -137,6 +141,8 @@ func (s *state) hear(p probe, v model.Verdict, emit func(model.Event)) (decide b
 		}
 		if was := s.verdicts[at.service][at.real]; v.Status == model.Unknown && was.Reason != v.Reason {
 			emit(checkUnknown(subject, v))
+		} else if v.Warning != "" && was.Warning != v.Warning {
+			emit(checkWarning(subject, v))
 		}
 		s.verdicts[at.service][at.real] = v
 		s.past[at.service][at.real].add(v, st.Status)
@@ -332,6 +338,7 @@ func (s *state) views() []model.ServiceView {
 			st, last := s.health[i][j], s.verdicts[i][j]
 			rv := model.RealView{Addr: svc.Reals[j].Addr.String(), Forward: svc.Reals[j].Forward.String(),
 				Status: st.Status, Failures: st.Failures, Reason: last.Reason, Checked: last.At, Took: last.Duration}
+			rv.Load, rv.Warning = st.Load.String(), last.Warning
 			rv.Since, rv.Latency = s.past[i][j].since, s.past[i][j].latency()
 			if d := s.drains[drainKey{k, svc.Reals[j].Addr}]; d != nil {
 				rv.Drain = &model.DrainView{Since: d.since, Deadline: d.deadline, Remaining: d.remaining, Out: d.out}

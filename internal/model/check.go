@@ -62,11 +62,40 @@ type Target struct {
 	HTTP2      bool      // http, https: HTTP/2; on https HTTP/1.1 if the server prefers it, on http with prior knowledge
 	RecordType string    // dns: "A", "AAAA", "PTR"; "": PTR where the request is an address, else A
 
-	// Set for external checks only, so that others can be shared between services.
+	CAFile string // PEM file of the authorities to verify against; "": the machine's
+
+	// ExpiryWarning is how long before the end of the server's certificate a
+	// warning comes with the verdict; 0: never.
+	ExpiryWarning time.Duration
+
+	Headers      string // http, https: further request headers, a "Name: value\n" each
+	StatusCodes  string // http, https: answers that are good, as "200-299,301"; "": 200-299
+	WeightHeader string // http, https: response header that reports a Load; "": none
+	Steps        string // dialogue: what ParseSteps reads
+	TLS          bool   // dialogue: TLS from the first byte on
+	AgentPort    uint16 // where an agent on the real server reports a Load by TCP; 0: there is none
+	Via          Via    // which way the check goes
+
+	// Set for external checks only, so that others can be shared between
+	// services; VirtualAddr for ViaVirtual and ViaTunnel, too.
 	Command     string
 	VirtualAddr netip.AddrPort
 	Mark        uint32
 	RealPort    uint16 // the real server's port as configured
+}
+
+// Via is the way that a check's packets take to the real server.
+type Via uint8
+
+// Ways of checks.
+const (
+	ViaReal    Via = iota // to the real server's own address
+	ViaVirtual            // to the virtual address, by the real server's link address, as gate does
+	ViaTunnel             // to the virtual address, in a tunnel to the real server, as ipip does
+)
+
+func (v Via) String() string {
+	return [...]string{"real", "vip", "vip in a tunnel"}[min(int(v), 2)]
 }
 
 // TLSVerify is how much of a server's certificate a check verifies.
@@ -130,6 +159,8 @@ type Verdict struct {
 	Reason   string        // "200 OK", "connection refused", ...; never empty unless Unknown
 	At       time.Time     // when the check ended
 	Duration time.Duration // how long it took
+	Warning  string        // what to mend soon although the server is up; "" for nothing
+	Load     Load          // what the real server says of itself
 }
 
 // String is the canonical text: "down: connection refused (1.2ms)".

@@ -280,7 +280,10 @@ type Service struct {
 	ReaddQuiescent  bool           // such a row is put back when it vanished
 	CleanStop       bool           // the service leaves the table when the director stops
 	FailureCount    int            // consecutive failures until down, at least 1
+	SuccessCount    int            // consecutive successes until up again; 0 is 1
 	CheckInterval   time.Duration  // from the start of one check to the start of the next
+	CheckJitter     time.Duration  // by which that is longer or shorter at most, by chance
+	DrainDeadline   time.Duration  // after which a drain that names none cuts what is left; 0: never
 	Care            Care           // of real servers that come and go
 	MonitorFile     string         // one line for each check result; "" for none
 	Alert           EmailAlert

@@ -37,6 +37,8 @@ type RealView struct {
 	Since   time.Time       `json:"since"`                // when Status became what it is
 	Latency []time.Duration `json:"latency_ns,omitempty"` // of the last checks, the newest last
 	Drain   *DrainView      `json:"drain,omitempty"`      // nil: it is not taken out of service
+	Load    string          `json:"load,omitempty"`       // what the real server reports of itself: "75%", "drain"
+	Warning string          `json:"warning,omitempty"`    // what to mend soon although it is up
 }
 
 // DrainView tells how far a real server is that an operator takes out of
