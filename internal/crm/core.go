@@ -177,6 +177,9 @@ func (c *Core) Resources() []model.ResourceView {
 	return views
 }
 
+// String is the canonical text of the pair's state.
+func (c *Core) String() string { return c.pair.String() }
+
 // Next is when Step must be called at the latest; zero for no time in sight.
 func (c *Core) Next() time.Time { return c.pair.Next() }
 
