@@ -10,7 +10,7 @@ import (
 	"github.com/batuta-ha/batuta/internal/model"
 )
 
-// Config is what a Core needs to know. All members but Load are required.
+// Config is what a Core needs to know. All members but Load and Wall are required.
 type Config struct {
 	Heartbeat  model.Heartbeat
 	Generation uint32     // of this life; see NextGeneration
@@ -19,6 +19,9 @@ type Config struct {
 	// Load returns the text of the ld field, the line of /proc/loadavg; nil
 	// leaves it at zeros.
 	Load func() string
+	// Wall turns a time that Step was given into what the wall clock showed;
+	// nil: they are the same.
+	Wall func(now time.Time) time.Time
 }
 
 // Input is one thing that happens to a Core: Start, which comes first; Datagram, Submit, Running,

@@ -58,6 +58,9 @@ func (c *Core) address(f []Field, to model.NodeName) []Field {
 
 // date appends the generation and the wall clock.
 func (c *Core) date(f []Field, now time.Time) []Field {
+	if c.cfg.Wall != nil {
+		now = c.cfg.Wall(now)
+	}
 	return append(f, Field{Name: "hg", Value: c.gen}, Field{Name: "ts", Value: hex32(uint32(now.Unix()))})
 }
 

@@ -13,7 +13,8 @@ import (
 type Core struct {
 	hb  *heartbeat.Core
 	mb  *member.Core
-	due time.Time // when the next step was wanted at the latest
+	ran time.Time // when the latest step was taken
+	due time.Time // when the next one was wanted at the latest
 	lag time.Duration
 	out Output
 }
@@ -82,12 +83,14 @@ func (c *Core) View() model.View { return c.mb.View() }
 func (c *Core) Counters() heartbeat.Counters { return c.hb.Counters() }
 
 // step carries out one input. If this node comes much later than it wanted
-// to, it was stopped or starved: that time must not count against others.
+// to, it was stopped or starved: that time must not count against others. It
+// may have begun right after the step before, long before anything was due.
 func (c *Core) step(now time.Time, do func()) Output {
 	c.out = Output{}
 	if !c.due.IsZero() && now.Sub(c.due) > c.lag {
-		c.beat(now, heartbeat.Excuse{From: c.due})
+		c.beat(now, heartbeat.Excuse{From: c.ran})
 	}
+	c.ran = now
 	do()
 	if c.due = c.Next(); c.due.Before(now) {
 		c.due = now
