@@ -60,6 +60,10 @@ func verb(name string, args []string) error {
 		return checkAll(patience)
 	case "mail": // see sendMail
 		return sendMail(args[0], args[1])
+	case "visit": // see visitsAre
+		return visit(args[0], args[1])
+	case "hold": // see survivors
+		return hold(args[0], args[1])
 	case "caller": // a program that builds a lab and is then killed
 		return caller(args)
 	}

@@ -54,12 +54,17 @@ func TestIPVS(t *testing.T) {
 		args []string
 	}{
 		"the plane":        {"internal/plane/ipvs", nil},
+		"the tutorial":     {"internal/lab", []string{"-test.run=^TestStory"}},
 		"texts of ipvsadm": {"internal/cli", []string{"-test.run=^TestTextsAreThoseOfIpvsadm$", "-rapid.checks=60", "-rapid.shrinktime=10s", "-rapid.nofailfile"}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			k := ipvsKernel(t)
-			k.Env = []string{"BATUTA_IPVS_KERNEL=1"}
+			k.Env = []string{inKernel + "=1"}
 			k.Files = map[string]string{"bin/tests": testBinary(t, test.pkg)}
+			if test.pkg == "internal/lab" {
+				k.Files["bin/batuta"] = batuta(t)
+			}
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 			defer cancel()
 			out, status, err := k.Run(ctx, append([]string{"tests", "-test.v", "-test.timeout=4m"}, test.args...)...)
