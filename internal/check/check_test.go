@@ -45,12 +45,12 @@ func TestConnect(t *testing.T) {
 		{"nobody listens", closed, model.Down, "connection refused"},
 		{"no port", "127.0.0.1:0", model.Down, "set checkport"},
 	} {
-		t.Run(tc.name, func(t *testing.T) {
-			v := Perform(t.Context(), connect, target(tc.addr))
+		for way, make := range ways {
+			v := make(t, target(tc.addr, func(t *model.Target) { t.Kind = model.CheckConnect }))
 			if v.Status != tc.status || !strings.Contains(v.Reason, tc.reason) {
-				t.Errorf("verdict %v, want %v: ...%s...", v, tc.status, tc.reason)
+				t.Errorf("%s%s: verdict %v, want %v: ...%s...", tc.name, way, v, tc.status, tc.reason)
 			}
-		})
+		}
 	}
 }
 
@@ -147,25 +147,28 @@ func BenchmarkHTTP(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer l.Close()
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				buf := make([]byte, 1024)
-				_, _ = c.Read(buf)
-				_, _ = c.Write([]byte("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nalive"))
-				_ = c.Close()
-			}()
-		}
-	}()
+	go answerAll(l)
 	t := target(l.Addr().String(), receive("alive"))
 	b.ReportAllocs()
 	for b.Loop() {
 		if v := Perform(b.Context(), negotiateHTTP, t); v.Status != model.Up {
 			b.Fatal(v)
 		}
+	}
+}
+
+// answerAll is the server of benchmarks.
+func answerAll(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			buf := make([]byte, 1024)
+			_, _ = c.Read(buf)
+			_, _ = c.Write([]byte("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nalive"))
+			_ = c.Close()
+		}()
 	}
 }

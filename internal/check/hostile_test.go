@@ -101,20 +101,22 @@ func TestHostileServers(t *testing.T) {
 		{"headers, a drop at a time", func(c net.Conn) { _, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n"); drips("X: y\r\n")(c) }, true, ""},
 	} {
 		for _, p := range byTCP {
-			t.Run(h.name+" for "+p.name, func(t *testing.T) {
-				t.Parallel()
-				tg := target(script(t, h.play), p.alter)
-				if h.short {
-					short(&tg)
-				}
-				v := Perform(t.Context(), For(tg), tg)
-				if v.Status != model.Down || !strings.Contains(v.Reason, h.reason) || strings.ContainsAny(v.Reason, "\r\n\x00") || len(v.Reason) > 400 {
-					t.Errorf("%v, want down in one line: ...%s...", v, h.reason)
-				}
-				if !h.short && strings.Contains(v.Reason, "no answer within") && h.name != "a length of gigabytes" {
-					t.Errorf("%v, want a verdict before the time is over", v)
-				}
-			})
+			for way, make := range ways {
+				t.Run(h.name+" for "+p.name+way, func(t *testing.T) {
+					t.Parallel()
+					tg := target(script(t, h.play), p.alter)
+					if h.short {
+						short(&tg)
+					}
+					v := make(t, tg)
+					if v.Status != model.Down || !strings.Contains(v.Reason, h.reason) || strings.ContainsAny(v.Reason, "\r\n\x00") || len(v.Reason) > 400 {
+						t.Errorf("%v, want down in one line: ...%s...", v, h.reason)
+					}
+					if !h.short && strings.Contains(v.Reason, "no answer within") && h.name != "a length of gigabytes" {
+						t.Errorf("%v, want a verdict before the time is over", v)
+					}
+				})
+			}
 		}
 	}
 }
@@ -126,10 +128,12 @@ func TestHostileServersTakeNoMemory(t *testing.T) {
 			tg := target(script(t, pours(piece)), p.alter)
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			v := Perform(t.Context(), For(tg), tg)
-			runtime.ReadMemStats(&after)
-			if used := after.TotalAlloc - before.TotalAlloc; used > 64<<20 {
-				t.Errorf("%s, fed with %q, took %d MB: %v", p.name, piece, used>>20, v)
+			for _, make := range ways {
+				v := make(t, tg)
+				runtime.ReadMemStats(&after)
+				if used := after.TotalAlloc - before.TotalAlloc; used > 64<<20 {
+					t.Errorf("%s, fed with %q, took %d MB: %v", p.name, piece, used>>20, v)
+				}
 			}
 		}
 	}
@@ -152,8 +156,10 @@ func TestNobodyThere(t *testing.T) {
 		{"radius", radius},
 	}...) {
 		tg := target(closed, p.alter)
-		if v := Perform(t.Context(), For(tg), tg); v.Status != model.Down || !strings.Contains(v.Reason, "connection refused") {
-			t.Errorf("%s: %v, want down: connection refused", p.name, v)
+		for way, make := range ways {
+			if v := make(t, tg); v.Status != model.Down || !strings.Contains(v.Reason, "connection refused") {
+				t.Errorf("%s%s: %v, want down: connection refused", p.name, way, v)
+			}
 		}
 		tg.Addr = netip.AddrPortFrom(tg.Addr.Addr(), 0)
 		if v := Perform(t.Context(), For(tg), tg); v.Status != model.Down || !strings.Contains(v.Reason, "no port to connect to") {

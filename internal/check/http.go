@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -40,50 +41,88 @@ type httpRequest struct {
 	header   string         // Host header
 	via      netip.AddrPort // connect here instead of to host; not valid for none
 	absolute bool           // a proxy's request line
-	target   model.Target   // its TLS settings and HTTP version
+	target   *model.Target  // its TLS settings and HTTP version
 }
 
 // negotiateHTTP asks for a page by http or https, or of an HTTP proxy, and is
 // content with a 2xx answer in whose body the receive expression is found.
 // NegotiateTimeout covers the whole exchange, redirects included.
 func negotiateHTTP(ctx context.Context, t model.Target) model.Verdict {
-	re, err := compile(t.Receive)
+	c, err := newHTTPCheck(&t)
 	if err != nil {
 		return down(err.Error())
+	}
+	within, cancel := context.WithTimeout(ctx, t.NegotiateTimeout)
+	defer cancel()
+	return c.run(ctx, within)
+}
+
+// httpCheck is a check under way: the request that is to be made next, and
+// what is wanted of its answer.
+type httpCheck struct {
+	target  *model.Target
+	method  string
+	receive *regexp.Regexp
+	req     httpRequest
+	hops    int // redirects followed so far
+}
+
+func newHTTPCheck(t *model.Target) (*httpCheck, error) {
+	re, err := compile(t.Receive)
+	if err != nil {
+		return nil, err
 	}
 	req, err := firstRequest(t)
 	if err != nil {
-		return down(err.Error())
+		return nil, err
 	}
-	method := cmp.Or(t.Method, http.MethodGet)
-	within, cancel := context.WithTimeout(ctx, t.NegotiateTimeout)
-	defer cancel()
-	for hop := 0; ; hop++ {
-		a, err := exchange(within, method, req)
+	return &httpCheck{target: t, method: cmp.Or(t.Method, http.MethodGet), receive: re, req: req}, nil
+}
+
+// run makes what is left of the check. within is ctx with the check's time-out.
+func (c *httpCheck) run(ctx, within context.Context) model.Verdict {
+	for {
+		a, err := exchange(within, c.method, c.req)
 		if err != nil {
-			return failed(ctx, within, err, t.NegotiateTimeout)
+			return failed(ctx, within, err, c.target.NegotiateTimeout)
 		}
-		if a.location != "" {
-			if hop == redirectLimit {
-				return down(fmt.Sprintf("%s, after %d redirects", a.status, redirectLimit))
-			}
-			if req, err = req.follow(a.location); err != nil {
-				return down(err.Error())
-			}
-			continue
+		if v, ended := c.judge(a); ended {
+			return v
 		}
-		switch {
-		case a.code < 200 || a.code > 299:
-			return down(a.status)
-		case t.Receive != "" && !re.Match(a.body):
-			return down(fmt.Sprintf("%s, but receive=%q is not in the body (%d bytes)", a.status, t.Receive, len(a.body)))
-		}
-		return up(a.status)
 	}
 }
 
+// judge tells what follows from an answer: the verdict, or that the check has
+// not ended, because there is another request to make.
+func (c *httpCheck) judge(a answer) (v model.Verdict, ended bool) {
+	if a.location != "" {
+		if c.hops == redirectLimit {
+			return down(fmt.Sprintf("%s, after %d redirects", a.status, redirectLimit)), true
+		}
+		next, err := c.req.follow(a.location)
+		if err != nil {
+			return down(err.Error()), true
+		}
+		c.req, c.hops = next, c.hops+1
+		return v, false
+	}
+	load, _ := model.ParseLoad(a.load)
+	switch {
+	case !good(*c.target, a.code):
+		return down(a.status), true
+	case c.target.Receive != "" && !c.receive.Match(a.body):
+		return down(fmt.Sprintf("%s, but receive=%q is not in the body (%d bytes)", a.status, c.target.Receive, len(a.body))), true
+	case load.Mode == model.LoadDown:
+		return down(fmt.Sprintf("%s, and it reports %s", a.status, load)), true
+	}
+	v = up(a.status)
+	load.Reason = clean(load.Reason)
+	v.Load = load
+	return v, true
+}
+
 // firstRequest is the request as configured.
-func firstRequest(t model.Target) (httpRequest, error) {
+func firstRequest(t *model.Target) (httpRequest, error) {
 	ownAddress := hostText(t.Addr.Addr())
 	switch {
 	case t.Application == "http_proxy":
@@ -95,7 +134,7 @@ func firstRequest(t model.Target) (httpRequest, error) {
 			req.header = t.VirtualHost
 		}
 		req.via, req.absolute, req.target = t.Addr, true, t
-		return req, portOf(t)
+		return req, portOf(*t)
 	case t.RequestURL != "":
 		req, err := absoluteRequest(t.RequestURL)
 		req.header = cmp.Or(t.VirtualHost, ownAddress)
@@ -109,22 +148,23 @@ func firstRequest(t model.Target) (httpRequest, error) {
 		header: cmp.Or(t.VirtualHost, ownAddress),
 		via:    t.Addr,
 		target: t,
-	}, portOf(t)
+	}, portOf(*t)
 }
 
 // elsewhere is the target for a URL of its own, at any host: a name is sent
 // to that server and verified as that name, an address as that address.
-func elsewhere(t model.Target, hostPort string) model.Target {
+func elsewhere(t *model.Target, hostPort string) *model.Target {
 	host, _, err := net.SplitHostPort(hostPort)
 	if err != nil {
 		return t
 	}
+	there := *t
 	if a, err := netip.ParseAddr(host); err == nil {
-		t.Addr, t.ServerName = netip.AddrPortFrom(a, 0), ""
-		return t
+		there.Addr, there.ServerName = netip.AddrPortFrom(a, 0), ""
+	} else {
+		there.ServerName = host
 	}
-	t.ServerName = host
-	return t
+	return &there
 }
 
 func portOf(t model.Target) error {
@@ -186,7 +226,7 @@ func (r httpRequest) String(method string) string {
 		"TE: deflate,gzip;q=0.3\r\n" +
 		"Connection: TE, close\r\n" +
 		"Host: " + escape(r.header) + "\r\n" +
-		"User-Agent: " + userAgent + "\r\n\r\n"
+		"User-Agent: " + userAgent + "\r\n" + headerLines(*r.target) + "\r\n"
 }
 
 // escape writes every byte that no URL may contain as %XX: what is in the
@@ -229,6 +269,7 @@ type answer struct {
 	status   string // "200 OK"
 	location string // where to go on, "" unless this is a redirect that says so
 	body     []byte // at most bodyLimit bytes, "" for redirects
+	load     string // the header that reports one, "" for none
 }
 
 // exchange makes one request on a connection of its own. What it reads is
@@ -245,10 +286,15 @@ func exchange(ctx context.Context, method string, req httpRequest) (answer, erro
 	if _, err := io.WriteString(conn, req.String(method)); err != nil {
 		return answer{}, err
 	}
+	return readAnswer(conn, method, req.target)
+}
+
+// readAnswer reads one answer from conn, as far as it matters.
+func readAnswer(conn io.Reader, method string, t *model.Target) (answer, error) {
 	head := &io.LimitedReader{R: conn, N: headLimit}
 	r := readers.Get().(*bufio.Reader)
 	r.Reset(head)
-	defer func() { // nothing of the answer points into it: judge copies
+	defer func() { // nothing of the answer points into it: gist copies
 		r.Reset(nil)
 		readers.Put(r)
 	}()
@@ -263,15 +309,21 @@ func exchange(ctx context.Context, method string, req httpRequest) (answer, erro
 	}
 	// Framing of chunks needs room beside the body itself.
 	head.N = 2 * bodyLimit
-	return judge(resp)
+	return gist(resp, t)
 }
 
-// judge takes what matters out of a response.
-func judge(resp *http.Response) (answer, error) {
+// gist takes what matters out of a response.
+func gist(resp *http.Response, t *model.Target) (answer, error) {
 	defer resp.Body.Close()
 	a := answer{code: resp.StatusCode, status: clean(resp.Status)}
+	if t.WeightHeader != "" {
+		a.load = resp.Header.Get(t.WeightHeader)
+	}
 	switch a.code {
 	case 301, 302, 303, 307, 308:
+		if expected(*t, a.code) {
+			break // and is not followed
+		}
 		if a.location = resp.Header.Get("Location"); a.location != "" {
 			return a, nil
 		}
@@ -322,8 +374,7 @@ func (r httpRequest) open(ctx context.Context) (net.Conn, error) {
 	if r.via.IsValid() {
 		conn, err = dial(ctx, r.via)
 	} else {
-		d := net.Dialer{KeepAlive: -1}
-		conn, err = d.DialContext(ctx, "tcp", r.host)
+		conn, err = dialer().DialContext(ctx, "tcp", r.host)
 	}
 	if err != nil {
 		return nil, err
@@ -333,7 +384,7 @@ func (r httpRequest) open(ctx context.Context) (net.Conn, error) {
 	case r.scheme != "https":
 		return conn, nil
 	case r.target.HTTP2:
-		return secure(ctx, conn, r.target, "h2", "http/1.1")
+		return secure(ctx, conn, *r.target, "h2", "http/1.1")
 	}
-	return secure(ctx, conn, r.target)
+	return secure(ctx, conn, *r.target)
 }

@@ -36,11 +36,14 @@ func exchange2(ctx context.Context, conn net.Conn, method string, req httpReques
 		Method: method, URL: u, Host: escape(req.header),
 		Header: http.Header{"User-Agent": {userAgent}},
 	}).WithContext(ctx)
+	for name, value := range headers(*req.target) {
+		r.Header.Add(name, value)
+	}
 	resp, err := transport.RoundTrip(r)
 	if err != nil {
 		return answer{}, http2Fault(err)
 	}
-	return judge(resp)
+	return gist(resp, req.target)
 }
 
 // http2Fault says what a server did that ended an exchange by HTTP/2.

@@ -125,7 +125,7 @@ func TestElsewhere(t *testing.T) {
 		{"[2001:db8::1]:443", "", "[2001:db8::1]:0"},
 		{"no port", "here.example.test", "127.0.0.1:443"},
 	} {
-		got := elsewhere(here, tc.to)
+		got := elsewhere(&here, tc.to)
 		if got.ServerName != tc.name || got.Addr != netip.MustParseAddrPort(tc.addr) {
 			t.Errorf("%s: name %q at %v, want %q at %s", tc.to, got.ServerName, got.Addr, tc.name, tc.addr)
 		}

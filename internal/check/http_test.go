@@ -218,13 +218,15 @@ func TestHTTPAnswers(t *testing.T) {
 		{"a redirect to something else", says("HTTP/1.1 301 Moved\r\nLocation: ftp://127.0.0.1/\r\n\r\n"), nil, model.Down, `"ftp://127.0.0.1/" is no http:// or https:// URL`},
 		{"a redirect to garbage", says("HTTP/1.1 301 Moved\r\nLocation: http://[::1\r\n\r\n"), nil, model.Down, "which is no URL"},
 	} {
-		t.Run(tc.name, func(t *testing.T) {
-			t.Parallel()
-			v := Perform(t.Context(), negotiateHTTP, target(script(t, tc.play), tc.opts...))
-			if v.Status != tc.status || !strings.Contains(v.Reason, tc.reason) {
-				t.Errorf("verdict %v, want %v: ...%s...", v, tc.status, tc.reason)
-			}
-		})
+		for way, make := range ways {
+			t.Run(tc.name+way, func(t *testing.T) {
+				t.Parallel()
+				v := make(t, target(script(t, tc.play), tc.opts...))
+				if v.Status != tc.status || !strings.Contains(v.Reason, tc.reason) {
+					t.Errorf("verdict %v, want %v: ...%s...", v, tc.status, tc.reason)
+				}
+			})
+		}
 	}
 }
 
@@ -360,7 +362,7 @@ func FuzzHTTPAnswer(f *testing.F) {
 			t.Errorf("status %q would break a log line", s)
 		}
 		if l := resp.Header.Get("Location"); l != "" {
-			if next, err := (httpRequest{scheme: "http", host: "127.0.0.1:80", path: "/"}).follow(l); err == nil {
+			if next, err := (httpRequest{scheme: "http", host: "127.0.0.1:80", path: "/", target: &model.Target{}}).follow(l); err == nil {
 				if n := strings.Count(next.String("GET"), "\n"); n != 6 {
 					t.Errorf("location %q makes a request of %d lines", l, n)
 				}

@@ -26,7 +26,7 @@ func Perform(ctx context.Context, f Func, t model.Target) (v model.Verdict) {
 	}
 	defer func() {
 		if p := recover(); p != nil {
-			v = down(fmt.Sprintf("the check crashed, please report this: %v at %s", p, crashSite(debug.Stack())))
+			v = crashed(p)
 		}
 		if surroundings != nil && v.Status == model.Up {
 			v.Warning = surroundings.warning
@@ -35,6 +35,11 @@ func Perform(ctx context.Context, f Func, t model.Target) (v model.Verdict) {
 		v.Duration = v.At.Sub(start)
 	}()
 	return f(ctx, t)
+}
+
+// crashed is the verdict of a check that panicked, made where it is recovered.
+func crashed(p any) model.Verdict {
+	return down(fmt.Sprintf("the check crashed, please report this: %v at %s", p, crashSite(debug.Stack())))
 }
 
 // crashSite is the first line of a stack that names a file of the panicking code.
@@ -69,14 +74,13 @@ func failed(ctx, within context.Context, err error, limit time.Duration) model.V
 	return down(plain(err))
 }
 
-// plain is the text of an error without the addresses that package net puts
-// around it: the reader of a verdict knows whom it is about.
+// plain is the text of an error without the call and the addresses that
+// packages put around it: the reader of a verdict knows whom it is about.
 func plain(err error) string {
-	var op *net.OpError
-	if errors.As(err, &op) && op.Err != nil {
-		if sys, ok := errors.AsType[*os.SyscallError](op.Err); ok {
-			return sys.Err.Error()
-		}
+	if sys, ok := errors.AsType[*os.SyscallError](err); ok {
+		return sys.Err.Error()
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Err != nil {
 		return op.Err.Error()
 	}
 	return err.Error()
