@@ -18,6 +18,7 @@ type Cluster struct {
 	Heartbeat *Heartbeat
 	Groups    []ResourceGroup // haresources, in file order
 	Directors []Director      // one for each ldirectord.cf in use
+	IPVS      IPVS            // of the kernel, besides its table
 }
 
 // FailbackMode is auto_failback of ha.cf.

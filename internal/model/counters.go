@@ -27,6 +27,9 @@ type RealCounters struct {
 	Counters                // totals
 	Active   uint64         `json:"active"`   // connections now that are established
 	Inactive uint64         `json:"inactive"` // connections now that are opening or closing; all UDP flows
+
+	// Persistent is how many templates of persistence lead here now.
+	Persistent uint64 `json:"persistent,omitempty"`
 }
 
 // ServiceCounters belong to one service; Reals is sorted by address.
@@ -44,6 +47,10 @@ type Flow struct {
 	Real    netip.AddrPort `json:"real"`
 	State   string         `json:"state"`   // ESTABLISHED, FIN_WAIT, UDP ... as ipvsadm -Lc prints
 	Expires time.Duration  `json:"expires"` // until it is forgotten if nothing more is heard
+
+	// Engine and EngineData say by what a persistence engine knows the client.
+	Engine     string `json:"pe,omitempty"`
+	EngineData string `json:"pe_data,omitempty"`
 }
 
 // PlaneInfo describes a plane for people.

@@ -240,6 +240,7 @@ type Persistence struct {
 	Enabled bool
 	Timeout time.Duration // whole seconds
 	Netmask netip.Addr    // IPv4 mask as an address, or the IPv6 mask; the zero Addr means one host
+	Engine  string        // what tells clients apart besides their address: "sip", "" for nothing
 }
 
 // VirtualService is one service of a table: identity, how to schedule, and
@@ -267,6 +268,7 @@ type RealServer struct {
 	Weight  int    // 0: no new connections
 	Upper   uint32 // connections above which no new ones come; 0: no limit
 	Lower   uint32 // connections below which new ones come again; 0: 3/4 of Upper
+	Tunnel  Tunnel // ipip only
 }
 
 // Service is a configured virtual service: what the administrator wants, of

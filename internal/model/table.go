@@ -82,6 +82,9 @@ func (v VirtualService) describe() string {
 		if m := v.Persistence.MaskText(); m != "" {
 			s += " mask " + m
 		}
+		if e := v.Persistence.Engine; e != "" {
+			s += " pe " + e
+		}
 	}
 	if v.SchedFlags != "" {
 		s += " flags " + v.SchedFlags
@@ -93,7 +96,11 @@ func (v VirtualService) describe() string {
 }
 
 func (r RealServer) describe() string {
-	s := r.Forward.String() + " weight " + strconv.Itoa(r.Weight)
+	s := r.Forward.String()
+	if r.Tunnel != (Tunnel{}) {
+		s += " tunnel " + r.Tunnel.String()
+	}
+	s += " weight " + strconv.Itoa(r.Weight)
 	if r.Upper != 0 || r.Lower != 0 {
 		s += fmt.Sprintf(" upper %d lower %d", r.Upper, r.Lower)
 	}
@@ -174,9 +181,11 @@ type changeJSON struct {
 	Scheduler  string     `json:"scheduler,omitempty"`
 	Persistent *int       `json:"persistent,omitempty"`
 	Netmask    string     `json:"netmask,omitempty"`
+	Engine     string     `json:"pe,omitempty"`
 	SchedFlags string     `json:"schedflags,omitempty"`
 	OnePacket  bool       `json:"ops,omitempty"`
 	Forward    string     `json:"forward,omitempty"`
+	Tunnel     Tunnel     `json:"tunnel,omitzero"`
 	Weight     *int       `json:"weight,omitempty"`
 	Upper      *uint32    `json:"upper,omitempty"`
 	Lower      *uint32    `json:"lower,omitempty"`
@@ -190,10 +199,10 @@ func (c Change) MarshalJSON() ([]byte, error) {
 		j.Scheduler, j.SchedFlags, j.OnePacket = c.Service.Scheduler, c.Service.SchedFlags, c.Service.OnePacket
 		if p := c.Service.Persistence; p.Enabled {
 			secs := int(p.Timeout / time.Second)
-			j.Persistent, j.Netmask = &secs, p.MaskText()
+			j.Persistent, j.Netmask, j.Engine = &secs, p.MaskText(), p.Engine
 		}
 	case RealAdd, RealEdit:
-		j.Real, j.Forward, j.Weight = c.Real.Addr.String(), c.Real.Forward.String(), &c.Real.Weight
+		j.Real, j.Forward, j.Tunnel, j.Weight = c.Real.Addr.String(), c.Real.Forward.String(), c.Real.Tunnel, &c.Real.Weight
 		if c.Real.Upper != 0 || c.Real.Lower != 0 {
 			j.Upper, j.Lower = &c.Real.Upper, &c.Real.Lower
 		}

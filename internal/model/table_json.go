@@ -18,6 +18,7 @@ type serviceJSON struct {
 	SchedFlags string     `json:"schedflags,omitempty"`
 	Persistent *int       `json:"persistent,omitempty"`
 	Netmask    string     `json:"netmask,omitempty"`
+	Engine     string     `json:"pe,omitempty"`
 	OnePacket  bool       `json:"ops,omitempty"`
 	Reals      []realJSON `json:"reals"`
 }
@@ -25,6 +26,7 @@ type serviceJSON struct {
 type realJSON struct {
 	Real    netip.AddrPort `json:"real"`
 	Forward string         `json:"forward"`
+	Tunnel  Tunnel         `json:"tunnel,omitzero"`
 	Weight  int            `json:"weight"`
 	Upper   uint32         `json:"upper,omitempty"`
 	Lower   uint32         `json:"lower,omitempty"`
@@ -36,10 +38,10 @@ func (v VirtualService) MarshalJSON() ([]byte, error) {
 		Reals: make([]realJSON, len(v.Reals))}
 	if v.Persistence.Enabled {
 		secs := int(v.Persistence.Timeout / time.Second)
-		j.Persistent, j.Netmask = &secs, v.Persistence.MaskText()
+		j.Persistent, j.Netmask, j.Engine = &secs, v.Persistence.MaskText(), v.Persistence.Engine
 	}
 	for i, r := range v.Reals {
-		j.Reals[i] = realJSON{r.Addr, r.Forward.String(), r.Weight, r.Upper, r.Lower}
+		j.Reals[i] = realJSON{r.Addr, r.Forward.String(), r.Tunnel, r.Weight, r.Upper, r.Lower}
 	}
 	return json.Marshal(j)
 }
@@ -56,14 +58,14 @@ func (v *VirtualService) UnmarshalJSON(b []byte) error {
 		if err != nil {
 			return fmt.Errorf("service %s: %w", j.Service, err)
 		}
-		out.Persistence = Persistence{Enabled: true, Timeout: time.Duration(*j.Persistent) * time.Second, Netmask: mask}
+		out.Persistence = Persistence{Enabled: true, Timeout: time.Duration(*j.Persistent) * time.Second, Netmask: mask, Engine: j.Engine}
 	}
 	for _, r := range j.Reals {
 		f, err := ParseForward(r.Forward)
 		if err != nil {
 			return fmt.Errorf("service %s, real server %s: %w", j.Service, r.Real, err)
 		}
-		out.Reals = append(out.Reals, RealServer{r.Real, f, r.Weight, r.Upper, r.Lower})
+		out.Reals = append(out.Reals, RealServer{r.Real, f, r.Weight, r.Upper, r.Lower, r.Tunnel})
 	}
 	*v = out
 	return nil
