@@ -80,6 +80,9 @@ func do[T any](c *Client, req *http.Request, what string) (doc T, err error) {
 		if json.NewDecoder(resp.Body).Decode(&p) == nil && p.Error != "" {
 			return doc, errors.New(p.Error)
 		}
+		if resp.StatusCode == http.StatusNotFound {
+			return doc, fmt.Errorf("the daemon behind %s knows no %s: it is a director without a cluster, or of another version", c.socket, what)
+		}
 		return doc, fmt.Errorf("the daemon answered %s", resp.Status)
 	}
 	if err := json.NewDecoder(resp.Body).Decode(&doc); err != nil {

@@ -46,10 +46,11 @@ func (s *Server) Run(ctx context.Context) error {
 	handle(mux, "GET /v1/status", s.daemon.Status)
 	handle(mux, "GET /v1/table", s.daemon.Table)
 	handle(mux, "GET /v1/flows", s.daemon.Flows)
-	if d, ok := s.daemon.(Drainer); ok {
-		handleDrain(mux, d)
+	if c, ok := s.daemon.(Clusterer); ok {
+		handle(mux, "GET /v1/heartbeat", c.Heartbeat)
 	}
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	orders(mux, s.daemon)
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ConnContext: withCaller}
 	stop := context.AfterFunc(ctx, func() {
 		// Requests in progress get a moment; nobody waits for a stuck client.
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)

@@ -41,6 +41,7 @@ type Core struct {
 	left    pair.Set
 
 	mu     sync.Mutex // guards what status shows
+	hold   pair.Set   // what this node claims
 	other  pair.Set   // what the other node claims, in this node's terms
 	stable bool
 }
@@ -152,6 +153,17 @@ func (c *Core) Stable() bool {
 	return c.stable
 }
 
+// Holding is the word of cl_status rscstatus: what this node claims, or
+// transition while the two do not agree or something is under way.
+func (c *Core) Holding() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.stable {
+		return "transition"
+	}
+	return c.hold.String()
+}
+
 // Resources shows every resource in file order, as far as this node knows.
 func (c *Core) Resources() []model.ResourceView {
 	c.mu.Lock()
@@ -224,7 +236,7 @@ func (c *Core) Step(in pair.Input) {
 		}
 	}
 	c.mu.Lock()
-	c.other, c.stable = c.pair.Other(), c.pair.Stable()
+	c.hold, c.other, c.stable = c.pair.Hold(), c.pair.Other(), c.pair.Stable()
 	c.mu.Unlock()
 }
 

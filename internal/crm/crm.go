@@ -11,8 +11,8 @@ package crm
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/agent"
@@ -56,12 +56,26 @@ type Loop struct {
 	calls chan func() // run on the loop's goroutine
 	ended chan struct{}
 	gone  chan struct{} // closed when a stop has ended
+
+	movers []*mover // the loop's goroutine alone
+
+	mu      sync.Mutex
+	trouble string // the last warning since a hand-over began
 }
 
 // New checks the resources and finds their agents. All errors are returned at once.
 func New(cfg Config) (*Loop, error) {
-	core, err := NewCore(cfg, clock{})
-	return &Loop{core: core, ready: make(chan struct{}), calls: make(chan func()), ended: make(chan struct{}), gone: make(chan struct{})}, err
+	l := &Loop{ready: make(chan struct{}), calls: make(chan func()), ended: make(chan struct{}), gone: make(chan struct{})}
+	said := cfg.Sink
+	cfg.Sink = func(e model.Event) {
+		l.notice(e)
+		if said != nil {
+			said(e)
+		}
+	}
+	var err error
+	l.core, err = NewCore(cfg, clock{})
+	return l, err
 }
 
 // String names the task.
@@ -73,38 +87,18 @@ func (l *Loop) Ready() <-chan struct{} { return l.ready }
 // Stable tells whether both nodes agree and nothing is under way.
 func (l *Loop) Stable() bool { return l.core.Stable() }
 
+// Holding is what this node holds: none, local, foreign, all, or transition
+// while something is under way or not agreed upon.
+func (l *Loop) Holding() string { return l.core.Holding() }
+
 // Resources shows every resource in file order, as far as this node knows.
 func (l *Loop) Resources() []model.ResourceView { return l.core.Resources() }
-
-// ErrNotRunning is returned by wishes when Run has not begun or has ended.
-var ErrNotRunning = errors.New("the resource manager is not running")
-
-// Standby hands a set of resources to the other node: all, local, foreign or
-// failback, as hb_standby has it. It returns once the offer is made, or why it
-// cannot be made.
-func (l *Loop) Standby(ctx context.Context, word string) error {
-	s, err := pair.ParseStandby(word)
-	if err != nil {
-		return err
-	}
-	return l.wish(ctx, func() error { return l.core.pair.CanStandby(s) }, pair.Standby{Set: s})
-}
-
-// Takeover asks the other node for a set of resources, as hb_takeover has it.
-// It returns once the request is made, or why it cannot be made.
-func (l *Loop) Takeover(ctx context.Context, word string) error {
-	s, err := pair.ParseTakeover(word)
-	if err != nil {
-		return err
-	}
-	return l.wish(ctx, func() error { return l.core.pair.CanTakeover(s) }, pair.Takeover{Set: s})
-}
 
 // Stop hands all resources to the other node. It returns when everything is
 // released and the other node knows; the messenger should live on for a second
 // or two, so that the other can ask again for what it missed.
 func (l *Loop) Stop(ctx context.Context) error {
-	if err := l.wish(ctx, func() error { return nil }, pair.Stop{}); err != nil {
+	if err := l.wish(ctx, func() error { return nil }, func() { l.step(pair.Stop{}) }); err != nil {
 		return err
 	}
 	select {
@@ -118,24 +112,4 @@ func (l *Loop) Stop(ctx context.Context) error {
 		return fmt.Errorf("resources of the %v set could not be stopped and still run here; stop them by hand", left)
 	}
 	return nil
-}
-
-// wish has the core take an input if it may.
-func (l *Loop) wish(ctx context.Context, may func() error, in pair.Input) error {
-	answer := make(chan error, 1)
-	do := func() {
-		err := may()
-		if err == nil {
-			l.step(in)
-		}
-		answer <- err
-	}
-	select {
-	case l.calls <- do:
-		return <-answer
-	case <-l.ended:
-		return ErrNotRunning
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }

@@ -22,6 +22,7 @@ type pairOf struct {
 	t     *testing.T
 	began time.Time
 	a, b  *site
+	deaf  bool // messages are lost
 
 	mu  sync.Mutex
 	log []entry
@@ -147,6 +148,9 @@ func newPair(t *testing.T, failback model.FailbackMode, lines ...string) *pairOf
 				return s.agents[r.Text], nil
 			},
 			Send: func(m model.Message) error {
+				if p.deaf {
+					return nil
+				}
 				other := p.a
 				if s == p.a {
 					other = p.b
@@ -281,7 +285,7 @@ func TestStopFailure(t *testing.T) {
 		p.start(p.a, p.b)
 		p.happened("  0.0 a: start one", "  0.0 b: start three", "  0.0 a: start two")
 		p.a.agents["two"].stop = errors.New("two: busy")
-		if err := p.a.loop.Standby(t.Context(), "local"); err != nil {
+		if err := p.a.loop.Standby(t.Context(), "local", false); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(20 * time.Second)
@@ -357,7 +361,7 @@ func TestWishesAreAnsweredAtOnce(t *testing.T) {
 		p := newPair(t, model.FailbackOff, "a one", "b two")
 		p.start(p.a, p.b)
 		for _, try := range []struct {
-			do   func(context.Context, string) error
+			do   func(context.Context, string, bool) error
 			word string
 			want string
 		}{
@@ -365,18 +369,18 @@ func TestWishesAreAnsweredAtOnce(t *testing.T) {
 			{p.a.loop.Takeover, "local", "this node already holds local"},
 			{p.a.loop.Standby, "everything", `unknown set of resources "everything": use all, local, foreign or failback`},
 		} {
-			if err := try.do(t.Context(), try.word); err == nil || err.Error() != try.want {
+			if err := try.do(t.Context(), try.word, true); err == nil || err.Error() != try.want {
 				t.Errorf("got %v, want %s", err, try.want)
 			}
 		}
 		p.happened("  0.0 a: start one", "  0.0 b: start two")
-		if err := p.a.loop.Takeover(t.Context(), "all"); err != nil {
+		if err := p.a.loop.Takeover(t.Context(), "all", false); err != nil {
 			t.Fatal(err)
 		}
 		p.happened("  0.0 b: stop one", "  0.0 b: stop two", "  0.0 a: start two")
 		p.a.cancel()
 		synctest.Wait()
-		if err := p.a.loop.Standby(t.Context(), "all"); !errors.Is(err, ErrNotRunning) {
+		if err := p.a.loop.Standby(t.Context(), "all", false); !errors.Is(err, ErrNotRunning) {
 			t.Errorf("after the end: %v", err)
 		}
 	})
@@ -388,13 +392,13 @@ func TestSharedDirector(t *testing.T) {
 		p := newPair(t, model.FailbackOff, "a IPaddr::one ldirectord", "b IPaddr::two ldirectord::ldirectord.cf")
 		p.start(p.a, p.b)
 		p.happened("  0.0 a: start ldirectord", "  0.0 b: start ldirectord", "  0.0 a: start IPaddr::one", "  0.0 b: start IPaddr::two")
-		if err := p.b.loop.Standby(t.Context(), "all"); err != nil {
+		if err := p.b.loop.Standby(t.Context(), "all", false); err != nil {
 			t.Fatal(err)
 		}
 		p.happened("  0.0 b: stop IPaddr::one", "  0.0 b: stop IPaddr::two", "  0.0 b: stop ldirectord",
 			"  0.0 a: start ldirectord", "  0.0 a: start IPaddr::one", // told again: idempotent
 			"  0.0 a: start ldirectord", "  0.0 a: start IPaddr::two")
-		if err := p.a.loop.Standby(t.Context(), "foreign"); err != nil {
+		if err := p.a.loop.Standby(t.Context(), "foreign", false); err != nil {
 			t.Fatal(err)
 		}
 		p.happened("  0.0 a: stop IPaddr::two", "  0.0 b: start ldirectord", "  0.0 b: start IPaddr::two")

@@ -2,6 +2,7 @@ package crm
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -62,7 +63,7 @@ func (l *Loop) Run(ctx context.Context, events <-chan model.ClusterEvent) error 
 			l.step(pair.Cluster{ClusterEvent: e})
 		case f := <-finished:
 			l.core.Finish(f)
-			l.stopped()
+			l.stepped()
 		case do := <-l.calls:
 			do()
 		case <-timer.C:
@@ -74,16 +75,38 @@ func (l *Loop) Run(ctx context.Context, events <-chan model.ClusterEvent) error 
 // step lets the core take an input.
 func (l *Loop) step(in pair.Input) {
 	l.core.Step(in)
-	l.stopped()
+	l.stepped()
 }
 
-// stopped wakes who waits for the end of a stop.
-func (l *Loop) stopped() {
+// stepped wakes who waits for the end of a hand-over or of a stop.
+func (l *Loop) stepped() {
+	l.settleMovers()
 	if _, ended := l.core.Stopped(); ended {
 		select {
 		case <-l.gone:
 		default:
 			close(l.gone)
+		}
+	}
+}
+
+// await returns the outcome of a hand-over. The other node's silence ends no
+// step of the loop, so that it has to be looked for.
+func (l *Loop) await(ctx context.Context, m *mover) error {
+	look := time.NewTimer(beginPatience)
+	defer look.Stop()
+	for {
+		select {
+		case err := <-m.ended:
+			return err
+		case <-look.C:
+			if err := l.wish(ctx, func() error { return nil }, l.settleMovers); err != nil {
+				return err
+			}
+		case <-l.ended:
+			return ErrNotRunning
+		case <-ctx.Done():
+			return fmt.Errorf("no longer waiting: %w; the hand-over goes on", context.Cause(ctx))
 		}
 	}
 }
