@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -69,18 +70,25 @@ The journal is in the state directory and is read without the daemon. With
 				writeEntry(out, e, loc)
 				return nil
 			}
+			told := map[string]bool{} // of what the tails will tell again
 			if !follow || since != "" {
-				notes(cmd.ErrOrStderr(), s)
-				for _, e := range s.Entries {
-					if err := show(e); err != nil {
-						return err
+				var failed error
+				err := s.Entries(from, to, func(e journal.Entry) bool {
+					if follow && e.Time.After(now.Add(-time.Minute)) {
+						told[e.ID] = true
 					}
+					failed = show(e)
+					return failed == nil
+				})
+				notes(cmd.ErrOrStderr(), s)
+				if err := errors.Join(failed, err); err != nil {
+					return err
 				}
 			}
 			if !follow {
 				return nil
 			}
-			return followJournals(cmd, tails, s, show)
+			return followJournals(cmd, tails, told, show)
 		},
 	}
 	f.add(cmd)
@@ -98,13 +106,9 @@ type eventLine struct {
 	journal.Entry
 }
 
-// followJournals shows what is added, beyond what a story tells already, until
-// the command is interrupted.
-func followJournals(cmd *cobra.Command, tails []*journal.Tail, told *journal.Story, show func(journal.Entry) error) error {
-	known := map[string]bool{}
-	for _, e := range told.Entries {
-		known[e.ID] = true
-	}
+// followJournals shows what is added, beyond what was told already, until the
+// command is interrupted.
+func followJournals(cmd *cobra.Command, tails []*journal.Tail, told map[string]bool, show func(journal.Entry) error) error {
 	tick := time.NewTicker(followEvery)
 	defer tick.Stop()
 	for {
@@ -119,7 +123,7 @@ func followJournals(cmd *cobra.Command, tails []*journal.Tail, told *journal.Sto
 				return err
 			}
 			for _, e := range list {
-				if known[e.ID] {
+				if told[e.ID] {
 					continue
 				}
 				if err := show(e); err != nil {

@@ -34,13 +34,13 @@ func (f *journalFlags) paths(o *options) []string {
 	return f.dirs
 }
 
-// read reads the journals; what is wrong with them goes to standard error.
+// read opens the journals.
 func (f *journalFlags) read(cmd *cobra.Command, o *options) (*journal.Story, *time.Location, error) {
 	loc, err := zone(f.tz)
 	if err != nil {
 		return nil, nil, usageError(cmd, err)
 	}
-	s, err := journal.Read(f.paths(o)...)
+	s, err := journal.Open(f.paths(o)...)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return nil, nil, fmt.Errorf("%w; run as root, or name a journal that you may read with --journal", err)
@@ -52,7 +52,7 @@ func (f *journalFlags) read(cmd *cobra.Command, o *options) (*journal.Story, *ti
 
 // notes prints what is not as it should be with the journals.
 func notes(w io.Writer, s *journal.Story) {
-	for _, n := range s.Notes {
+	for _, n := range s.Notes() {
 		fmt.Fprintln(w, "batuta: note: "+n)
 	}
 }
@@ -125,7 +125,13 @@ func entryText(e journal.Entry) string {
 		if e.Plan.About != "" {
 			about = " about " + e.Plan.About
 		}
-		return fmt.Sprintf("maintenance%s planned from %s to %s: %s", about, e.Plan.From.Format(time.RFC3339), e.Plan.To.Format(time.RFC3339), e.Plan.Reason)
+		return fmt.Sprintf("maintenance %s%s planned from %s to %s: %s", e.Plan.ID, about, e.Plan.From.Format(time.RFC3339), e.Plan.To.Format(time.RFC3339), e.Plan.Reason) + by(e.Plan.By)
+	case e.Kind == journal.KindCancel && e.Cancel != nil:
+		text := fmt.Sprintf("maintenance %s canceled", e.Cancel.Window)
+		if e.Cancel.Reason != "" {
+			text += ": " + e.Cancel.Reason
+		}
+		return text + by(e.Cancel.By)
 	case e.Kind == journal.KindOpen:
 		return "journal: begins"
 	case e.Kind == journal.KindClose:
@@ -134,6 +140,14 @@ func entryText(e journal.Entry) string {
 		return "journal: " + e.Text
 	}
 	return ""
+}
+
+// by says who did it, where that is known.
+func by(who string) string {
+	if who == "" {
+		return ""
+	}
+	return " (by " + who + ")"
 }
 
 func changeText(c journal.Change) string {

@@ -59,7 +59,8 @@ it excuses nothing.`,
 			if w.By == "" {
 				w.By = os.Getenv("USER")
 			}
-			if err := journal.Declare(journal.Dir(o.stateDir), w); err != nil {
+			w.ID = journal.NewWindowID()
+			if _, err := journal.Declare(journal.Dir(o.stateDir), w); err != nil {
 				return err
 			}
 			if o.json {

@@ -72,19 +72,20 @@ func slaStatement(cmd *cobra.Command, o *options, f statementFlags) error {
 	if err != nil {
 		return err
 	}
-	r := statementReport{Version: slaVersion, Zone: loc.String(), Statements: []thingStatement{}, Late: []journal.Window{}, Notes: append([]string{}, s.Notes...)}
+	r := statementReport{Version: slaVersion, Zone: loc.String(), Statements: []thingStatement{}, Late: []journal.Window{}, Notes: []string{}}
 	for _, w := range s.LateWindows() {
 		if w.From.Before(period.To) && w.To.After(period.From) {
 			r.Late = append(r.Late, w)
 		}
 	}
 	for _, t := range things {
-		st, err := sla.Account(s.Intervals(t), period, now, agreed)
+		st, err := sla.Account(s.IntervalsIn(t, sla.Reach(period, now), period.To), period, now, agreed)
 		if err != nil {
 			return fmt.Errorf("%s: %w", t, err)
 		}
 		r.Statements = append(r.Statements, thingStatement{t, st})
 	}
+	r.Notes = append(r.Notes, s.Notes()...)
 	return write(cmd.OutOrStdout(), r)
 }
 

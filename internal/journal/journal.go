@@ -81,12 +81,12 @@ type Journal struct {
 	w writer // of the goroutine
 }
 
-// Open continues the journal in a directory, or begins one. One process at a
+// Begin continues the journal in a directory, or begins one. One process at a
 // time: the caller holds the lock of the node.
-func Open(o Options) (*Journal, error) {
+func Begin(o Options) (*Journal, error) {
 	o.MaxBytes = defaultTo(o.MaxBytes, 256<<20)
 	o.MaxAge = defaultTo(o.MaxAge, 400*24*time.Hour)
-	o.SegmentBytes = min(defaultTo(o.SegmentBytes, 4<<20), o.MaxBytes/2)
+	o.SegmentBytes = min(defaultTo(o.SegmentBytes, 4<<20), o.MaxBytes/8)
 	o.Queue = defaultTo(o.Queue, 8192)
 	o.Sync = defaultTo(o.Sync, time.Second)
 	o.retry = defaultTo(o.retry, 10*time.Second)
@@ -244,42 +244,5 @@ func (j *Journal) write() {
 
 // Dir is where a node keeps its journal.
 func Dir(stateDir string) string { return filepath.Join(stateDir, "journal") }
-
-// Declare adds a maintenance window to the journal in a directory, whether its
-// node runs or not.
-func Declare(dir string, w Window) (err error) {
-	if err := os.MkdirAll(dir, 0o750); err != nil {
-		return fmt.Errorf("make the directory of the journal: %w", err)
-	}
-	name := filepath.Join(dir, plansFile)
-	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o640)
-	if err != nil {
-		return fmt.Errorf("declare the window: %w", err)
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("declare the window: lock %s: %w", name, err)
-	}
-	var seq uint64
-	good, err := scan(name, 0, func(r Record) { seq = r.Seq }, nil)
-	if err != nil {
-		return err
-	}
-	if _, err := cutTail(name, good); err != nil {
-		return err
-	}
-	now := Now()
-	line, err := appendLine(nil, &Record{Seq: seq + 1, At: now.Wall, Uptime: now.Uptime, Kind: KindPlan, Plan: &w})
-	if err != nil {
-		return err
-	}
-	if _, err := f.Write(line); err != nil {
-		return fmt.Errorf("declare the window: %w", err)
-	}
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("declare the window: %w", err)
-	}
-	return nil
-}
 
 func missing(err error) bool { return errors.Is(err, fs.ErrNotExist) }

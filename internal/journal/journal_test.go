@@ -52,7 +52,7 @@ func start(t *testing.T, o Options) *Journal {
 		o.boot = "boot-1"
 	}
 	o.Sync = time.Hour // the ticks are the test's
-	j, err := Open(o)
+	j, err := Begin(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,11 +90,19 @@ var vip = Thing{ThingAddress, "10.1.0.100"}
 
 func read(t *testing.T, dirs ...string) *Story {
 	t.Helper()
-	s, err := Read(dirs...)
+	s, err := Open(dirs...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s
+}
+
+func entries(t *testing.T, s *Story) (all []Entry) {
+	t.Helper()
+	if err := s.Entries(never, forever, func(e Entry) bool { all = append(all, e); return true }); err != nil {
+		t.Fatal(err)
+	}
+	return all
 }
 
 // tell is the text form of the intervals of a thing, in seconds since the epoch.
@@ -126,13 +134,13 @@ func TestWhatIsWrittenIsReadAgain(t *testing.T) {
 	s := read(t, j.o.Dir)
 	same(t, []string{"10-60 up"}, tell(s, vip))
 	var events []string
-	for _, e := range s.Entries {
+	for _, e := range entries(t, s) {
 		if e.Kind == KindEvent {
 			events = append(events, fmt.Sprintf("%s at %g: %s %s", e.ID, e.Time.Sub(epoch).Seconds(), e.Event.Level, e.Event.Text))
 		}
 	}
 	same(t, []string{"lvs01:2 at 8: WARN node lvs02: is dead"}, events)
-	same(t, []string(nil), s.Notes)
+	same(t, []string(nil), s.Notes())
 }
 
 func TestATornTailIsCutAndReported(t *testing.T) {
@@ -143,7 +151,7 @@ func TestATornTailIsCutAndReported(t *testing.T) {
 	c.pass(5 * time.Second)
 	j.Event(model.Event{Source: "director", Kind: "reload", Text: "the last line"})
 	crash(t, j)
-	all, err := segments(j.o.Dir)
+	all, err := segments(j.o.Dir, suffix)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,10 +165,10 @@ func TestATornTailIsCutAndReported(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := read(t, j.o.Dir)
-	if len(reports) != 1 || reports[0] != "torn" || len(s.Notes) != 1 || !strings.Contains(s.Notes[0], "torn by a crash") {
-		t.Errorf("reports %q, notes %q", reports, s.Notes)
+	if len(reports) != 1 || reports[0] != "torn" || len(s.Notes()) != 1 || !strings.Contains(s.Notes()[0], "torn by a crash") {
+		t.Errorf("reports %q, notes %q", reports, s.Notes())
 	}
-	for _, e := range s.Entries {
+	for _, e := range entries(t, s) {
 		if e.Kind == KindEvent {
 			t.Errorf("a torn record was read: %+v", e)
 		}
@@ -204,8 +212,8 @@ func TestAStepOfTheClockChangesNoLength(t *testing.T) {
 	}
 	s := read(t, j.o.Dir)
 	same(t, []string{"0-20 up", "20-25 down"}, tell(s, vip))
-	if len(s.Notes) != 1 || !strings.Contains(s.Notes[0], "stepped by 1h0m0s") {
-		t.Errorf("notes: %q", s.Notes)
+	if len(s.Notes()) != 1 || !strings.Contains(s.Notes()[0], "stepped by 1h0m0s") {
+		t.Errorf("notes: %q", s.Notes())
 	}
 }
 
@@ -222,7 +230,7 @@ func TestOldFilesGoAndStatesStay(t *testing.T) {
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
 	}
-	all, err := segments(j.o.Dir)
+	all, err := segments(j.o.Dir, suffix)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,8 +301,8 @@ func TestAFullDiskStopsTheJournalOnlyAndSaysSoOnce(t *testing.T) {
 		t.Errorf("reports: %q", reports)
 	}
 	s := read(t, j.o.Dir)
-	if len(s.Notes) != 1 || !strings.Contains(s.Notes[0], "the journal could not be written (9)") {
-		t.Errorf("notes: %q", s.Notes)
+	if len(s.Notes()) != 1 || !strings.Contains(s.Notes()[0], "the journal could not be written (9)") {
+		t.Errorf("notes: %q", s.Notes())
 	}
 	same(t, []string{"0-130 up"}, tell(s, vip))
 	same(t, []string{"60-80 unknown", "80-130 up"}, tell(s, flap))
@@ -337,7 +345,7 @@ func TestWindowsCountWhenDeclaredBefore(t *testing.T) {
 	j := start(t, Options{clock: c.read})
 	declare := func(declared, from, to int, about string) {
 		at := func(s int) time.Time { return epoch.Add(time.Duration(s) * time.Second) }
-		if err := Declare(j.o.Dir, Window{Declared: at(declared), From: at(from), To: at(to), About: about, Reason: "new cables"}); err != nil {
+		if _, err := Declare(j.o.Dir, Window{ID: NewWindowID(), Declared: at(declared), From: at(from), To: at(to), About: about, Reason: "new cables"}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -381,8 +389,8 @@ func TestAFloodLosesEventsAndNoState(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := read(t, j.o.Dir)
-	if len(s.Notes) != 1 || !strings.Contains(s.Notes[0], "more happened than the journal could write (91)") {
-		t.Errorf("notes: %q", s.Notes)
+	if len(s.Notes()) != 1 || !strings.Contains(s.Notes()[0], "more happened than the journal could write (91)") {
+		t.Errorf("notes: %q", s.Notes())
 	}
 	all := tell(s, vip)
 	same(t, "1-10 down", all[len(all)-1])
@@ -406,14 +414,14 @@ func TestDamageInTheMiddleCostsOneLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := read(t, j.o.Dir)
-	if len(s.Notes) != 1 || !strings.Contains(s.Notes[0], "checksum does not fit") || len(s.Entries) != 4 {
-		t.Errorf("notes %q, %d entries", s.Notes, len(s.Entries))
+	if len(s.Notes()) != 1 || !strings.Contains(s.Notes()[0], "checksum does not fit") || len(entries(t, s)) != 4 {
+		t.Errorf("notes %q, %d entries", s.Notes(), len(entries(t, s)))
 	}
 }
 
 func TestNoJournalSaysWhereItLooked(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "none")
-	if _, err := Read(dir); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), dir) {
+	if _, err := Open(dir); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), dir) {
 		t.Errorf("error: %v", err)
 	}
 }
@@ -442,7 +450,7 @@ func FuzzParseLine(f *testing.F) {
 
 // The caller's cost of a record; the disk's is the goroutine's.
 func BenchmarkEvent(b *testing.B) {
-	j, err := Open(Options{Dir: b.TempDir(), Node: "lvs01"})
+	j, err := Begin(Options{Dir: b.TempDir(), Node: "lvs01"})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -486,7 +494,7 @@ func TestATailShowsWhatIsAdded(t *testing.T) {
 // Reading 100,000 changes and giving them as intervals.
 func BenchmarkRead(b *testing.B) {
 	c := newClocks()
-	j, err := Open(Options{Dir: b.TempDir(), Node: "lvs01", clock: c.read, boot: "boot-1", Sync: time.Hour})
+	j, err := Begin(Options{Dir: b.TempDir(), Node: "lvs01", clock: c.read, boot: "boot-1", Sync: time.Hour})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -502,7 +510,7 @@ func BenchmarkRead(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		s, err := Read(j.o.Dir)
+		s, err := Open(j.o.Dir)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -30,195 +28,80 @@ type Span struct {
 	Why   string
 }
 
-// Story is what the journals of one or several nodes tell together.
+// Story is what the journals of one or several nodes tell together. It knows
+// where everything is, and reads it when asked: use it from one goroutine.
 type Story struct {
-	Entries []Entry // ascending, without repeated states and signs of life
-	Windows []Window
-	Notes   []string // what is not as it should be: damage, gaps, steps
+	Windows []Window // by their beginning
 	Last    time.Time
 
-	spans map[Thing][][]Span // by recorder
+	books []*book
+	plans []Entry
+	notes []string
+	found map[string]bool // damage is told once
 }
 
-// Read reads journals: directories, each of one node.
-func Read(dirs ...string) (*Story, error) {
-	s := &Story{spans: map[Thing][][]Span{}}
+// Open opens journals: directories, each of one node.
+func Open(dirs ...string) (*Story, error) {
+	s := &Story{found: map[string]bool{}}
+	var plans []Record
 	for _, dir := range dirs {
-		if err := s.read(dir); err != nil {
+		b, err := openBook(dir, s.damaged)
+		if missing(err) {
+			return nil, fmt.Errorf("there is no journal in %s: has a node run with that --state-dir? %w", dir, err)
+		}
+		if err != nil {
 			return nil, err
 		}
+		s.books = append(s.books, b)
+		for i := range b.lives {
+			if end := b.when(b.lives[i].Boot, b.lives[i].end); end.After(s.Last) {
+				s.Last = end
+			}
+		}
+		s.tellNotes(b)
+		list, err := readPlans(dir, s.damaged)
+		if err != nil {
+			return nil, err
+		}
+		plans = append(plans, list...)
 	}
-	slices.SortStableFunc(s.Entries, func(a, b Entry) int { return a.Time.Compare(b.Time) })
-	slices.SortStableFunc(s.Windows, func(a, b Window) int { return a.From.Compare(b.From) })
+	s.Windows, s.plans = gatherPlans(plans)
 	return s, nil
 }
 
-// life is the records of one run of a daemon, in one boot.
-type life struct {
-	Opening
-	records []Record
-	closed  bool
-	end     time.Duration // uptime of the last sign of life
+// damaged notes what cannot be read.
+func (s *Story) damaged(err error) {
+	if text := err.Error(); !s.found[text] {
+		s.found[text] = true
+		s.notes = append(s.notes, text)
+	}
 }
 
-func (s *Story) read(dir string) error {
-	all, err := segments(dir)
-	if missing(err) {
-		return fmt.Errorf("there is no journal in %s: has a node run with that --state-dir? %w", dir, err)
-	}
-	if err != nil {
-		return err
-	}
-	var lives []*life
-	var now *life
-	offsets := map[string]time.Duration{} // by boot, the latest
-	take := func(r Record) {
-		if r.Open != nil && r.Kind == KindAlive {
-			// The last sign of a life that ended without a word; of the one before.
-			for _, l := range lives {
-				if l.Opening == *r.Open {
-					l.end = max(l.end, r.Uptime)
-					offsets[l.Boot] = wallOffset(r)
-				}
+func (s *Story) tellNotes(b *book) {
+	for _, sh := range b.sheets {
+		for _, n := range sh.notes {
+			text := fmt.Sprintf("%s: %s: %s", b.when(sh.Boot, n.uptime).Format(time.RFC3339), sh.Node, n.text)
+			if n.kind != KindStep {
+				text += fmt.Sprintf(" (%d)", n.lost)
 			}
-			return
+			s.notes = append(s.notes, text)
 		}
-		if r.Kind == KindOpen && r.Open != nil && (now == nil || now.Opening != *r.Open) {
-			now = &life{Opening: *r.Open}
-			lives = append(lives, now)
-		}
-		if now == nil {
-			return // the file's beginning is damaged
-		}
-		now.records = append(now.records, r)
-		now.end = max(now.end, r.Uptime)
-		now.closed = r.Kind == KindClose
-		if r.Kind != KindEvent { // an event may have been stamped before a step
-			offsets[now.Boot] = wallOffset(r)
-		}
-	}
-	for i, seg := range all {
-		good, err := scan(seg.path, 0, take, func(d damage) {
-			s.Notes = append(s.Notes, fmt.Sprintf("%s: a line at byte %d cannot be read: %v", seg.path, d.offset, d.err))
-		})
-		if missing(errors.Unwrap(err)) {
-			continue // removed meanwhile, being too old
-		}
-		if err != nil {
-			return err
-		}
-		if info, err := os.Stat(seg.path); err == nil && i < len(all)-1 && info.Size() > good {
-			s.Notes = append(s.Notes, fmt.Sprintf("%s: the last line is torn", seg.path))
-		}
-	}
-	if r, ok := readAlive(dir); ok {
-		take(r)
-	}
-	s.place(lives, offsets)
-	return s.plans(dir)
-}
-
-func wallOffset(r Record) time.Duration {
-	return time.Duration(r.At.UnixNano()) - r.Uptime
-}
-
-// place puts the records of one node on the line of time.
-func (s *Story) place(lives []*life, offsets map[string]time.Duration) {
-	byThing := map[Thing][]Span{}
-	for _, l := range lives {
-		when := func(up time.Duration) time.Time { return time.Unix(0, int64(offsets[l.Boot]+up)) }
-		states := map[Thing][]Change{}
-		for _, r := range l.records {
-			switch r.Kind {
-			case KindState:
-				c := *r.State
-				was := states[c.Thing]
-				if n := len(was); c.Again && n > 0 && was[n-1].State == c.State && was[n-1].Since == c.Since {
-					continue
-				}
-				states[c.Thing] = append(was, c)
-				if c.Again {
-					continue
-				}
-			case KindGap, KindCut:
-				s.Notes = append(s.Notes, fmt.Sprintf("%s: %s: %s (%d)", when(r.Uptime).Format(time.RFC3339), l.Node, r.Text, r.Lost))
-			case KindStep:
-				s.Notes = append(s.Notes, fmt.Sprintf("%s: %s: %s", when(r.Uptime).Format(time.RFC3339), l.Node, r.Text))
-			default:
-			}
-			if r.Kind == KindOpen && r.Seq != l.records[0].Seq {
-				continue // the same life goes on in another file
-			}
-			s.Entries = append(s.Entries, Entry{fmt.Sprintf("%s:%d", l.Node, r.Seq), l.Node, when(r.Uptime), r})
-		}
-		end := when(l.end)
-		if end.After(s.Last) {
-			s.Last = end
-		}
-		for thing, list := range states {
-			byThing[thing] = append(byThing[thing], spansOf(l.Node, list, when, end)...)
-		}
-	}
-	for thing, spans := range byThing {
-		s.spans[thing] = append(s.spans[thing], ascending(spans))
 	}
 }
 
-// spansOf turns the changes of one thing in one life into stretches of time.
-// A later change may begin before it was recorded: it cuts what was said before.
-func spansOf(node model.NodeName, list []Change, when func(time.Duration) time.Time, end time.Time) []Span {
-	var spans []Span
-	to := end
-	for i, c := range slices.Backward(list) {
-		iv := sla.Interval{From: when(c.Since), To: to, State: c.State}
-		if c.State == sla.Down && i+1 < len(list) && list[i+1].Ended != nil {
-			iv.Repair = sla.Repair(*list[i+1].Ended)
-		}
-		if iv.To.After(iv.From) {
-			spans = append(spans, Span{iv, node, c.Where, c.Why})
-			to = iv.From
-		}
-	}
-	slices.Reverse(spans)
-	return spans
-}
-
-// ascending cuts what overlaps: lives in different boots whose clocks differ.
-func ascending(spans []Span) []Span {
-	slices.SortStableFunc(spans, func(a, b Span) int { return a.From.Compare(b.From) })
-	out := spans[:0]
-	for _, sp := range spans {
-		if n := len(out); n > 0 && sp.From.Before(out[n-1].To) {
-			sp.From = out[n-1].To
-		}
-		if sp.To.After(sp.From) {
-			out = append(out, sp)
-		}
-	}
-	return out
-}
-
-func (s *Story) plans(dir string) error {
-	_, err := scan(filepath.Join(dir, plansFile), 0, func(r Record) {
-		if r.Plan == nil {
-			return
-		}
-		s.Windows = append(s.Windows, *r.Plan)
-		s.Entries = append(s.Entries, Entry{fmt.Sprintf("plan:%d", r.Seq), "", r.At, r})
-	}, func(d damage) {
-		s.Notes = append(s.Notes, fmt.Sprintf("%s: a line at byte %d cannot be read: %v", plansFile, d.offset, d.err))
-	})
-	if missing(err) {
-		return nil
-	}
-	return err
-}
+// Notes say what is not as it should be: damage found until now, gaps, steps
+// of the clock.
+func (s *Story) Notes() []string { return slices.Clone(s.notes) }
 
 // Things lists what has a state, in the order of ThingKinds, then by name.
 func (s *Story) Things() []Thing {
 	var all []Thing
-	for t := range s.spans {
-		all = append(all, t)
+	for i, b := range s.books {
+		for _, t := range b.names.things {
+			if !slices.ContainsFunc(s.books[:i], func(b *book) bool { return b.knows(t) }) {
+				all = append(all, t)
+			}
+		}
 	}
 	slices.SortFunc(all, func(a, b Thing) int {
 		if a.Kind != b.Kind {
@@ -229,28 +112,49 @@ func (s *Story) Things() []Thing {
 	return all
 }
 
+// Beginning and end of all that a journal can tell of.
+var (
+	never   = time.Unix(0, -1<<62)
+	forever = time.Unix(0, 1<<62)
+)
+
 // Intervals is the record of a thing by all nodes together, with the windows
 // that were declared in time: down within one is planned.
-func (s *Story) Intervals(t Thing) iter.Seq[sla.Interval] {
+func (s *Story) Intervals(t Thing) iter.Seq[sla.Interval] { return s.IntervalsIn(t, never, forever) }
+
+// IntervalsIn is Intervals without what is of no matter to [from, to): files
+// that lie outside are not read. An outage is followed to its end.
+func (s *Story) IntervalsIn(t Thing, from, to time.Time) iter.Seq[sla.Interval] {
 	var records []iter.Seq[sla.Interval]
-	for _, spans := range s.spans[t] {
-		records = append(records, func(yield func(sla.Interval) bool) {
-			for _, sp := range spans {
-				if !yield(sp.Interval) {
-					return
+	for _, b := range s.books {
+		if b.knows(t) {
+			records = append(records, func(yield func(sla.Interval) bool) {
+				for st := range b.stretches(t, from, to) {
+					if !yield(st.Interval) {
+						return
+					}
 				}
-			}
-		})
+			})
+		}
 	}
 	merged := sla.Merge(records...)
 	var windows []Window
 	for _, w := range s.Windows {
-		if w.covers(t) && !w.Late() {
+		if w.covers(t) && w.Excuses() {
 			windows = append(windows, w)
 		}
 	}
+	if len(windows) == 0 {
+		return merged
+	}
 	return func(yield func(sla.Interval) bool) {
 		for iv := range merged {
+			if iv.State != sla.Down {
+				if !yield(iv) {
+					return
+				}
+				continue
+			}
 			for piece := range plan(iv, windows) {
 				if !yield(piece) {
 					return
@@ -263,10 +167,6 @@ func (s *Story) Intervals(t Thing) iter.Seq[sla.Interval] {
 // plan cuts a down interval at the windows, which ascend by their beginning.
 func plan(iv sla.Interval, windows []Window) iter.Seq[sla.Interval] {
 	return func(yield func(sla.Interval) bool) {
-		if iv.State != sla.Down {
-			yield(iv)
-			return
-		}
 		from := iv.From
 		piece := func(to time.Time, state sla.State) bool {
 			if !to.After(from) {
@@ -280,7 +180,7 @@ func plan(iv sla.Interval, windows []Window) iter.Seq[sla.Interval] {
 			return yield(p)
 		}
 		for _, w := range windows {
-			begin, end := w.From, w.To
+			begin, end := w.From, w.End()
 			if !begin.Before(iv.To) || !end.After(from) {
 				continue
 			}
@@ -316,20 +216,22 @@ func (s *Story) At(at time.Time) []Standing {
 	all := []Standing{}
 	for _, thing := range s.Things() {
 		st := Standing{Thing: thing, State: sla.Unknown, Why: "no journal tells"}
-		for _, spans := range s.spans[thing] {
-			i, found := slices.BinarySearchFunc(spans, at, func(sp Span, t time.Time) int { return sp.From.Compare(t) })
-			if !found {
-				i--
-			}
-			if i < 0 || !at.Before(spans[i].To) && (!at.Equal(s.Last) || !spans[i].To.Equal(at)) {
-				continue
-			}
-			if sp := spans[i]; sp.State > st.State || st.By == "" {
-				st = Standing{thing, sp.State, sp.From, sp.Where, sp.Why, sp.Node}
+		for _, b := range s.books {
+			for sp := range b.stretches(thing, at, at) {
+				if at.Before(sp.From) {
+					break
+				}
+				if !at.Before(sp.To) && (!at.Equal(s.Last) || !sp.To.Equal(at)) {
+					continue
+				}
+				if sp.State > st.State || st.By == "" {
+					sp := sp.span()
+					st = Standing{thing, sp.State, sp.From, sp.Where, sp.Why, sp.Node}
+				}
 			}
 		}
 		for _, w := range s.Windows {
-			if st.State == sla.Down && w.covers(thing) && !w.Late() && !at.Before(w.From) && at.Before(w.To) {
+			if st.State == sla.Down && w.covers(thing) && w.Excuses() && !at.Before(w.From) && at.Before(w.End()) {
 				st.State, st.Why = sla.Planned, w.Reason
 			}
 		}
@@ -339,14 +241,162 @@ func (s *Story) At(at time.Time) []Standing {
 }
 
 // Spans are the stretches of a thing as the nodes saw them, node by node.
-func (s *Story) Spans(t Thing) iter.Seq[Span] {
+func (s *Story) Spans(t Thing) iter.Seq[Span] { return s.spansIn(t, never, forever) }
+
+func (s *Story) spansIn(t Thing, from, to time.Time) iter.Seq[Span] {
 	return func(yield func(Span) bool) {
-		for _, spans := range s.spans[t] {
-			for _, sp := range spans {
-				if !yield(sp) {
+		for _, b := range s.books {
+			for st := range b.stretches(t, from, to) {
+				if !yield(st.span()) {
 					return
 				}
 			}
 		}
 	}
+}
+
+// eventReach is how far before its record an event may have been.
+const eventReach = time.Minute
+
+// Entries gives the records from one moment to another, ascending, without
+// repeated states and signs of life. The error is the disk's.
+func (s *Story) Entries(from, to time.Time, yield func(Entry) bool) error {
+	type source struct {
+		head Entry
+		err  error
+		more bool
+		next func() (Entry, error, bool)
+	}
+	var all []*source
+	add := func(seq iter.Seq2[Entry, error]) func() {
+		next, stop := iter.Pull2(seq)
+		src := &source{next: next}
+		src.head, src.err, src.more = next()
+		all = append(all, src)
+		return stop
+	}
+	for _, b := range s.books {
+		defer add(b.entries(from, to))()
+	}
+	defer add(func(yield func(Entry, error) bool) {
+		for _, e := range s.plans {
+			if !e.Time.Before(from) && !e.Time.After(to) && !yield(e, nil) {
+				return
+			}
+		}
+	})()
+	for {
+		var first *source
+		for _, src := range all {
+			if src.more && (first == nil || src.head.Time.Before(first.head.Time)) {
+				first = src
+			}
+		}
+		if first == nil {
+			return nil
+		}
+		if first.err != nil {
+			return first.err
+		}
+		if !yield(first.head) {
+			return nil
+		}
+		first.head, first.err, first.more = first.next()
+	}
+}
+
+// entries are those of one node. An event may lie before records that were
+// written earlier, so they are held back until nothing can come before them.
+func (b *book) entries(from, to time.Time) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		var held []Entry
+		flush := func(before time.Time) bool {
+			slices.SortStableFunc(held, func(x, y Entry) int { return x.Time.Compare(y.Time) })
+			n := 0
+			for n < len(held) && held[n].Time.Before(before) {
+				if !yield(held[n], nil) {
+					return false
+				}
+				n++
+			}
+			held = slices.Delete(held, 0, n)
+			return true
+		}
+		for i := range b.lives {
+			l := &b.lives[i]
+			for k, sh := range l.sheets {
+				begin := b.when(l.Boot, sh.begin)
+				if begin.Add(-eventReach).After(to) || b.when(l.Boot, sh.end).Before(from) {
+					continue
+				}
+				if !flush(begin.Add(-eventReach)) {
+					return
+				}
+				_, err := scan(segmentName(b.dir, sh.first), 0, func(r Record) {
+					e := Entry{fmt.Sprintf("%s:%d", l.Node, r.Seq), l.Node, b.when(l.Boot, r.Uptime), r}
+					if r.interesting() && (r.Kind != KindOpen || k == 0) && !e.Time.Before(from) && !e.Time.After(to) {
+						held = append(held, e)
+					}
+				}, func(d damage) {
+					b.damaged(fmt.Errorf("%s: a line at byte %d cannot be read: %w", segmentName(b.dir, sh.first), d.offset, d.err))
+				})
+				if err != nil && !missing(err) { // gone because of its size: the states have stayed
+					yield(Entry{}, err)
+					return
+				}
+			}
+		}
+		flush(forever)
+	}
+}
+
+// interesting tells whether a record is one that people ask for.
+func (r *Record) interesting() bool {
+	return r.Kind != KindAlive && (r.State == nil || !r.State.Again)
+}
+
+// Entry finds a record by its number. The error says that there is none.
+func (s *Story) Entry(id string) (Entry, error) {
+	for _, e := range s.plans {
+		if e.ID == id {
+			return e, nil
+		}
+	}
+	var found Entry
+	for _, b := range s.books {
+		for i := range b.lives {
+			l := &b.lives[i]
+			for k, sh := range l.sheets {
+				if !strings.HasPrefix(id, string(l.Node)+":") {
+					continue
+				}
+				next := uint64(1<<64 - 1)
+				if k+1 < len(l.sheets) {
+					next = l.sheets[k+1].first
+				}
+				var seq uint64
+				if _, err := fmt.Sscanf(id[len(l.Node):], ":%d", &seq); err != nil || seq < sh.first || seq >= next {
+					continue
+				}
+				_, err := scan(segmentName(b.dir, sh.first), 0, func(r Record) {
+					if r.Seq == seq && r.interesting() {
+						found = Entry{id, l.Node, b.when(l.Boot, r.Uptime), r}
+					}
+				}, nil)
+				if err != nil && !missing(err) {
+					return found, err
+				}
+			}
+		}
+	}
+	if found.ID == "" {
+		return found, errNoEntry
+	}
+	return found, nil
+}
+
+var errNoEntry = errors.New("no record has that number")
+
+func wallOffset(r *Record) time.Duration {
+	return time.Duration(r.At.UnixNano()) - r.Uptime
 }

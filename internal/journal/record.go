@@ -19,19 +19,20 @@ type Kind uint8
 
 // Kinds of records.
 const (
-	KindNone  Kind = iota
-	KindOpen       // a file of the journal begins: who records, in which boot
-	KindEvent      // something happened
-	KindState      // a thing is in another state from an instant on
-	KindStep       // the wall clock was stepped
-	KindGap        // records were lost
-	KindCut        // the end of a file was torn by a crash and has been cut
-	KindPlan       // somebody declared a maintenance window
-	KindAlive      // the recorder was there at that instant
-	KindClose      // the recorder stopped in good order
+	KindNone   Kind = iota
+	KindOpen        // a file of the journal begins: who records, in which boot
+	KindEvent       // something happened
+	KindState       // a thing is in another state from an instant on
+	KindStep        // the wall clock was stepped
+	KindGap         // records were lost
+	KindCut         // the end of a file was torn by a crash and has been cut
+	KindPlan        // somebody declared a maintenance window
+	KindAlive       // the recorder was there at that instant
+	KindClose       // the recorder stopped in good order
+	KindCancel      // somebody took a maintenance window back
 )
 
-var kindNames = []string{"none", "open", "event", "state", "step", "gap", "cut", "plan", "alive", "close"}
+var kindNames = []string{"none", "open", "event", "state", "step", "gap", "cut", "plan", "alive", "close", "cancel"}
 
 func (k Kind) String() string { return kindNames[min(int(k), len(kindNames)-1)%len(kindNames)] }
 
@@ -55,13 +56,14 @@ type Record struct {
 	Uptime time.Duration `json:"up_ns"` // since the boot of the machine (CLOCK_BOOTTIME): lengths are differences of it
 	Kind   Kind          `json:"kind"`
 
-	Open  *Opening      `json:"open,omitempty"`
-	Event *model.Event  `json:"event,omitempty"`
-	State *Change       `json:"state,omitempty"`
-	Plan  *Window       `json:"plan,omitempty"`
-	Step  time.Duration `json:"step_ns,omitempty"` // forward is positive
-	Lost  uint64        `json:"lost,omitempty"`    // records of a gap, bytes of a cut
-	Text  string        `json:"text,omitempty"`
+	Open   *Opening      `json:"open,omitempty"`
+	Event  *model.Event  `json:"event,omitempty"`
+	State  *Change       `json:"state,omitempty"`
+	Plan   *Window       `json:"plan,omitempty"`
+	Cancel *Cancel       `json:"cancel,omitempty"`
+	Step   time.Duration `json:"step_ns,omitempty"` // forward is positive
+	Lost   uint64        `json:"lost,omitempty"`    // records of a gap, bytes of a cut
+	Text   string        `json:"text,omitempty"`
 }
 
 // Opening says who records.
@@ -121,22 +123,6 @@ type Repair struct {
 	Switch time.Duration `json:"switch_ns"`
 	Verify time.Duration `json:"verify_ns"`
 }
-
-// Window is a declared maintenance window.
-type Window struct {
-	Declared time.Time `json:"declared"`
-	From     time.Time `json:"from"`
-	To       time.Time `json:"to"`
-	About    string    `json:"about,omitempty"` // part of the names of things; "" for all
-	Reason   string    `json:"reason"`
-	By       string    `json:"by,omitempty"` // who declared it
-}
-
-// Late tells whether it was declared after it began: then it excuses nothing.
-func (w Window) Late() bool { return w.Declared.After(w.From) }
-
-// covers tells whether the window is about a thing.
-func (w Window) covers(t Thing) bool { return strings.Contains(t.String(), w.About) }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 

@@ -3,6 +3,7 @@ package journal
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -30,8 +31,8 @@ type segment struct {
 	modified time.Time
 }
 
-// segments lists the files of a journal, oldest first.
-func segments(dir string) ([]segment, error) {
+// segments lists the files of a journal with that ending, oldest first.
+func segments(dir, suffix string) ([]segment, error) {
 	list, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("read the journal: %w", err)
@@ -55,7 +56,7 @@ func segments(dir string) ([]segment, error) {
 		}
 		all = append(all, segment{filepath.Join(dir, e.Name()), first, info.Size(), info.ModTime()})
 	}
-	slices.SortFunc(all, func(a, b segment) int { return int(min(max(int64(a.first-b.first), -1), 1)) })
+	slices.SortFunc(all, func(a, b segment) int { return cmp.Compare(a.first, b.first) })
 	return all, nil
 }
 

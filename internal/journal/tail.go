@@ -13,14 +13,21 @@ type Tail struct {
 // NewTail stands at the end of a journal.
 func NewTail(dir string) (*Tail, error) {
 	t := &Tail{dir: dir}
-	_, err := t.Next()
+	all, err := segments(dir, suffix)
+	if err != nil {
+		return nil, err
+	}
+	if n := len(all); n > 0 {
+		t.first = all[n-1].first
+	}
+	_, err = t.Next()
 	return t, err
 }
 
 // Next returns what was added since the last call. The times are those of the
 // wall clock of then.
 func (t *Tail) Next() ([]Entry, error) {
-	all, err := segments(t.dir)
+	all, err := segments(t.dir, suffix)
 	if err != nil {
 		return nil, err
 	}
@@ -39,7 +46,7 @@ func (t *Tail) Next() ([]Entry, error) {
 				}
 				t.life = *r.Open
 			}
-			if r.Kind == KindAlive || r.State != nil && r.State.Again {
+			if !r.interesting() {
 				return
 			}
 			entries = append(entries, Entry{fmt.Sprintf("%s:%d", t.life.Node, r.Seq), t.life.Node, r.At, r})

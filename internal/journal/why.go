@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -45,20 +46,23 @@ const tolerance = 200 * time.Microsecond
 // part of its name, or behind an event, named by its number. The error says
 // what there is to ask for.
 func (s *Story) Why(what string) (Chain, error) {
-	for _, e := range s.Entries {
-		if e.ID == what {
-			return s.whyEntry(e)
-		}
+	e, err := s.Entry(what)
+	switch {
+	case err == nil:
+		return s.whyEntry(e)
+	case !errors.Is(err, errNoEntry):
+		return Chain{}, err
 	}
 	thing, err := s.Find(what)
 	if err != nil {
 		return Chain{}, err
 	}
-	chains := s.chains(thing)
-	if len(chains) == 0 {
+	c, ok := s.last(thing, never, forever)
+	if !ok {
 		return Chain{}, fmt.Errorf("%s has neither been down nor moved since the journal began: there is nothing to explain", thing)
 	}
-	return s.complete(chains[len(chains)-1]), nil
+	err = s.complete(&c)
+	return c, err
 }
 
 // importance is the order of kinds where a text names several things: what
@@ -94,74 +98,113 @@ func (s *Story) whyEntry(e Entry) (Chain, error) {
 	}
 	slices.SortStableFunc(things, byImportance)
 	for _, t := range things {
-		for _, c := range slices.Backward(s.chains(t)) {
-			if !e.Time.Before(c.From.Add(-prelude)) && !e.Time.After(c.To.Add(sequel)) {
-				return s.complete(c), nil
-			}
+		if c, ok := s.last(t, e.Time.Add(-sequel), e.Time.Add(prelude)); ok {
+			err := s.complete(&c)
+			return c, err
 		}
 	}
 	return Chain{}, fmt.Errorf("%s (%s) belongs to no outage and no move: it had no consequences that the journal knows; batuta events --since shows what was around it",
 		e.ID, e.Time.Format(time.RFC3339))
 }
 
-// chains are the outages and moves of a thing, ascending, without their steps.
-func (s *Story) chains(t Thing) []Chain {
-	var all []Chain
-	for iv := range s.Intervals(t) {
+// last is the last outage or move of a thing that touches [from, to], without
+// its steps.
+func (s *Story) last(t Thing, from, to time.Time) (c Chain, ok bool) {
+	outage, down := s.lastOutage(t, from, to)
+	if down {
+		s.places(&outage)
+	}
+	move, moved := s.lastMove(t, from, to)
+	if moved && (!down || move.From.After(outage.To.Add(sequel))) {
+		// A move with a gap is an outage, which may lie just outside.
+		if gap, ok := s.lastOutage(t, move.From.Add(-sequel), move.From.Add(prelude)); ok {
+			s.places(&gap)
+			return gap, true
+		}
+		return move, true
+	}
+	return outage, down
+}
+
+// lastOutage is the last time without service.
+func (s *Story) lastOutage(t Thing, from, to time.Time) (c Chain, ok bool) {
+	var now Chain // what goes on, planned in part perhaps
+	keep := func() {
+		if now.State != sla.StateUnset && !now.To.Before(from) && !now.From.After(to) {
+			c, ok = now, true
+		}
+		now = Chain{}
+	}
+	for iv := range s.IntervalsIn(t, from, to) {
+		if iv.From.After(to) {
+			break
+		}
 		if iv.State != sla.Down && iv.State != sla.Planned {
+			keep()
 			continue
 		}
-		if n := len(all); n > 0 && all[n-1].To.Equal(iv.From) {
-			all[n-1].To = iv.To // planned in part
+		if now.State != sla.StateUnset && now.To.Equal(iv.From) {
+			now.To = iv.To
 			continue
 		}
-		all = append(all, Chain{Thing: t, State: iv.State, From: iv.From, To: iv.To, Parts: Repair(iv.Repair), Open: iv.To.Equal(s.Last)})
+		keep()
+		now = Chain{Thing: t, State: iv.State, From: iv.From, To: iv.To, Parts: Repair(iv.Repair)}
 	}
-	for i := range all {
-		c := &all[i]
-		var before, after time.Time
-		for sp := range s.Spans(t) {
-			switch {
-			case sp.State == sla.Down && !sp.From.After(c.To) && !sp.To.Before(c.From):
-				if c.Why == "" {
-					c.Why = sp.Why
-				}
-			case sp.Where == "" || sp.State == sla.Unknown:
-			case sp.From.Before(c.From) && sp.From.After(before):
-				c.Before, before = sp.Where, sp.From
-			case !sp.From.Before(c.To) && (after.IsZero() || sp.From.Before(after)):
-				c.After, after = sp.Where, sp.From
+	keep()
+	c.Open = ok && c.To.Equal(s.Last)
+	return c, ok
+}
+
+// lastMove is the last time when it ran elsewhere at once.
+func (s *Story) lastMove(t Thing, from, to time.Time) (c Chain, ok bool) {
+	for _, b := range s.books {
+		var before stretch
+		for st := range b.stretches(t, from, to) {
+			was, is := "", st.sheet.texts[st.where]
+			if before.sheet != nil {
+				was = before.sheet.texts[before.where]
+			}
+			before = *st
+			if was == "" || is == "" || was == is || st.State == sla.Down || st.From.Before(from) || st.From.After(to) {
+				continue
+			}
+			if !ok || st.From.After(c.From) {
+				c, ok = Chain{Thing: t, State: st.State, From: st.From, To: st.From, Before: was, After: is}, true
 			}
 		}
 	}
-	// Moves in which no recorder saw a gap.
-	for _, spans := range s.spans[t] {
-		for i, sp := range spans {
-			if i == 0 || sp.Where == "" || spans[i-1].Where == "" || sp.Where == spans[i-1].Where || sp.State == sla.Down {
-				continue
+	return c, ok
+}
+
+// places finds where the thing ran before and after an outage, and why it was
+// down.
+func (s *Story) places(c *Chain) {
+	var before, after time.Time
+	for sp := range s.spansIn(c.Thing, c.From.Add(-time.Second), c.To.Add(time.Second)) {
+		switch {
+		case sp.State == sla.Down && !sp.From.After(c.To) && !sp.To.Before(c.From):
+			if c.Why == "" {
+				c.Why = sp.Why
 			}
-			if slices.ContainsFunc(all, func(c Chain) bool {
-				return !sp.From.Before(c.From.Add(-prelude)) && !sp.From.After(c.To.Add(sequel))
-			}) {
-				continue
-			}
-			all = append(all, Chain{Thing: t, State: sp.State, From: sp.From, To: sp.From, Before: spans[i-1].Where, After: sp.Where})
+		case sp.Where == "" || sp.State == sla.Unknown:
+		case sp.From.Before(c.From) && sp.From.After(before):
+			c.Before, before = sp.Where, sp.From
+		case !sp.From.Before(c.To) && (after.IsZero() || sp.From.Before(after)):
+			c.After, after = sp.Where, sp.From
 		}
 	}
-	slices.SortFunc(all, func(a, b Chain) int { return a.From.Compare(b.From) })
-	return all
 }
 
 // complete adds the steps.
-func (s *Story) complete(c Chain) Chain {
+func (s *Story) complete(c *Chain) error {
 	parts := []struct {
 		name   string
 		length time.Duration
 	}{{"detect", c.Parts.Detect}, {"decide", c.Parts.Decide}, {"switch", c.Parts.Switch}, {"verify", c.Parts.Verify}}
 	c.Steps = []Step{}
-	for _, e := range s.Entries {
-		if e.Time.Before(c.From.Add(-prelude)) || e.Time.After(c.To.Add(sequel)) || !c.matters(e) {
-			continue
+	return s.Entries(c.From.Add(-prelude), c.To.Add(sequel), func(e Entry) bool {
+		if !c.matters(e) {
+			return true
 		}
 		st := Step{Entry: e, Offset: e.Time.Sub(c.From)}
 		if c.Parts != (Repair{}) && st.Offset >= 0 {
@@ -174,8 +217,8 @@ func (s *Story) complete(c Chain) Chain {
 			}
 		}
 		c.Steps = append(c.Steps, st)
-	}
-	return c
+		return true
+	})
 }
 
 // matters tells whether a record may belong to the chain.

@@ -21,6 +21,7 @@ type writer struct {
 	size    int64
 	alive   file
 	current map[Thing]Change // what the next file repeats
+	sheet   *sheetMaker      // of the present file
 	offset  time.Duration    // wall clock minus uptime
 	buf     []byte
 	dirty   bool
@@ -67,7 +68,7 @@ func (w *writer) begin(o Options) error {
 	now := o.clock()
 	w.o, w.current, w.blind, w.offset, w.seq = o, map[Thing]Change{}, map[Thing]missed{}, offsetOf(now), 1
 	w.opening = Opening{o.Node, o.boot, fmt.Sprintf("%d-%d", now.Uptime, os.Getpid())}
-	all, err := segments(o.Dir)
+	all, err := segments(o.Dir, suffix)
 	if err != nil {
 		return err
 	}
@@ -75,9 +76,10 @@ func (w *writer) begin(o Options) error {
 	if len(all) > 0 {
 		last := all[len(all)-1]
 		w.seq = last.first
-		closed := false
+		m := newSheetMaker(last.first, newNames())
 		good, err := scan(last.path, 0, func(r Record) {
-			w.seq, closed = max(w.seq, r.Seq+1), r.Kind == KindClose
+			w.seq = max(w.seq, r.Seq+1)
+			m.add(&r)
 		}, nil)
 		if err != nil {
 			return err
@@ -91,18 +93,41 @@ func (w *writer) begin(o Options) error {
 			left = append(left, Record{At: now.Wall, Uptime: now.Uptime, Kind: KindCut, Lost: uint64(cut), Text: text})
 			o.Report(model.Event{At: now.Wall, Level: model.LevelWarning, Source: "journal", Kind: "torn", Subject: last.path, Text: "journal: " + text})
 		}
-		if r, ok := readAlive(o.Dir); ok && !closed {
+		if r, ok := readAlive(o.Dir); ok && !m.closed {
 			// The sign of life is overwritten soon: keep the last one of the life before.
 			left = append(left, r)
 		}
 		w.seq = max(w.seq, last.first+1)
 	}
-	if err := w.roll(); err != nil {
+	err = w.sealLeft(all)
+	if err == nil {
+		err = w.roll()
+	}
+	if err != nil {
 		w.fail(err)
 		return nil // the disk may be full: the node starts all the same
 	}
 	w.records(left)
 	w.tick()
+	return nil
+}
+
+// sealLeft writes the sheets that a crash or a full disk has prevented.
+func (w *writer) sealLeft(all []segment) error {
+	for _, g := range all {
+		if _, err := openSheet(sheetName(w.o.Dir, g.first), g.first, newNames()); err == nil {
+			continue
+		}
+		m := newSheetMaker(g.first, newNames())
+		if _, err := scan(g.path, 0, func(r Record) { m.add(&r) }, nil); err != nil {
+			return err
+		}
+		if m.any {
+			if err := m.finish().write(w.o.Dir, w.o.openFile); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }
 
@@ -118,6 +143,12 @@ func (w *writer) roll() error {
 			return err
 		}
 	}
+	if w.sheet != nil && w.sheet.any {
+		if err := w.sheet.finish().write(w.o.Dir, w.o.openFile); err != nil {
+			return err
+		}
+		w.sheet = nil
+	}
 	name := segmentName(w.o.Dir, w.seq)
 	f, err := w.o.openFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY)
 	if os.IsExist(err) { // of an attempt that failed before its first record
@@ -126,7 +157,7 @@ func (w *writer) roll() error {
 	if err != nil {
 		return err
 	}
-	w.f, w.size = f, 0
+	w.f, w.size, w.sheet = f, 0, newSheetMaker(w.seq, newNames())
 	now := w.o.clock()
 	list := []Record{{At: now.Wall, Uptime: now.Uptime, Kind: KindOpen, Open: &w.opening}}
 	for _, c := range w.current {
@@ -142,25 +173,34 @@ func (w *writer) roll() error {
 	return w.prune()
 }
 
-// prune removes the oldest files beyond the bounds.
+// prune removes the oldest files beyond the bounds. The states have half of
+// the room at most; the records, which are many times as long, have the rest.
 func (w *writer) prune() error {
-	all, err := segments(w.o.Dir)
-	if err != nil {
-		return err
-	}
-	var total int64
-	for _, s := range all {
-		total += s.size
-	}
-	oldest := w.o.clock().Wall.Add(-w.o.MaxAge)
-	for _, s := range all[:max(0, len(all)-1)] {
-		if total+w.o.SegmentBytes <= w.o.MaxBytes && s.modified.After(oldest) {
-			break
-		}
-		if err := os.Remove(s.path); err != nil && !missing(err) {
+	room := w.o.MaxBytes
+	for _, kind := range []struct {
+		suffix string
+		share  int64
+		next   int64 // what will be added before the bounds are looked at again
+	}{{sheetSuffix, 2, 0}, {suffix, 1, w.o.SegmentBytes}} {
+		all, err := segments(w.o.Dir, kind.suffix)
+		if err != nil {
 			return err
 		}
-		total -= s.size
+		var total int64
+		for _, s := range all {
+			total += s.size
+		}
+		oldest := w.o.clock().Wall.Add(-w.o.MaxAge)
+		for _, s := range all[:max(0, len(all)-1)] {
+			if total+kind.next <= room/kind.share && s.modified.After(oldest) {
+				break
+			}
+			if err := os.Remove(s.path); err != nil && !missing(err) {
+				return err
+			}
+			total -= s.size
+		}
+		room -= total
 	}
 	return nil
 }
@@ -179,6 +219,9 @@ func (w *writer) append(list []Record) error {
 	}
 	if _, err := w.f.Write(w.buf); err != nil {
 		return err
+	}
+	for i := range list {
+		w.sheet.add(&list[i])
 	}
 	w.seq = seq
 	w.size += int64(len(w.buf))

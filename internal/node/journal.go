@@ -44,7 +44,7 @@ func openRecorder(stateDir string, node model.NodeName, report model.Sink) *reco
 	if stateDir == "" {
 		return nil
 	}
-	j, err := journal.Open(journal.Options{Dir: journal.Dir(stateDir), Node: node, Report: report})
+	j, err := journal.Begin(journal.Options{Dir: journal.Dir(stateDir), Node: node, Report: report})
 	if err != nil {
 		report(model.Event{At: time.Now(), Level: model.LevelWarning, Source: "journal", Kind: "journal-failed",
 			Text: "there is no journal of this run: " + err.Error() + wayOut(err)})

@@ -39,18 +39,22 @@ func TestTheRecorderLooksAfterAnEvent(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	s, err := journal.Read(journal.Dir(stateDir))
+	s, err := journal.Open(journal.Dir(stateDir))
 	if err != nil {
 		t.Fatal(err)
 	}
 	var told []string
-	for _, e := range s.Entries {
+	err = s.Entries(time.Time{}, time.Now().Add(time.Hour), func(e journal.Entry) bool {
 		switch {
 		case e.Event != nil:
 			told = append(told, e.Event.Kind)
 		case e.State != nil:
 			told = append(told, e.State.Thing.String()+" "+e.State.State.String())
 		}
+		return true
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 	want := map[string]bool{"node-dead": true, "node lvs02 up": true, "node lvs02 down": true}
 	for _, line := range told {

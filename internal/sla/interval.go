@@ -63,78 +63,25 @@ type Interval struct {
 // is left out. The order of the records does not matter. What overlaps within
 // one record is not looked for.
 func Merge(records ...iter.Seq[Interval]) iter.Seq[Interval] {
+	if len(records) == 1 {
+		return joined(records[0])
+	}
+	return joined(strongest(records))
+}
+
+// joined unites neighbors that say the same.
+func joined(record iter.Seq[Interval]) iter.Seq[Interval] {
 	return func(yield func(Interval) bool) {
-		type reader struct {
-			head Interval
-			more bool
-			next func() (Interval, bool)
-		}
-		var all []*reader
-		for _, r := range records {
-			next, stop := iter.Pull(r)
-			defer stop()
-			rd := &reader{next: next}
-			if rd.head, rd.more = next(); rd.more {
-				all = append(all, rd)
-			}
-		}
 		var out Interval // not yielded yet: it may go on
-		emit := func(iv Interval) bool {
-			if out.State == iv.State && out.Repair == iv.Repair && out.To.Equal(iv.From) {
+		for iv := range record {
+			if out.State == iv.State && out.To.Equal(iv.From) && out.Repair == iv.Repair {
 				out.To = iv.To
-				return true
+				continue
 			}
-			ok := out.State == StateUnset || yield(out)
-			out = iv
-			return ok
-		}
-		for {
-			// The next stretch begins where the earliest head begins and ends
-			// where any head begins or ends.
-			var from, to time.Time
-			for _, r := range all {
-				if r.more && (from.IsZero() || r.head.From.Before(from)) {
-					from = r.head.From
-				}
-			}
-			if from.IsZero() {
-				break
-			}
-			var best Interval
-			cut := func(t time.Time) {
-				if t.After(from) && (to.IsZero() || t.Before(to)) {
-					to = t
-				}
-			}
-			for _, r := range all {
-				if !r.more {
-					continue
-				}
-				cut(r.head.From)
-				if !r.head.From.After(from) {
-					cut(r.head.To)
-					if r.head.State > best.State || r.head.State == best.State && longer(r.head.Repair, best.Repair) {
-						best = r.head
-					}
-				}
-			}
-			if to.IsZero() {
-				to = best.To // an interval of no or negative length
-			}
-			if best.State != StateUnset && !emit(Interval{from, to, best.State, remaining(best, from)}) {
+			if out.State != StateUnset && !yield(out) {
 				return
 			}
-			for _, r := range all {
-				if !r.more || r.head.From.After(from) {
-					continue
-				}
-				if r.head.To.After(to) {
-					r.head.Repair = remaining(r.head, to)
-					r.head.From = to
-					continue
-				}
-				r.head, r.more = r.next()
-			}
+			out = iv
 		}
 		if out.State != StateUnset {
 			yield(out)
@@ -142,8 +89,110 @@ func Merge(records ...iter.Seq[Interval]) iter.Seq[Interval] {
 	}
 }
 
+// source is a record that is read in step with others. To change from one
+// record to another costs more than the interval, so many are read at once.
+type source struct {
+	head  Interval
+	more  bool
+	ahead []Interval
+	next  func() ([]Interval, bool)
+}
+
+func (s *source) advance() {
+	if len(s.ahead) == 0 {
+		s.ahead, s.more = s.next()
+	}
+	if s.more {
+		s.head, s.ahead = s.ahead[0], s.ahead[1:]
+	}
+}
+
+// batches gives a record in parts, each good until the next is asked for.
+func batches(record iter.Seq[Interval]) iter.Seq[[]Interval] {
+	return func(yield func([]Interval) bool) {
+		batch := make([]Interval, 0, 256)
+		for iv := range record {
+			batch = append(batch, iv)
+			if len(batch) == cap(batch) {
+				if !yield(batch) {
+					return
+				}
+				batch = batch[:0]
+			}
+		}
+		if len(batch) > 0 {
+			yield(batch)
+		}
+	}
+}
+
+// strongest is at each instant the strongest state of several records.
+func strongest(records []iter.Seq[Interval]) iter.Seq[Interval] {
+	return func(yield func(Interval) bool) {
+		var all []*source
+		for _, r := range records {
+			next, stop := iter.Pull(batches(r))
+			defer stop()
+			s := &source{next: next}
+			s.advance()
+			all = append(all, s)
+		}
+		for {
+			// The next stretch begins where the earliest head begins and ends
+			// where any head begins or ends.
+			var from, to time.Time
+			for _, s := range all {
+				if s.more && (from.IsZero() || s.head.From.Before(from)) {
+					from = s.head.From
+				}
+			}
+			if from.IsZero() {
+				return
+			}
+			var best *Interval
+			cut := func(t time.Time) {
+				if t.After(from) && (to.IsZero() || t.Before(to)) {
+					to = t
+				}
+			}
+			for _, s := range all {
+				if !s.more {
+					continue
+				}
+				cut(s.head.From)
+				if !s.head.From.After(from) {
+					cut(s.head.To)
+					if best == nil || s.head.State > best.State || s.head.State == best.State && longer(s.head.Repair, best.Repair) {
+						best = &s.head
+					}
+				}
+			}
+			if to.IsZero() {
+				to = best.To // an interval of no or negative length
+			}
+			if best.State != StateUnset && !yield(Interval{from, to, best.State, remaining(*best, from)}) {
+				return
+			}
+			for _, s := range all {
+				if !s.more || s.head.From.After(from) {
+					continue
+				}
+				if s.head.To.After(to) {
+					s.head.Repair = remaining(s.head, to)
+					s.head.From = to
+					continue
+				}
+				s.advance()
+			}
+		}
+	}
+}
+
 // remaining is the repair of an interval from a later instant on.
 func remaining(iv Interval, from time.Time) Repair {
+	if iv.Repair == (Repair{}) {
+		return iv.Repair
+	}
 	skip := from.Sub(iv.From)
 	r := iv.Repair
 	for _, part := range []*time.Duration{&r.Detect, &r.Decide, &r.Switch, &r.Verify} {
@@ -167,16 +216,14 @@ func longer(a, b Repair) bool {
 	return a.Switch > b.Switch
 }
 
-// check refuses what cannot be accounted.
-func (iv Interval) check(last time.Time) error {
+// wrong says why an interval cannot be accounted, after one that ends at last.
+func (iv *Interval) wrong(last time.Time) error {
 	switch {
 	case iv.State == StateUnset || iv.State >= states:
 		return fmt.Errorf("interval from %s has no state", iv.From.Format(time.RFC3339Nano))
 	case iv.To.Before(iv.From):
 		return fmt.Errorf("interval from %s ends before it begins, at %s", iv.From.Format(time.RFC3339Nano), iv.To.Format(time.RFC3339Nano))
-	case iv.From.Before(last):
-		return fmt.Errorf("interval from %s overlaps the one before, which ends at %s: merge the records first",
-			iv.From.Format(time.RFC3339Nano), last.Format(time.RFC3339Nano))
 	}
-	return nil
+	return fmt.Errorf("interval from %s overlaps the one before, which ends at %s: merge the records first",
+		iv.From.Format(time.RFC3339Nano), last.UTC().Format(time.RFC3339Nano))
 }

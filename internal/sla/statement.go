@@ -3,6 +3,7 @@ package sla
 import (
 	"fmt"
 	"iter"
+	"math"
 	"time"
 )
 
@@ -41,7 +42,7 @@ type Statement struct {
 	Longest  *Outage `json:"longest_outage"`
 
 	Budget *Budget `json:"budget"` // nil without a target
-	Burn   []Burn  `json:"burn"`   // empty without a target
+	Burn   []Burn  `json:"burn"`   // empty without a target, and when the period is over
 }
 
 // Parts are the means of what MTTR consists of. Rest is what no record
@@ -93,9 +94,13 @@ var burnWindows = [...]struct {
 	{72 * time.Hour, 6 * time.Hour, 1},
 }
 
-// BurnReach is how far before now intervals matter to the burn rates, even if
+// burnReach is how far before now intervals matter to the burn rates, even if
 // that is before the period.
-const BurnReach = 72 * time.Hour
+const burnReach = 72 * time.Hour
+
+// Reach is the instant before which no interval matters to the statement of a
+// period, but the one in which that instant lies.
+func Reach(p Period, now time.Time) time.Time { return earlier(p.From, now.Add(-burnReach)) }
 
 // Account adds up the intervals of one service: ascending, without overlaps,
 // gaps between them unknown. It reads them once and keeps none. Those before
@@ -116,15 +121,17 @@ func Account(record iter.Seq[Interval], p Period, now time.Time, agreed Agreemen
 	for _, w := range burnWindows {
 		a.burn = append(a.burn, newMeter(agreed.Hours, now.Add(-w.long), now), newMeter(agreed.Hours, now.Add(-w.short), now))
 	}
-	a.burnFrom = now.Add(-BurnReach).UnixNano()
+	a.over = !now.Before(p.To)
+	a.burnFrom = now.Add(-burnReach).UnixNano()
 
-	var last time.Time
+	last := int64(math.MinInt64)
 	for iv := range record {
-		if err := iv.check(last); err != nil {
-			return Statement{}, err
+		from, to := iv.From.UnixNano(), iv.To.UnixNano()
+		if from < last || to < from || iv.State == StateUnset || iv.State >= states {
+			return Statement{}, iv.wrong(time.Unix(0, last))
 		}
-		last = iv.To
-		a.add(&iv)
+		last = to
+		a.add(&iv, from, to)
 	}
 	a.close()
 	return a.statement(p, agreed), nil
@@ -137,19 +144,22 @@ type accountant struct {
 	from, until time.Time
 	period      meter
 	burnFrom    int64
+	over        bool // the period: nothing burns any more
 	burn        []meter
 
 	known    State // the last one that says whether service was there: up, degraded or down
 	counted  bool  // the present outage has been counted, in this period or as an earlier one's
-	outage   Outage
+	outage   stretch
 	failures int
-	longest  Outage
+	longest  stretch
 	parts    [4]int64
 }
 
+// stretch is an outage with what counts of it.
+type stretch struct{ from, to, down int64 }
+
 // add takes the next interval.
-func (a *accountant) add(iv *Interval) {
-	from, to := iv.From.UnixNano(), iv.To.UnixNano()
+func (a *accountant) add(iv *Interval, from, to int64) {
 	n := a.period.add(iv.State, from, to)
 	if to > a.burnFrom {
 		for i := range a.burn {
@@ -165,11 +175,11 @@ func (a *accountant) add(iv *Interval) {
 	case Down:
 		if a.known != Down {
 			a.counted = false
-			a.outage = Outage{From: iv.From}
+			a.outage.from = from
 		}
 		a.known = Down
-		a.outage.To = iv.To
-		a.outage.Down += nanoseconds(n)
+		a.outage.to = to
+		a.outage.down += n
 		if !a.counted {
 			a.count(iv, n > 0)
 		}
@@ -204,10 +214,10 @@ func (a *accountant) split(r *Repair, from, to int64) {
 
 // close ends the present outage.
 func (a *accountant) close() {
-	if a.outage.Down > a.longest.Down {
+	if a.outage.down > a.longest.down {
 		a.longest = a.outage
 	}
-	a.outage = Outage{}
+	a.outage = stretch{}
 }
 
 func (a *accountant) statement(p Period, agreed Agreement) Statement {
@@ -240,14 +250,16 @@ func (a *accountant) statement(p Period, agreed Agreement) Statement {
 		b := MTBFBounds(operating, a.failures, agreed.Confidence)
 		s.Bounds = &b
 	}
-	if a.longest.Down > 0 {
-		longest := a.longest
-		s.Longest = &longest
+	if l := a.longest; l.down > 0 {
+		s.Longest = &Outage{time.Unix(0, l.from).In(p.From.Location()), time.Unix(0, l.to).In(p.From.Location()), nanoseconds(l.down)}
 	}
 	if agreed.Target > 0 {
 		allowed := agreed.Target.In(SpanOf(agreed.Hours.Length(p.From, p.To)))
 		s.Budget = &Budget{Target: agreed.Target, Allowed: allowed, Spent: s.Down, Left: allowed - s.Down}
 		for i, w := range burnWindows {
+			if a.over {
+				break
+			}
 			b := Burn{Long: SpanOf(w.long), Short: SpanOf(w.short), Threshold: w.threshold}
 			b.LongRate, b.ShortRate = a.burn[2*i].rate(agreed.Target), a.burn[2*i+1].rate(agreed.Target)
 			b.Alert = b.LongRate != nil && b.ShortRate != nil && *b.LongRate > w.threshold && *b.ShortRate > w.threshold
