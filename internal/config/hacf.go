@@ -154,6 +154,7 @@ var haDirectives = map[string]haDirective{
 	"mcast6":     {form: "INTERFACE GROUP PORT HOPS LOOP", wholeLine: true, read: medium(model.Multicast, 5)},
 	"serial":     {form: "DEVICE...", read: medium(model.Serial, 1)},
 	"ping":       {form: "HOST...", read: medium(model.Ping, 1)},
+	"ping6":      {form: "HOST...", read: medium(model.Ping, 1)},
 	"ping_group": {form: "NAME HOST...", wholeLine: true, read: medium(model.PingGroup, 2)},
 	"hbaping":    {form: "HOST...", wholeLine: true, read: medium(model.MediumNone, 1)},
 	"rds":        {form: "INTERFACE HOST", wholeLine: true, read: medium(model.MediumNone, 1)},

@@ -198,34 +198,38 @@ func (l *haLower) failback(h *model.Heartbeat) {
 	h.Failback = map[string]model.FailbackMode{"on": model.FailbackOn, "off": model.FailbackOff, "legacy": model.FailbackLegacy}[s.last().text]
 }
 
-// media resolves the heartbeat paths. Those that are not yet in force are
-// checked and left out.
+// media resolves the heartbeat paths and the ping nodes. What is not yet in
+// force is checked and left out.
 func (l *haLower) media(h *model.Heartbeat) {
 	port := uint16(defaultUDPPort)
 	if p, err := l.port("ha-cluster", "udp"); err == nil {
 		port = p
 	}
-	inForce := 0
+	paths := 0
 	for _, m := range l.raw.media {
 		if m.port == 0 {
 			m.port = int(port)
 		}
 		out, ok := l.medium(m)
-		if _, later := pendingHaCf[m.word]; later {
+		switch {
+		case m.kind == model.MediumNone: // not yet in force
 			continue
+		case m.kind != model.Ping && m.kind != model.PingGroup:
+			paths++
 		}
-		inForce++
 		if ok {
 			h.Media = append(h.Media, out)
 		}
+		// A serial line carries the text encoding, and that needs its own signature.
+		h.InnerAuth = h.InnerAuth || m.kind == model.Serial
 	}
 	switch {
 	case len(l.raw.media) == 0:
 		l.error(top, "no heartbeat path is given: the nodes could not hear each other", "add a line: bcast INTERFACE, or ucast INTERFACE PEER")
 	case len(l.raw.media) > maxMedia:
 		l.error(l.raw.media[maxMedia].at, fmt.Sprintf("%d heartbeat paths are given", len(l.raw.media)), fmt.Sprintf("at most %d", maxMedia))
-	case inForce == 0:
-		l.error(l.raw.media[0].at, "no heartbeat path of this file is in force yet: the nodes could not hear each other", "add a line: bcast INTERFACE, or ucast INTERFACE PEER")
+	case paths == 0:
+		l.error(l.raw.media[0].at, fmt.Sprintf("%s is no path between the nodes: they could not hear each other", l.raw.media[0].word), "add a line: bcast INTERFACE, or ucast INTERFACE PEER")
 	}
 }
 
@@ -262,21 +266,34 @@ func (l *haLower) medium(m rawMedium) (model.Medium, bool) {
 		}
 		return out, true
 	case model.Ping, model.PingGroup:
-		out.Interface = ""
-		hosts := m.args
-		if m.kind == model.PingGroup {
-			hosts = hosts[1:]
-		}
-		ok := true
-		for _, w := range hosts {
-			a, good := l.hostAddr(w, model.IPv4)
-			out.Hosts = append(out.Hosts, a)
-			ok = ok && good
-		}
-		return out, ok
+		return l.pingNode(m, out)
 	case model.MediumNone:
 	}
 	return out, true
+}
+
+// pingNode resolves the hosts of a ping node, whose name is as good as a
+// node's: it must not be one.
+func (l *haLower) pingNode(m rawMedium, out model.Medium) (model.Medium, bool) {
+	out.Interface = ""
+	hosts, family := m.args, model.IPv4
+	if m.kind == model.PingGroup {
+		hosts = hosts[1:]
+	}
+	if m.word == "ping6" {
+		family = model.IPv6
+	}
+	ok := true
+	for _, w := range hosts {
+		a, good := l.hostAddr(w, family)
+		out.Hosts = append(out.Hosts, a)
+		ok = ok && good
+	}
+	if slices.ContainsFunc(l.raw.nodes, func(n word) bool { return strings.EqualFold(n.text, out.Name) }) {
+		l.error(m.args[0].pos, fmt.Sprintf("%s: %s is a node of the cluster", m.word, clip(out.Name)), "name a host outside of it, such as the router")
+		ok = false
+	}
+	return out, ok
 }
 
 func (l *haLower) atMost(m rawMedium, n int) bool {

@@ -190,6 +190,34 @@ func TestMedia(t *testing.T) {
 	}
 }
 
+// TestRarerMedia: multicast, IPv6, serial lines and ping nodes. A serial line
+// needs the inner signature, whatever msgfmt says.
+func TestRarerMedia(t *testing.T) {
+	file := "node lvs01 lvs02\nauto_failback off\nmcast eth0 225.0.0.1 694 1 0\nmcast6 eth0 ff02::1 695 2 1\nucast6 eth1 2001:db8::2\n" +
+		"baud 38400\nserial /dev/ttyS0\nping 10.1.0.1 10.1.0.2\nping6 2001:db8::fe\nping_group routers 10.1.0.1 10.1.0.2\nmsgfmt netstring\n"
+	c, list := Reader{Files: machine(map[string]string{"ha.cf": file}), Host: testHost()}.Load("ha.cf")
+	if len(list) != 0 {
+		t.Fatal(text(list))
+	}
+	addr, port := netip.MustParseAddr, netip.MustParseAddrPort
+	want := []model.Medium{
+		{Kind: model.Multicast, Interface: "eth0", Name: "eth0", Peer: port("225.0.0.1:694"), TTL: 1},
+		{Kind: model.Multicast, Interface: "eth0", Name: "eth0", Peer: port("[ff02::1]:695"), TTL: 2, Loop: true},
+		{Kind: model.Unicast, Interface: "eth1", Name: "eth1", Peer: port("[2001:db8::2]:694")},
+		{Kind: model.Serial, Interface: "/dev/ttyS0", Name: "/dev/ttyS0", Baud: 38400},
+		{Kind: model.Ping, Name: "10.1.0.1", Hosts: []netip.Addr{addr("10.1.0.1")}},
+		{Kind: model.Ping, Name: "10.1.0.2", Hosts: []netip.Addr{addr("10.1.0.2")}},
+		{Kind: model.Ping, Name: "2001:db8::fe", Hosts: []netip.Addr{addr("2001:db8::fe")}},
+		{Kind: model.PingGroup, Name: "routers", Hosts: []netip.Addr{addr("10.1.0.1"), addr("10.1.0.2")}},
+	}
+	if diff := cmp.Diff(want, c.Heartbeat.Media, addresses); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if !c.Heartbeat.InnerAuth {
+		t.Error("messages for the serial line have no text signature")
+	}
+}
+
 // TestAuthkeys: what a good file means.
 func TestAuthkeys(t *testing.T) {
 	file := "# keys\n  auth 2\n1 crc\n2 sha1 a#b # comment\n3 md5 old\n"

@@ -12,17 +12,9 @@ type pending struct {
 
 // pendingHaCf are the directives of ha.cf.
 var pendingHaCf = map[string]pending{
-	"serial":     {"no heartbeats go over it", nil},
-	"baud":       {"no heartbeats go over serial lines", nil},
-	"mcast":      {"no heartbeats go over it", nil},
-	"mcast6":     {"no heartbeats go over it", nil},
-	"ucast6":     {"no heartbeats go over it", nil},
-	"hbaping":    {"no heartbeats go over it", nil},
-	"rds":        {"no heartbeats go over it", nil},
-	"tipc":       {"no heartbeats go over it", nil},
-	"ping":       {"the host is not asked whether it is there", nil},
-	"ping_group": {"the hosts are not asked whether they are there", nil},
-	"deadping":   {"there are no ping nodes", nil},
+	"hbaping": {"no heartbeats go over it", nil},
+	"rds":     {"no heartbeats go over it", nil},
+	"tipc":    {"no heartbeats go over it", nil},
 
 	"stonith":      {"a dead node is not fenced before its resources are taken over", nil},
 	"stonith_host": {"a dead node is not fenced before its resources are taken over", nil},

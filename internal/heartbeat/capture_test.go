@@ -49,7 +49,7 @@ func (v vector) ring(t testing.TB) model.Keyring {
 	return r
 }
 
-// frame is one UDP payload of a capture.
+// frame is one UDP payload of a capture, or that of an echo to a ping node.
 type frame struct {
 	at   time.Time
 	data []byte
@@ -69,6 +69,9 @@ func frames(t testing.TB, file string) (out []frame) {
 	for pkt := range gopacket.NewPacketSource(r, r.LinkType()).Packets() {
 		if u, ok := pkt.Layer(layers.LayerTypeUDP).(*layers.UDP); ok && pkt.Layer(layers.LayerTypeICMPv4) == nil {
 			out = append(out, frame{pkt.Metadata().Timestamp, u.Payload})
+		}
+		if e, ok := pkt.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4); ok && (e.TypeCode.Type() == layers.ICMPv4TypeEchoRequest || e.TypeCode.Type() == layers.ICMPv4TypeEchoReply) {
+			out = append(out, frame{pkt.Metadata().Timestamp, e.Payload})
 		}
 	}
 	return out

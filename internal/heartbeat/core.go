@@ -58,7 +58,7 @@ func (Running) isInput()  {}
 func (Excuse) isInput()   {}
 func (Tick) isInput()     {}
 
-// Effect is one thing that a Core wants done: Send, Deliver, Sighted or Note.
+// Effect is one thing that a Core wants done: Send, Probe, Deliver, Sighted or Note.
 type Effect interface{ isEffect() }
 
 // Send asks to send these bytes on all links. They are never changed again.
@@ -107,7 +107,10 @@ type Core struct {
 	peers map[model.NodeName]*peer
 	names []model.NodeName // sorted keys of peers
 	det   *Detector
-	count Counters
+	pings []pingNode
+	// pingDet watches the ping nodes, by their own dead time.
+	pingDet *Detector
+	count   Counters
 
 	lastBad     time.Time // when the latest complaint about a bad packet was made
 	badSince    uint64    // bad packets since then
@@ -167,19 +170,16 @@ func New(cfg Config) (*Core, error) {
 		c.names = append(c.names, n)
 	}
 	slices.Sort(c.names)
-	pings := 0
-	for _, m := range hb.Media {
-		switch m.Kind {
-		case model.Ping:
-			pings += max(1, len(m.Hosts))
-		case model.PingGroup:
-			pings++
-		case model.MediumNone, model.Broadcast, model.Unicast, model.Multicast, model.Serial:
-		}
-	}
-	c.ttl = fmt.Sprint(1 + len(c.names) + pings + hb.HopFudge)
-	c.det = NewDetector(time.Time{}, c.names, hb.DeadTime, hb.InitDead)
+	c.pings = pingNodes(hb.Media)
+	c.ttl = fmt.Sprint(1 + len(c.names) + len(c.pings) + hb.HopFudge)
+	c.watch(time.Time{})
 	return c, nil
+}
+
+// watch begins to watch everybody.
+func (c *Core) watch(start time.Time) {
+	c.det = NewDetector(start, c.names, c.hb.DeadTime, c.hb.InitDead)
+	c.pingDet = NewDetector(start, pingNames(c.pings), c.hb.DeadPing, c.hb.InitDead)
 }
 
 // Counters returns the totals so far.
@@ -190,28 +190,31 @@ func (c *Core) Step(now time.Time, in Input) []Effect {
 	c.effects = nil
 	switch in := in.(type) {
 	case Start:
-		c.det = NewDetector(now, c.names, c.hb.DeadTime, c.hb.InitDead)
+		c.watch(now)
 	case Datagram:
 		c.receive(now, in)
 	case Submit:
 		c.submit(now, in.Message)
 	case Running:
 		c.det.Running()
+		c.pingDet.Running()
 	case Excuse:
 		c.det.Excuse(in.From, now)
+		c.pingDet.Excuse(in.From, now)
 		if late := now.Sub(in.From); late > c.hb.WarnTime {
 			c.note(now, model.LevelWarning, "own-delay", string(c.self),
 				"this node was not running for %v; the silence of others during that time does not count", late.Round(time.Millisecond))
 		}
 	case Tick:
 		c.tick(now)
+		c.tickPings(now)
 	}
 	return c.effects
 }
 
 // Next returns when Tick is due; the zero time if never.
 func (c *Core) Next() time.Time {
-	next := c.det.Next()
+	next := earlier(c.det.Next(), c.pingDet.Next())
 	for _, n := range c.names {
 		p := c.peers[n]
 		if p.listens() {

@@ -33,6 +33,10 @@ func (c *Core) receive(now time.Time, d Datagram) {
 		c.own(now, d.Link, &pkt)
 		return
 	}
+	if c.isPing(src) {
+		c.pong(now, d, src, &pkt)
+		return
+	}
 	p := c.peers[src]
 	if p == nil {
 		c.unknown(now, d.Link, src)

@@ -32,6 +32,9 @@ func (c *Core) submit(now time.Time, m model.Message) {
 	c.fields = f
 	c.out.keep(data)
 	c.effects = append(c.effects, Send{data})
+	if m.Type == "status" {
+		c.probe(now)
+	}
 }
 
 // sendControl sends one message of delivery itself: no number, no history.
@@ -58,10 +61,18 @@ func (c *Core) address(f []Field, to model.NodeName) []Field {
 
 // date appends the generation and the wall clock.
 func (c *Core) date(f []Field, now time.Time) []Field {
+	return append(f, Field{Name: "hg", Value: c.gen}, Field{Name: "ts", Value: c.stamp(now)})
+}
+
+// stamp is the ts field.
+func (c *Core) stamp(now time.Time) string { return hex32(uint32(c.wall(now).Unix())) }
+
+// wall is what the wall clock shows.
+func (c *Core) wall(now time.Time) time.Time {
 	if c.cfg.Wall != nil {
-		now = c.cfg.Wall(now)
+		return c.cfg.Wall(now)
 	}
-	return append(f, Field{Name: "hg", Value: c.gen}, Field{Name: "ts", Value: hex32(uint32(now.Unix()))})
+	return now
 }
 
 func (c *Core) load() string {

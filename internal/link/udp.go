@@ -16,8 +16,8 @@ import (
 	"github.com/batuta-ha/batuta/internal/model"
 )
 
-// ErrNotSupported is wrapped by Open for media that are not built yet.
-var ErrNotSupported = errors.New("heartbeat medium is not supported yet")
+// ErrNotSupported is wrapped by Open for what is no medium.
+var ErrNotSupported = errors.New("heartbeat medium is not supported")
 
 // Options changes how a medium is opened. The zero value is the original's way.
 type Options struct {
@@ -43,9 +43,15 @@ func Open(m model.Medium, opt Options) (Link, error) {
 		return openUDP(m, opt, bcast(m, opt))
 	case model.Unicast:
 		return openUDP(m, opt, ucast(m, opt))
-	case model.Multicast, model.Serial, model.Ping, model.PingGroup, model.MediumNone:
+	case model.Multicast:
+		return openUDP(m, opt, mcast(m, opt))
+	case model.Serial:
+		return openSerial(m, opt)
+	case model.Ping, model.PingGroup:
+		return openPing(m, opt)
+	case model.MediumNone:
 	}
-	return nil, fmt.Errorf("%s %s: %w; use bcast or ucast", m.Kind, m.Name, ErrNotSupported)
+	return nil, fmt.Errorf("%s %s: %w; use bcast, mcast, ucast or serial", m.Kind, m.Name, ErrNotSupported)
 }
 
 // sockets says how a medium's two sockets differ from plain ones (§11).
@@ -60,7 +66,7 @@ type sockets struct {
 // interface that vanished.
 const reopenAfter = 250 * time.Millisecond
 
-// udp is a medium over IPv4 UDP: one socket to send, one to receive.
+// udp is a medium over UDP: one socket to send, one to receive.
 type udp struct {
 	medium model.Medium
 	opt    Options
@@ -79,8 +85,8 @@ type udp struct {
 var _ Link = (*udp)(nil)
 
 func openUDP(m model.Medium, opt Options, how sockets) (Link, error) {
-	if !m.Peer.IsValid() || !m.Peer.Addr().Unmap().Is4() || m.Peer.Port() == 0 {
-		return nil, fmt.Errorf("%s %s: %v is not an IPv4 address with a port", m.Kind, m.Interface, m.Peer)
+	if !m.Peer.IsValid() || m.Peer.Port() == 0 || m.Kind == model.Broadcast && !m.Peer.Addr().Is4() {
+		return nil, fmt.Errorf("%s %s: %v is not an address with a port", m.Kind, m.Interface, m.Peer)
 	}
 	u := &udp{medium: m, opt: opt, how: how}
 	var err error
@@ -129,7 +135,11 @@ func (u *udp) socket(at netip.AddrPort, options []func(fd int) error) (*net.UDPC
 		})
 		return errors.Join(err, inner)
 	}}
-	pc, err := lc.ListenPacket(context.Background(), "udp4", at.String())
+	network := "udp4"
+	if u.medium.Peer.Addr().Is6() {
+		network = "udp6"
+	}
+	pc, err := lc.ListenPacket(context.Background(), network, at.String())
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +159,7 @@ func (u *udp) Send(b []byte) error {
 	}
 	raw, err := out.SyscallConn()
 	if err == nil {
-		to := &unix.SockaddrInet4{Port: int(u.medium.Peer.Port()), Addr: u.medium.Peer.Addr().Unmap().As4()}
+		to := u.peer()
 		var sent error
 		err = raw.Write(func(fd uintptr) bool {
 			sent = unix.Sendto(int(fd), b, unix.MSG_DONTWAIT, to)
@@ -161,6 +171,30 @@ func (u *udp) Send(b []byte) error {
 		u.reopen()
 	}
 	return err
+}
+
+// peer is where every datagram goes. An address that is valid on one wire only
+// (fe80::/10, ff02::/16) needs no zone: the socket is bound to the interface,
+// and where that is not permitted its number is given here.
+func (u *udp) peer() unix.Sockaddr {
+	addr, port := u.medium.Peer.Addr(), int(u.medium.Peer.Port())
+	if addr.Is4() {
+		return &unix.SockaddrInet4{Port: port, Addr: addr.As4()}
+	}
+	to := &unix.SockaddrInet6{Port: port, Addr: addr.As16()}
+	if addr.IsLinkLocalUnicast() || addr.IsLinkLocalMulticast() {
+		to.ZoneId = uint32(interfaceIndex(u.medium.Interface))
+	}
+	return to
+}
+
+// interfaceIndex is the interface's number of the moment; 0 when it is gone.
+func interfaceIndex(name string) int {
+	i, err := net.InterfaceByName(name)
+	if err != nil {
+		return 0
+	}
+	return i.Index
 }
 
 // gone tells whether an error can mean that the interface was deleted. Its
@@ -223,10 +257,7 @@ func (u *udp) Close() error {
 // setInt makes a socket option of an integer.
 func setInt(level, name, value int, what string) func(fd int) error {
 	return func(fd int) error {
-		if err := unix.SetsockoptInt(fd, level, name, value); err != nil {
-			return fmt.Errorf("%s: %w", what, err)
-		}
-		return nil
+		return wrap(what, unix.SetsockoptInt(fd, level, name, value))
 	}
 }
 
@@ -236,6 +267,7 @@ var (
 	broadcast = setInt(unix.SOL_SOCKET, unix.SO_BROADCAST, 1, "SO_BROADCAST")
 	dontRoute = setInt(unix.SOL_SOCKET, unix.SO_DONTROUTE, 1, "SO_DONTROUTE")
 	lowDelay  = setInt(unix.IPPROTO_IP, unix.IP_TOS, 0x10, "IP_TOS")
+	lowDelay6 = setInt(unix.IPPROTO_IPV6, unix.IPV6_TCLASS, 0x10, "IPV6_TCLASS")
 	// stamp asks the kernel when each packet came, so that a late reader still
 	// knows. Without it the time of reading is used: no error.
 	stamp = func(fd int) error {

@@ -3,6 +3,7 @@ package link
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -110,7 +111,9 @@ func TestOpenRefuses(t *testing.T) {
 		{Kind: model.Unicast, Interface: "no-such-if", Peer: netip.MustParseAddrPort("127.0.0.1:694")},
 		{Kind: model.Unicast, Interface: "lo"},
 		{Kind: model.Broadcast, Interface: "lo", Peer: netip.MustParseAddrPort("[::1]:694")},
-		{Kind: model.Serial, Interface: "/dev/ttyS0"},
+		{Kind: model.Serial, Interface: "/dev/null", Baud: 19200},
+		{Kind: model.Serial, Interface: "/no/such/line", Baud: 1234},
+		{Kind: model.Ping, Name: "nobody"},
 	} {
 		l, err := Open(m, Options{})
 		if err == nil {
@@ -161,6 +164,25 @@ func addVeth(t *testing.T) {
 	up(t, "hb1", "10.9.0.2/24")
 }
 
+// addresses6 gives both ends of the wire an IPv6 address each, fd00::1 and fd00::2.
+func addresses6(t *testing.T) {
+	t.Helper()
+	for i, name := range []string{"hb0", "hb1"} {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := netlink.ParseAddr(fmt.Sprintf("fd00::%d/64", i+1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.Flags = unix.IFA_F_NODAD // usable at once
+		if err := netlink.AddrAdd(l, a); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func up(t *testing.T, name, addr string) {
 	t.Helper()
 	l, err := netlink.LinkByName(name)
@@ -206,6 +228,37 @@ func TestBroadcastSurvivesItsInterface(t *testing.T) {
 	}
 	addVeth(t)
 	exchange(t, a, b, "back")
+}
+
+// A group is heard by its members on the interface, by the sender only with
+// LOOP; both families, and a group that is valid on one wire only.
+func TestMulticast(t *testing.T) {
+	namespace(t)
+	for _, group := range []string{"225.0.0.7:694", "[ff05::7]:694", "[ff02::7]:695"} {
+		m := func(name string, loop bool) model.Medium {
+			return model.Medium{Kind: model.Multicast, Interface: name, Name: name, Peer: netip.MustParseAddrPort(group), TTL: 1, Loop: loop}
+		}
+		a, b := mustOpen(t, m("hb0", true), Options{}), mustOpen(t, m("hb1", false), Options{})
+		exchange(t, a, b, "hello")
+		exchange(t, a, a, "to all, and to oneself")
+		exchange(t, b, a, "hello too")
+	}
+}
+
+// Two IPv6 addresses on one wire.
+func TestUnicast6(t *testing.T) {
+	namespace(t)
+	addresses6(t)
+	m := func(name, peer string) model.Medium {
+		return model.Medium{Kind: model.Unicast, Interface: name, Name: name, Peer: netip.MustParseAddrPort(peer)}
+	}
+	// Both ends are here, and what goes to an own address takes the loopback:
+	// without the device's binding it is heard all the same.
+	a, b := mustOpen(t, m("", "[fd00::2]:694"), Options{Source: netip.MustParseAddr("fd00::1")}), mustOpen(t, m("", "[fd00::1]:694"), Options{Source: netip.MustParseAddr("fd00::2")})
+	if p := exchange(t, a, b, "hello"); p.From.Addr() != netip.MustParseAddr("fd00::1") {
+		t.Errorf("from %v", p.From)
+	}
+	exchange(t, b, a, "hello too")
 }
 
 // A kernel time stamp in the future or of long ago is not believed.

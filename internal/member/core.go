@@ -115,6 +115,14 @@ func New(hb model.Heartbeat, generation uint32) (*Core, error) {
 			c.names = append(c.names, n)
 		}
 	}
+	for _, m := range hb.Media {
+		name := model.NodeName(strings.ToLower(m.Name))
+		if m.Kind != model.Ping && m.Kind != model.PingGroup || c.nodes[name] != nil {
+			continue
+		}
+		c.nodes[name] = &node{NodeView: model.NodeView{Name: name, State: model.NodeInit, DeadTime: model.Millis(hb.DeadPing), Ping: true}, links: map[string]bool{}}
+		c.names = append(c.names, name)
+	}
 	slices.Sort(c.names)
 	self := c.nodes[hb.Self]
 	self.Generation, self.Batuta = generation, true
@@ -232,7 +240,7 @@ func (c *Core) advance(now time.Time) {
 	}
 	target := c.hb.Self
 	for _, n := range c.names {
-		if n != c.hb.Self && c.nodes[n].State != model.NodeDead {
+		if v := c.nodes[n]; n != c.hb.Self && !v.Ping && v.State != model.NodeDead {
 			target = n
 			break
 		}
@@ -283,7 +291,7 @@ func (c *Core) beat(now time.Time, n *node, s model.Sighting) {
 	if before != n.State {
 		c.note(now, model.LevelInfo, "node-status", string(n.Name), "Status update for node %s: status %s", n.Name, n.State)
 	}
-	if s.Kind != model.SightingBeat {
+	if s.Kind != model.SightingBeat && !n.Ping {
 		c.sendStatus(now) // a newcomer need not wait for the next beat to hear us
 	}
 	switch s.Kind {
@@ -351,7 +359,9 @@ func (c *Core) missed(now time.Time, by model.NodeName) {
 func (c *Core) nodeList() string {
 	var s strings.Builder
 	for _, n := range c.names {
-		s.WriteString(string(n) + " ")
+		if !c.nodes[n].Ping {
+			s.WriteString(string(n) + " ")
+		}
 	}
 	return s.String()
 }

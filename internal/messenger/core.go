@@ -22,6 +22,7 @@ type Core struct {
 // Output is what one step wants done, each list in order.
 type Output struct {
 	Datagrams [][]byte // to be sent on all links
+	Probes    []heartbeat.Probe
 	Events    []model.ClusterEvent
 	Notes     []model.Event
 }
@@ -103,6 +104,8 @@ func (c *Core) beat(now time.Time, in heartbeat.Input) {
 		switch e := e.(type) {
 		case heartbeat.Send:
 			c.out.Datagrams = append(c.out.Datagrams, e.Data)
+		case heartbeat.Probe:
+			c.out.Probes = append(c.out.Probes, e)
 		case heartbeat.Deliver:
 			c.member(now, member.Received{Message: e.Message})
 		case heartbeat.Sighted:

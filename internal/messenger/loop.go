@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -16,7 +18,8 @@ import (
 // Config is what a Loop needs. Sink and LoadAverage may be nil.
 type Config struct {
 	Heartbeat   model.Heartbeat
-	Links       []link.Link   // Run closes them when it ends
+	Links       []link.Link   // Run closes them, and Pings, when it ends
+	Pings       []link.Link   // those to ping nodes, called as the nodes are
 	Generation  uint32        // of this life; see OpenIdentity
 	UUID        [16]byte      // of this node; see OpenIdentity
 	Rand        *rand.Rand    // used by the loop only
@@ -133,7 +136,8 @@ func sendable(m model.Message) error {
 func (l *Loop) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	inner, stop := context.WithCancel(context.Background())
-	for _, k := range l.cfg.Links {
+	links := slices.Concat(l.cfg.Links, l.cfg.Pings)
+	for _, k := range links {
 		wg.Go(func() { l.read(inner, k) })
 	}
 	wg.Go(func() { l.hand(inner) })
@@ -144,7 +148,7 @@ func (l *Loop) Run(ctx context.Context) error {
 	l.sendPending()
 	stop()
 	var err error
-	for _, k := range l.cfg.Links {
+	for _, k := range links {
 		err = errors.Join(err, k.Close())
 	}
 	wg.Wait()
@@ -218,6 +222,14 @@ func (l *Loop) do(step func(now time.Time) Output) {
 	for _, d := range out.Datagrams {
 		for _, k := range l.cfg.Links {
 			l.sent(k, k.Send(d))
+		}
+	}
+	for _, p := range out.Probes {
+		for _, k := range l.cfg.Pings {
+			// A host without a route is dead, and said to be so: no word of it here.
+			if strings.EqualFold(k.Name(), string(p.Node)) {
+				_ = k.Send(p.Data)
+			}
 		}
 	}
 	for _, n := range out.Notes {

@@ -35,6 +35,7 @@ type recording struct {
 	Initdead  int                  `json:"initdead_ms"`
 	Pings     []string             `json:"ping_nodes"`
 	Partial   bool                 `json:"partial"`
+	Nodes     map[string]string    `json:"nodes"` // addresses
 
 	packets []captured
 	uuid    map[string]string
@@ -43,6 +44,7 @@ type recording struct {
 type captured struct {
 	at   time.Time
 	src  string
+	to   string // the one node that hears it; "" for all
 	data []byte
 }
 
@@ -68,6 +70,15 @@ func recordings(t *testing.T) map[string]*recording {
 		}
 		r.uuid = map[string]string{}
 		for pkt := range gopacket.NewPacketSource(source, source.LinkType()).Packets() {
+			if echo, ok := pkt.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4); ok && echo.TypeCode.Type() == layers.ICMPv4TypeEchoReply {
+				ip := pkt.NetworkLayer().(*layers.IPv4)
+				for node, address := range r.Nodes {
+					if address == ip.DstIP.String() {
+						r.packets = append(r.packets, captured{pkt.Metadata().Timestamp, ip.SrcIP.String(), node, echo.Payload})
+					}
+				}
+				continue
+			}
 			u, ok := pkt.Layer(layers.LayerTypeUDP).(*layers.UDP)
 			if !ok {
 				continue
@@ -76,7 +87,7 @@ func recordings(t *testing.T) map[string]*recording {
 			if err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
-			r.packets = append(r.packets, captured{pkt.Metadata().Timestamp, p.Get("src"), u.Payload})
+			r.packets = append(r.packets, captured{pkt.Metadata().Timestamp, p.Get("src"), "", u.Payload})
 			r.uuid[p.Get("src")] = p.Get("srcuuid")
 		}
 	}
@@ -91,8 +102,9 @@ func (r *recording) play(t *testing.T, self string) (*Core, *refuser) {
 		Keepalive: time.Duration(r.Keepalive) * time.Millisecond, DeadTime: time.Duration(r.Deadtime) * time.Millisecond,
 		InitDead: time.Duration(r.Initdead) * time.Millisecond, WarnTime: 3 * time.Second,
 		MaxRexmitDelay: 250 * time.Millisecond, HopFudge: 1, InnerAuth: true}
-	for range r.Pings {
-		hb.Media = append(hb.Media, model.Medium{Kind: model.Ping})
+	hb.DeadPing = hb.DeadTime
+	for _, host := range r.Pings {
+		hb.Media = append(hb.Media, model.Medium{Kind: model.Ping, Name: host})
 	}
 	for index, k := range r.Auth {
 		i, _ := strconv.Atoi(index)
@@ -204,7 +216,7 @@ func TestReplay(t *testing.T) {
 				for next := core.Next(); next.Before(p.at); next = core.Next() {
 					take(core.Tick(next))
 				}
-				if p.src != self {
+				if p.src != self && (p.to == "" || p.to == self) {
 					take(core.Receive(p.at, "eth0", p.data, p.at))
 				}
 			}

@@ -101,6 +101,7 @@ type NodeView struct {
 	DeadTime   Millis     `json:"deadtime_ms"`
 	LastBeat   time.Time  `json:"last_beat"`
 	Batuta     bool       `json:"batuta"` // the peer announced Batuta's extra fields
+	Ping       bool       `json:"ping"`   // a ping node: a host that answers or not, no member
 	Links      []LinkView `json:"links"`
 }
 

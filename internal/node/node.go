@@ -173,7 +173,7 @@ func (n *clusterNode) buildDirectors(sink model.Sink) error {
 }
 
 func (n *clusterNode) buildMessenger() error {
-	links, err := n.openLinks()
+	links, pings, err := n.openLinks()
 	if err != nil {
 		return err
 	}
@@ -184,6 +184,7 @@ func (n *clusterNode) buildMessenger() error {
 	n.messenger, err = messenger.New(messenger.Config{
 		Heartbeat:   n.hb,
 		Links:       links,
+		Pings:       pings,
 		Generation:  id.Generation,
 		UUID:        id.UUID,
 		Rand:        seeded(),
@@ -193,20 +194,23 @@ func (n *clusterNode) buildMessenger() error {
 	return err
 }
 
-// openLinks opens all media. A link that stays unused when a later step of
-// the build fails ends with the process.
-func (n *clusterNode) openLinks() ([]link.Link, error) {
-	var links []link.Link
+// openLinks opens all media, apart those to ping nodes. A link that stays
+// unused when a later step of the build fails ends with the process.
+func (n *clusterNode) openLinks() (links, pings []link.Link, err error) {
 	for _, m := range n.hb.Media {
 		l, err := link.Open(m, link.Options{Source: n.HeartbeatAddress, Warn: func(err error) {
 			n.sink(model.Event{At: time.Now(), Level: model.LevelWarning, Source: "heartbeat", Kind: "link-warning", Text: err.Error()})
 		}})
 		if err != nil {
-			return nil, fmt.Errorf("heartbeat medium %s %s: %w", m.Kind, m.Name, err)
+			return nil, nil, fmt.Errorf("heartbeat medium %s %s: %w", m.Kind, m.Name, err)
 		}
-		links = append(links, l)
+		if m.Kind == model.Ping || m.Kind == model.PingGroup {
+			pings = append(pings, l)
+		} else {
+			links = append(links, l)
+		}
 	}
-	return links, nil
+	return links, pings, nil
 }
 
 func (n *clusterNode) buildCRM() (err error) {
