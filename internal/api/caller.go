@@ -71,9 +71,9 @@ func withCaller(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, callerKey{}, Caller{PID: int(cred.Pid), UID: cred.Uid})
 }
 
-// callerOf is who made a request. Its names are looked up now: the process
+// CallerOf is who made the request of a context. Its names are looked up now: the process
 // waits for the answer, so that it is still there.
-func callerOf(ctx context.Context) Caller {
+func CallerOf(ctx context.Context) Caller {
 	c, ok := ctx.Value(callerKey{}).(Caller)
 	if !ok {
 		return Caller{Login: "unknown"}

@@ -17,6 +17,10 @@ func orders(mux *http.ServeMux, daemon Daemon) {
 		handleOrder(mux, audit, "drain", d.Drain)
 		handleOrder(mux, audit, "ready", d.PutBack)
 	}
+	if p, ok := daemon.(Planner); ok {
+		handleOrder(mux, audit, "maintenance-plan", p.Plan)
+		handleOrder(mux, audit, "maintenance-cancel", p.Unplan)
+	}
 	if m, ok := daemon.(Mover); ok {
 		handleOrder(mux, audit, "standby", m.Standby)
 		handleOrder(mux, audit, "takeover", m.Takeover)
@@ -36,7 +40,7 @@ func handleOrder[Q fmt.Stringer, A any](mux *http.ServeMux, audit Auditor, verb 
 			refuse(http.StatusBadRequest, fmt.Errorf("the request is no JSON of its kind: %w", err))
 			return
 		}
-		order, began := Order{By: callerOf(r.Context()), Verb: verb, What: q.String()}, time.Now()
+		order, began := Order{By: CallerOf(r.Context()), Verb: verb, What: q.String()}, time.Now()
 		if audit != nil {
 			audit.Ordered(order)
 		}

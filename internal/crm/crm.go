@@ -33,7 +33,10 @@ type Config struct {
 	Send func(model.Message) error
 	// Reannounce tells the network again where the held addresses are; may be nil.
 	Reannounce func()
-	Sink       model.Sink // may be nil
+	// Heard is told each cluster event before it is acted on. It does not
+	// block; may be nil.
+	Heard func(model.ClusterEvent)
+	Sink  model.Sink // may be nil
 }
 
 const (

@@ -60,6 +60,9 @@ func (l *Loop) Run(ctx context.Context, events <-chan model.ClusterEvent) error 
 				open = nil // the messenger has ended; so will we
 				continue
 			}
+			if heard := l.core.cfg.Heard; heard != nil {
+				heard(e)
+			}
 			l.step(pair.Cluster{ClusterEvent: e})
 		case f := <-finished:
 			l.core.Finish(f)

@@ -89,7 +89,8 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 		return err
 	}
 	main.loop.SetActive(active)
-	d := &loneDirector{node: reader.Host.NodeName, directors: ds, plane: p, rates: newRateMeter(p)}
+	d := &loneDirector{node: reader.Host.NodeName, directors: ds, plane: p, rates: newRateMeter(p), sink: fanOut(stderr, rec.hear),
+		windows: newWindowKeeper(o.StateDir, fanOut(stderr, rec.hear))}
 	server, err := api.Listen(dir.socket(), d)
 	if err != nil {
 		return err

@@ -112,6 +112,7 @@ type clusterNode struct {
 	balancers map[string]*instance // by the argument of their resource
 	rates     *rateMeter
 	recorder  *recorder // nil without a journal
+	windows   *windowKeeper
 	closers   []io.Closer
 	stopping  <-chan struct{}
 }
@@ -133,6 +134,7 @@ func (n *clusterNode) build() error {
 		Host: string(n.hb.Self), PID: os.Getpid(), Sink: stderr})
 	n.recorder = openRecorder(n.StateDir, n.hb.Self, stderr)
 	n.sink = fanOut(stderr, clusterLog, n.recorder.hear)
+	n.windows = newWindowKeeper(n.StateDir, n.sink)
 	if err := n.buildDirectors(fanOut(stderr, n.recorder.hear)); err != nil {
 		return err
 	}
@@ -214,6 +216,7 @@ func (n *clusterNode) openLinks() (links, pings []link.Link, err error) {
 }
 
 func (n *clusterNode) buildCRM() (err error) {
+	n.windows.send, n.windows.view = n.messenger.Send, n.messenger.View
 	n.crm, err = crm.New(crm.Config{
 		Self:       n.hb.Self,
 		Peer:       peerOf(n.hb),
@@ -223,6 +226,7 @@ func (n *clusterNode) buildCRM() (err error) {
 		Agents:     n.agentFor,
 		Send:       n.messenger.Send,
 		Reannounce: n.network.Reannounce,
+		Heard:      n.windows.hear,
 		Sink:       n.sink,
 	})
 	return err
@@ -304,6 +308,7 @@ func (n *clusterNode) run(ctx context.Context, server *api.Server) error {
 		c.start(n.rates)
 	}
 	c.start(n.messenger)
+	c.start(n.windows)
 	c.start(&feeder{loop: n.crm, events: n.messenger.Events()})
 	n.watch(ctx, c)
 	n.release(c)

@@ -159,6 +159,8 @@ type loneDirector struct {
 	directors *directors
 	plane     plane.Plane
 	rates     *rateMeter
+	windows   *windowKeeper
+	sink      model.Sink
 }
 
 var _ api.Daemon = (*loneDirector)(nil)
