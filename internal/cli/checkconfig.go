@@ -18,8 +18,8 @@ func newCheckConfigCommand(o *options) *cobra.Command {
 
   path:line:col: error|warning|note: text
 
-The kind of a file follows from its name (ldirectord.cf or *.cf, ha.cf, authkeys,
-haresources) or from --kind. A directory is read as an ha.d directory, with
+The kind of a file follows from its name (ldirectord.cf or *.cf, batuta.hcl or *.hcl,
+*.hcl.json, ha.cf, authkeys, haresources) or from --kind. A directory is read as an ha.d directory, with
 checks across its files. Exit code 0 without errors, 78 with any.`,
 		Example: "  batuta check-config /etc/ha.d\n  batuta check-config --kind ldirectord draft.txt",
 		Args:    positional(cobra.MinimumNArgs(1)),
@@ -52,6 +52,6 @@ checks across its files. Exit code 0 without errors, 78 with any.`,
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&kind, "kind", "", "ldirectord, ha.cf, authkeys or haresources, whatever the name")
+	cmd.Flags().StringVar(&kind, "kind", "", "ldirectord, hcl, ha.cf, authkeys or haresources, whatever the name")
 	return cmd
 }

@@ -61,14 +61,14 @@ func newDirectorCommand(o *options) *cobra.Command {
 	var do node.DirectorOptions
 	cmd := &cobra.Command{
 		Use:   "director CONFIG",
-		Short: "The director alone: checks and balances what an ldirectord.cf describes",
-		Long: `Run the director of CONFIG, an ldirectord.cf, without a cluster, in the
-foreground. --dry-run checks for real but changes nothing on this host: the
+		Short: "The director alone: checks and balances what a file describes",
+		Long: `Run the director of CONFIG, a batuta.hcl or an ldirectord.cf, without a cluster,
+in the foreground. --dry-run checks for real but changes nothing on this host: the
 table is kept in memory, and hooks (fallbackcommand, callback, e-mail) run only
 with --hooks.
 
 SIGHUP reads the file again; SIGTERM stops, by the rules of cleanstop.`,
-		Example: "  batuta director /etc/ha.d/ldirectord.cf\n  batuta director --dry-run ldirectord.cf",
+		Example: "  batuta director /etc/batuta/batuta.hcl\n  batuta director --dry-run ldirectord.cf",
 		Args:    positional(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := knownPlane(cmd, do.Plane); err != nil {

@@ -436,7 +436,7 @@ func emailAlertStatus(c *cfParser, b *rawVirtual, s *setting) bool {
 func smtpHost(c *cfParser, b *rawVirtual, s *setting) bool {
 	v := bare(b, s)
 	unquoted := strings.Trim(v, `"`)
-	host := unquoted[:hostLen(unquoted, true)]
+	host := unquoted[:hostLen(unquoted)]
 	switch {
 	case host == "":
 		c.error(s.value.pos, fmt.Sprintf("smtp: %q is not a host name", clip(v)), "write smtp=HOST")
@@ -451,9 +451,9 @@ func smtpHost(c *cfParser, b *rawVirtual, s *setting) bool {
 }
 
 // hostLen is the length of the host name that s begins with.
-func hostLen(s string, underscore bool) int {
+func hostLen(s string) int {
 	i := 0
-	for i < len(s) && (wordByte(s[i]) && (underscore || s[i] != '_') || s[i] == '.' || s[i] == '+') {
+	for i < len(s) && (wordByte(s[i]) || s[i] == '.' || s[i] == '+') {
 		i++
 	}
 	return i

@@ -32,7 +32,7 @@ type rawFallback struct {
 // by anything else is a firewall mark.
 func (c *cfParser) virtualValue(b *rawVirtual) bool {
 	v := b.value.text
-	host := hostLen(v, true)
+	host := hostLen(v)
 	rest := ""
 	switch {
 	case v == "":
@@ -113,7 +113,7 @@ func hostAndPort(w word, six bool) (host, port word, rest word, ok bool) {
 		}
 		n = strings.IndexByte(w.text, ']') + 1
 	} else {
-		n = hostLen(w.text, true)
+		n = hostLen(w.text)
 	}
 	if n == 0 {
 		return host, port, w, false

@@ -21,10 +21,11 @@ const (
 	KindHaCf
 	KindAuthkeys
 	KindHaresources
+	KindNative    // HCL 2, or its JSON form
 	KindDirectory // an ha.d directory with all of them
 )
 
-var kindText = [...]string{"unknown", "ldirectord.cf", "ha.cf", "authkeys", "haresources", "directory"}
+var kindText = [...]string{"unknown", "ldirectord.cf", "ha.cf", "authkeys", "haresources", "batuta.hcl", "directory"}
 
 func (k Kind) String() string { return kindText[min(int(k), len(kindText)-1)] }
 
@@ -39,15 +40,23 @@ func KindOf(name string) Kind {
 		return KindHaresources
 	case strings.HasSuffix(base, ".cf"):
 		return KindLdirectord
+	case strings.HasSuffix(base, ".hcl"), strings.HasSuffix(base, ".hcl.json"):
+		return KindNative
 	}
 	return KindUnknown
 }
 
-// ParseKind reads what Kind.String writes, for a --kind flag. "ldirectord"
-// will do, too.
+// ParseKind reads what Kind.String writes, for a --kind flag. "ldirectord" and
+// "hcl" will do, too.
 func ParseKind(s string) (Kind, error) {
+	switch s {
+	case "ldirectord":
+		return KindLdirectord, nil
+	case "hcl":
+		return KindNative, nil
+	}
 	for k := KindLdirectord; k <= KindDirectory; k++ {
-		if s == k.String() || s == strings.TrimSuffix(k.String(), ".cf") && k == KindLdirectord {
+		if s == k.String() {
 			return k, nil
 		}
 	}
@@ -87,7 +96,8 @@ func (r Reader) Check(name string, kind Kind) []Problem {
 	return list
 }
 
-// Director reads an ldirectord.cf. The instance is named after the file.
+// Director reads an ldirectord.cf, or a native file if it is named so. The
+// instance is named after the file.
 func (r Reader) Director(name string) (*model.Director, []Problem) {
 	d, p := r.director(name, newResolver(r.host()))
 	return d, p.sorted()
@@ -110,10 +120,10 @@ func (r Reader) load(name string, kind Kind) (*model.Cluster, []Problem) {
 	switch kind {
 	case KindDirectory:
 		return r.directory(name)
-	case KindLdirectord:
-		d, list := r.Director(name)
+	case KindLdirectord, KindNative:
+		d, p := r.directorOf(name, kind, newResolver(r.host()))
 		c.Directors = []model.Director{*d}
-		return c, list
+		return c, p.sorted()
 	case KindHaCf:
 		h, _, p := r.haCf(name, newResolver(r.host()))
 		c.Heartbeat = h
@@ -189,9 +199,17 @@ func reason(err error) string {
 }
 
 func (r Reader) director(name string, res *resolver) (*model.Director, *problems) {
+	return r.directorOf(name, KindOf(name), res)
+}
+
+func (r Reader) directorOf(name string, kind Kind, res *resolver) (*model.Director, *problems) {
 	p := r.problems(name)
 	d := &model.Director{}
-	if data, ok := r.read(p, "give the path of an ldirectord.cf"); ok {
+	data, ok := r.read(p, "give the path of an ldirectord.cf or a batuta.hcl")
+	switch {
+	case ok && kind == KindNative:
+		d = lowerNative(p, parseNative(p, data), res, r.stat)
+	case ok:
 		d = lowerDirector(p, parseLdirectord(p, data), res, r.stat)
 	}
 	d.Name, d.File = path.Base(name), name

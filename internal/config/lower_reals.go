@@ -133,6 +133,8 @@ type checks struct {
 
 	request, receive, method, virtualHost string
 	login, password, database, secret     string
+
+	beyond func(*model.Target) // adds what ldirectord.cf has no words for; nil: nothing
 }
 
 // applications are the protocols that a virtual service's port implies where
@@ -250,6 +252,9 @@ func (c *checks) target(r rawReal, real netip.AddrPort) model.Target {
 			t.RequestURL = absoluteURL(c.application, r.request)
 		}
 	case model.CheckNone, model.CheckOn, model.CheckOff:
+	}
+	if c.beyond != nil {
+		c.beyond(&t)
 	}
 	return t
 }

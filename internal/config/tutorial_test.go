@@ -115,7 +115,7 @@ ha.d/authkeys:1:1: error: cannot read the file: there is no such file; write one
 ha.d/haresources:1:1: error: cannot read the file: there is no such file; write one; a line is: NODE ADDRESS ldirectord
 `},
 		{"the director's file is missing", map[string]string{"ha.cf": ha, "authkeys": keys, "haresources": "lvs01 10.1.0.100 ldirectord::web.cf\n"}, `
-ha.d/web.cf:1:1: error: cannot read the file: there is no such file; give the path of an ldirectord.cf
+ha.d/web.cf:1:1: error: cannot read the file: there is no such file; give the path of an ldirectord.cf or a batuta.hcl
 `},
 		{"it is in conf", map[string]string{"ha.cf": ha, "authkeys": keys, "haresources": "lvs01 10.1.0.100 10.240.0.1 ldirectord::web.cf\n", "conf/web.cf": ld}, "\n"},
 		{"two lines share one director", map[string]string{"ha.cf": ha, "authkeys": keys, "ldirectord.cf": ld,
@@ -209,7 +209,7 @@ func TestKinds(t *testing.T) {
 	}
 	r := Reader{Files: machine(map[string]string{"README": "x"})}
 	for name, want := range map[string]string{
-		"README":  "README:1:1: error: the kind of this file cannot be told from its name; name it ldirectord.cf, ha.cf, authkeys or haresources, or say which it is with --kind\n",
+		"README":  "README:1:1: error: the kind of this file cannot be told from its name; name it ldirectord.cf, ha.cf, authkeys, haresources or batuta.hcl, or say which it is with --kind\n",
 		"missing": "missing:1:1: error: cannot read the file: there is no such file\n",
 	} {
 		if diff := cmp.Diff(want, text(r.Check(name, KindUnknown))); diff != "" {
