@@ -17,6 +17,9 @@ const (
 	cmdSetDest    = 6
 	cmdDelDest    = 7
 	cmdGetDest    = 8
+	cmdNewDaemon  = 9
+	cmdDelDaemon  = 10
+	cmdGetDaemon  = 11
 	cmdSetConfig  = 12
 	cmdGetConfig  = 13
 	cmdSetInfo    = 14 // the answer to cmdGetInfo
@@ -27,6 +30,7 @@ const (
 const (
 	attrService       = 1
 	attrDest          = 2
+	attrDaemon        = 3
 	attrTimeoutTCP    = 4
 	attrTimeoutTCPFin = 5
 	attrTimeoutUDP    = 6
@@ -44,6 +48,7 @@ const (
 	svcTimeout  = 8 // seconds
 	svcNetmask  = 9 // IPv4: the mask in network byte order; IPv6: the prefix length
 	svcStats    = 10
+	svcEngine   = 11 // persistence engine
 	svcStats64  = 12
 )
 
@@ -57,9 +62,31 @@ const (
 	destLower    = 6
 	destActive   = 7
 	destInactive = 8
+	destPersist  = 9
 	destStats    = 10
 	destFamily   = 11 // since Linux 3.18; the service's family before
 	destStats64  = 12 // since Linux 4.1
+	destTunKind  = 13 // since Linux 5.2
+	destTunPort  = 14 // network byte order
+	destTunFlags = 15
+)
+
+// Flags of a tunnel, IP_VS_TUNNEL_ENCAP_FLAG_*.
+const (
+	tunFlagSum            = 1
+	tunFlagRemoteChecksum = 2
+)
+
+// Attributes of a sync daemon, IPVS_DAEMON_ATTR_*.
+const (
+	daemonState     = 1 // IP_VS_STATE_*: 1 master, 2 backup
+	daemonInterface = 2
+	daemonID        = 3
+	daemonMaxLen    = 4 // this and the following since Linux 4.3
+	daemonGroup     = 5
+	daemonGroup6    = 6
+	daemonPort      = 7
+	daemonTTL       = 8
 )
 
 // Attributes of counters, IPVS_STATS_ATTR_*.
@@ -69,6 +96,11 @@ const (
 	statsOutPkts  = 3
 	statsInBytes  = 4
 	statsOutBytes = 5
+	statsCPS      = 6
+	statsInPPS    = 7
+	statsOutPPS   = 8
+	statsInBPS    = 9
+	statsOutBPS   = 10
 )
 
 // Attributes of the answer to cmdGetInfo, IPVS_INFO_ATTR_*.

@@ -50,6 +50,12 @@ func encodeService(v model.VirtualService) ([]byte, error) {
 		s.Bytes(svcFlags, append(native(flags), 0xff, 0xff, 0xff, 0xff)) // all flags are meant
 		s.Uint32(svcTimeout, seconds)
 		s.Bytes(svcNetmask, mask)
+		if e := v.Persistence.Engine; v.Persistence.Enabled && e != "" {
+			if len(e) >= 16 { // IP_VS_PENAME_MAXLEN
+				return noEngine(e)
+			}
+			s.String(svcEngine, e)
+		}
 		return nil
 	})
 	return ae.Encode()
@@ -82,13 +88,35 @@ func encodeDest(k model.ServiceKey, r model.RealServer, whole bool) ([]byte, err
 		d.Uint32(destWeight, uint32(r.Weight))
 		d.Uint32(destUpper, r.Upper)
 		d.Uint32(destLower, r.Lower)
-		return nil
+		return putTunnel(d, r)
 	})
 	return ae.Encode()
 }
 
+// putTunnel says how a tunnel wraps, where that is not plain IP in IP.
+func putTunnel(d *netlink.AttributeEncoder, r model.RealServer) error {
+	if r.Tunnel == (model.Tunnel{}) {
+		return nil
+	}
+	if _, err := model.ParseTunnel(r.Tunnel.String()); err != nil || r.Forward != model.IPIP {
+		return fmt.Errorf("tunnel %s with forwarding method %s: want ipip, gue with a port, or gre, and ipip", r.Tunnel, r.Forward)
+	}
+	d.Uint8(destTunKind, uint8(r.Tunnel.Kind))
+	d.Bytes(destTunPort, binary.BigEndian.AppendUint16(nil, r.Tunnel.Port))
+	var flags uint16
+	switch r.Tunnel.Checksum {
+	case model.TunnelNoChecksum:
+	case model.TunnelSum:
+		flags = tunFlagSum
+	case model.TunnelRemoteChecksum:
+		flags = tunFlagRemoteChecksum
+	}
+	d.Uint16(destTunFlags, flags)
+	return nil
+}
+
 // encodeTimeouts is a message with the timeouts that are set.
-func encodeTimeouts(t Timeouts) ([]byte, error) {
+func encodeTimeouts(t model.Timeouts) ([]byte, error) {
 	ae := netlink.NewAttributeEncoder()
 	for _, x := range []struct {
 		attr uint16
@@ -215,14 +243,14 @@ func forwardNumber(f model.Forward) (uint32, error) {
 // service is a service as the kernel describes it.
 type service struct {
 	model.VirtualService
-	counters model.Counters
+	counts
 }
 
 // dest is a real server as the kernel describes it.
 type dest struct {
 	model.RealServer
-	counters         model.Counters
-	active, inactive uint32
+	counts
+	active, inactive, persistent uint32
 }
 
 // decodeService reads a service out of one message of a dump.
@@ -234,6 +262,7 @@ func decodeService(message []byte) (s service, err error) {
 		seconds  uint32
 		mask     []byte
 		mark     uint32
+		engine   string
 	)
 	err = nested(message, attrService, func(d *netlink.AttributeDecoder) error {
 		switch d.Type() {
@@ -261,8 +290,10 @@ func decodeService(message []byte) (s service, err error) {
 			if mask = d.Bytes(); len(mask) != 4 {
 				return fmt.Errorf("%w: netmask of %d bytes", errForm, len(mask))
 			}
+		case svcEngine:
+			engine = d.String()
 		case svcStats, svcStats64:
-			return stats(d, &s.counters)
+			return stats(d, &s.counts)
 		}
 		return nil
 	})
@@ -276,7 +307,7 @@ func decodeService(message []byte) (s service, err error) {
 	s.SchedFlags = schedFlags(s.Scheduler, flags)
 	if flags&flagPersistent != 0 {
 		s.Persistence = model.Persistence{Enabled: true, Timeout: time.Duration(seconds) * time.Second,
-			Netmask: netmask(s.Key.Family(), mask)}
+			Netmask: netmask(s.Key.Family(), mask), Engine: engine}
 	}
 	return s, nil
 }
@@ -289,6 +320,7 @@ func decodeDest(message []byte, family model.Family) (r dest, err error) {
 		raw.family = unix.AF_INET6
 	}
 	var forward, weight uint32
+	var tunnel model.Tunnel
 	err = nested(message, attrDest, func(d *netlink.AttributeDecoder) error {
 		switch d.Type() {
 		case destFamily:
@@ -309,8 +341,25 @@ func decodeDest(message []byte, family model.Family) (r dest, err error) {
 			r.active = d.Uint32()
 		case destInactive:
 			r.inactive = d.Uint32()
+		case destPersist:
+			r.persistent = d.Uint32()
+		case destTunKind:
+			tunnel.Kind = model.TunnelKind(d.Uint8())
+		case destTunPort:
+			b := d.Bytes()
+			if len(b) != 2 {
+				return fmt.Errorf("%w: tunnel port of %d bytes", errForm, len(b))
+			}
+			tunnel.Port = binary.BigEndian.Uint16(b)
+		case destTunFlags:
+			switch f := d.Uint16(); {
+			case f&tunFlagRemoteChecksum != 0:
+				tunnel.Checksum = model.TunnelRemoteChecksum
+			case f&tunFlagSum != 0:
+				tunnel.Checksum = model.TunnelSum
+			}
 		case destStats, destStats64:
-			return stats(d, &r.counters)
+			return stats(d, &r.counts)
 		}
 		return nil
 	})
@@ -325,7 +374,7 @@ func decodeDest(message []byte, family model.Family) (r dest, err error) {
 	case forwardMasq:
 		r.Forward = model.Masq
 	case forwardTunnel:
-		r.Forward = model.IPIP
+		r.Forward, r.Tunnel = model.IPIP, tunnel
 	case forwardRoute, forwardLocal:
 		r.Forward = model.Gate
 	}
@@ -402,40 +451,6 @@ func netmask(f model.Family, mask []byte) netip.Addr {
 	return netip.Addr{}
 }
 
-// stats reads counters, of which newer kernels send both the 32-bit and the
-// 64-bit form: the larger of two is the one that has not wrapped.
-func stats(outer *netlink.AttributeDecoder, c *model.Counters) error {
-	outer.Nested(func(d *netlink.AttributeDecoder) error {
-		for d.Next() {
-			var to *uint64
-			switch d.Type() {
-			case statsConns:
-				to = &c.Connections
-			case statsInPkts:
-				to = &c.PacketsIn
-			case statsOutPkts:
-				to = &c.PacketsOut
-			case statsInBytes:
-				to = &c.BytesIn
-			case statsOutBytes:
-				to = &c.BytesOut
-			default:
-				continue
-			}
-			switch b := d.Bytes(); len(b) {
-			case 4:
-				*to = max(*to, uint64(binary.NativeEndian.Uint32(b)))
-			case 8:
-				*to = max(*to, binary.NativeEndian.Uint64(b))
-			default:
-				return fmt.Errorf("%w: counter of %d bytes", errForm, len(b))
-			}
-		}
-		return nil
-	})
-	return nil
-}
-
 // nested calls each for every attribute within the attribute of that type.
 func nested(message []byte, typ uint16, each func(*netlink.AttributeDecoder) error) error {
 	d, err := netlink.NewAttributeDecoder(message)
@@ -488,4 +503,25 @@ func decodeInfo(message []byte) (version, size uint32, err error) {
 		return 0, 0, fmt.Errorf("%w: %w", errForm, err)
 	}
 	return version, size, nil
+}
+
+func decodeTimeouts(message []byte) (t model.Timeouts, err error) {
+	d, err := netlink.NewAttributeDecoder(message)
+	if err != nil {
+		return t, fmt.Errorf("%w: %w", errForm, err)
+	}
+	for d.Next() {
+		switch d.Type() {
+		case attrTimeoutTCP:
+			t.TCP = time.Duration(d.Uint32()) * time.Second
+		case attrTimeoutTCPFin:
+			t.TCPFin = time.Duration(d.Uint32()) * time.Second
+		case attrTimeoutUDP:
+			t.UDP = time.Duration(d.Uint32()) * time.Second
+		}
+	}
+	if err := d.Err(); err != nil {
+		return t, fmt.Errorf("%w: %w", errForm, err)
+	}
+	return t, nil
 }

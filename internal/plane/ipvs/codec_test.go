@@ -6,17 +6,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net/netip"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/mdlayher/genetlink"
-	"github.com/mdlayher/genetlink/genltest"
 	"github.com/mdlayher/netlink"
+	"github.com/mdlayher/netlink/nlenc"
 	"golang.org/x/sys/unix"
 
 	"github.com/batuta-ha/batuta/internal/model"
@@ -31,54 +33,114 @@ type kernel struct {
 	asked  []string
 }
 
-func (k *kernel) serve(g genetlink.Message, n netlink.Message) ([]genetlink.Message, error) {
+// datagrams is the socket of a scripted kernel: each answer waits there to be
+// received by itself, as the kernel's do.
+type datagrams struct {
+	kernel  *kernel
+	waiting []netlink.Message
+}
+
+func (d *datagrams) Close() error                        { return nil }
+func (d *datagrams) Send(m netlink.Message) error        { return d.SendMessages([]netlink.Message{m}) }
+func (d *datagrams) Receive() ([]netlink.Message, error) { return nil, errors.New("not used") }
+
+func (d *datagrams) SendMessages(requests []netlink.Message) error {
+	for _, n := range requests {
+		var g genetlink.Message
+		if err := g.UnmarshalBinary(n.Data); err != nil {
+			return err
+		}
+		head := netlink.Header{Type: n.Header.Type, Sequence: n.Header.Sequence, PID: n.Header.PID}
+		answers, err := d.kernel.serve(g, n)
+		dump := n.Header.Flags&netlink.Dump == netlink.Dump
+		var errno unix.Errno
+		switch {
+		case errors.As(err, &errno), err == nil && len(answers) == 0 && n.Header.Flags&netlink.Acknowledge != 0 && !dump:
+			head.Type = netlink.Error
+			d.waiting = append(d.waiting, netlink.Message{Header: head, Data: nlenc.Int32Bytes(-int32(errno))})
+		case err != nil:
+			return err
+		}
+		if dump {
+			head.Flags |= netlink.Multi
+		}
+		for _, a := range answers {
+			b, err := genetlink.Message{Data: a}.MarshalBinary()
+			if err != nil {
+				return err
+			}
+			d.waiting = append(d.waiting, netlink.Message{Header: head, Data: b})
+		}
+		if dump && err == nil {
+			head.Type = netlink.Done
+			d.waiting = append(d.waiting, netlink.Message{Header: head, Data: nlenc.Int32Bytes(0)})
+		}
+	}
+	return nil
+}
+
+func (d *datagrams) ReceiveIter() iter.Seq2[netlink.Message, error] {
+	return func(yield func(netlink.Message, error) bool) {
+		if len(d.waiting) == 0 {
+			yield(netlink.Message{}, errors.New("the scripted kernel has no answer to that"))
+			return
+		}
+		next := d.waiting[0]
+		d.waiting = d.waiting[1:]
+		yield(next, nil)
+	}
+}
+
+func (k *kernel) conn() (*netlink.Conn, *datagrams) {
+	d := &datagrams{kernel: k}
+	return netlink.NewConn(d, 1), d
+}
+
+// raw is the next datagram for Plane.receive.
+func (d *datagrams) raw() ([]syscall.NetlinkMessage, error) {
+	for m, err := range d.ReceiveIter() {
+		h := syscall.NlMsghdr{Type: uint16(m.Header.Type), Flags: uint16(m.Header.Flags), Seq: m.Header.Sequence, Pid: m.Header.PID}
+		return []syscall.NetlinkMessage{{Header: h, Data: m.Data}}, err
+	}
+	return nil, io.EOF
+}
+
+func (k *kernel) serve(g genetlink.Message, n netlink.Message) ([][]byte, error) {
 	if n.Header.Type == unix.GENL_ID_CTRL {
 		if !k.loaded {
-			return nil, genltest.Error(int(unix.ENOENT))
+			return nil, unix.ENOENT
 		}
 		family, err := netlink.MarshalAttributes([]netlink.Attribute{
 			{Type: unix.CTRL_ATTR_FAMILY_ID, Data: []byte{0x1c, 0}},
 			{Type: unix.CTRL_ATTR_FAMILY_NAME, Data: []byte("IPVS\x00")},
 			{Type: unix.CTRL_ATTR_VERSION, Data: []byte{1, 0, 0, 0}},
 		})
-		return []genetlink.Message{{Data: family}}, err
+		return [][]byte{family}, err
 	}
-	k.asked = append(k.asked, fmt.Sprintf("%d %s", g.Header.Command, hex.EncodeToString(g.Data)))
+	k.asked = append(k.asked, strings.TrimSuffix(fmt.Sprintf("%d %s", g.Header.Command, hex.EncodeToString(g.Data)), " "))
 	if g.Header.Command == cmdGetInfo {
-		return []genetlink.Message{{Data: unhex("0800 0100 01020100 0800 0200 00100000")}}, nil
+		return [][]byte{unhex("0800 0100 01020100 0800 0200 00100000")}, nil
 	}
-	answers, err := k.answer(g.Header.Command, g.Data)
-	if err != nil {
-		return nil, err
-	}
-	var messages []genetlink.Message
-	for _, a := range answers {
-		messages = append(messages, genetlink.Message{Data: a})
-	}
-	if len(messages) == 0 && n.Header.Flags&netlink.Dump == netlink.Dump {
-		return nil, io.EOF
-	}
-	if len(messages) == 0 {
-		return nil, genltest.Error(0) // the acknowledgment
-	}
-	return messages, nil
+	return k.answer(g.Header.Command, g.Data)
 }
 
 // open makes a plane on the scripted kernel.
 func (k *kernel) open(t *testing.T) *Plane {
 	t.Helper()
 	k.loaded = true
-	p, err := newPlane(genltest.Dial(k.serve), func() error { return errors.New("must not be called") })
+	conn, d := k.conn()
+	p, err := newPlane(conn, func() error { return errors.New("must not be called") })
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.receive = d.raw
 	k.asked = nil
 	t.Cleanup(func() { _ = p.Close() })
 	return p
 }
 
 func refuseAll(errno unix.Errno) func(uint8, []byte) ([][]byte, error) {
-	return func(uint8, []byte) ([][]byte, error) { return nil, genltest.Error(int(errno)) }
+	return func(uint8, []byte) ([][]byte, error) { return nil, errno }
 }
 
 func unhex(s string) []byte {
@@ -250,7 +312,7 @@ func TestAppliedTwiceIsAppliedOnce(t *testing.T) {
 			var got []uint8
 			k := &kernel{answer: func(command uint8, _ []byte) ([][]byte, error) {
 				if got = append(got, command); len(got) == 1 {
-					return nil, genltest.Error(int(c.first))
+					return nil, c.first
 				}
 				return nil, nil
 			}}
@@ -277,7 +339,7 @@ func TestWithoutIPVSOneSentenceSaysSo(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			k := &kernel{}
-			conn := genltest.Dial(k.serve)
+			conn, _ := k.conn()
 			defer conn.Close()
 			_, err := newPlane(conn, func() error { return c.load(k) })
 			if c.want == "" && err == nil {

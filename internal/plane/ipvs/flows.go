@@ -69,6 +69,9 @@ func parseFlow(words []string) (f model.Flow, err error) {
 		return f, fmt.Errorf("seconds %q: %w", words[8], err)
 	}
 	f.Expires = time.Duration(seconds) * time.Second
+	if len(words) > 9 {
+		f.Engine, f.EngineData = words[9], strings.Join(words[10:], " ")
+	}
 	return f, nil
 }
 

@@ -2,6 +2,7 @@ package ipvs
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"time"
 
@@ -23,8 +24,9 @@ type grave struct {
 
 // graveyard remembers what was deleted lately. The zero value is empty.
 type graveyard struct {
-	off bool // the kernel does not end connections: waiting is of no use
-	at  map[grave]time.Time
+	off   bool // the kernel does not end connections: waiting is of no use
+	at    map[grave]time.Time
+	purge int // how many there are when the old ones are looked for
 }
 
 func (y *graveyard) note(g grave) {
@@ -35,10 +37,9 @@ func (y *graveyard) note(g grave) {
 		y.at = map[grave]time.Time{}
 	}
 	now := time.Now()
-	for old, at := range y.at {
-		if now.Sub(at) >= lingering {
-			delete(y.at, old)
-		}
+	if len(y.at) >= y.purge {
+		maps.DeleteFunc(y.at, func(_ grave, at time.Time) bool { return now.Sub(at) >= lingering })
+		y.purge = max(64, 2*len(y.at))
 	}
 	y.at[g] = now
 }
@@ -51,6 +52,32 @@ func (y *graveyard) left(k model.ServiceKey, real netip.AddrPort) time.Duration 
 	return max(lingering-time.Since(y.at[grave{k, real}]), lingering-time.Since(y.at[grave{service: k}]))
 }
 
+// settle forgets what has no connections any more.
+func (y *graveyard) settle(flows []model.Flow) {
+	live := make(map[grave]bool, 4*len(flows))
+	for _, f := range flows {
+		if f.Client.Port() == 0 {
+			continue // templates of persistence carry no packets
+		}
+		for _, port := range []uint16{f.Virtual.Port(), 0} { // 0: a service of all ports
+			k := model.ServiceKey{Proto: f.Proto, Addr: netip.AddrPortFrom(f.Virtual.Addr(), port)}
+			live[grave{service: k}] = true
+			live[grave{k, f.Real}] = true
+			live[grave{k, netip.AddrPortFrom(f.Real.Addr(), 0)}] = true
+		}
+		// The kernel does not say which mark a connection had.
+		live[grave{real: f.Real}] = true
+		live[grave{real: netip.AddrPortFrom(f.Real.Addr(), 0)}] = true
+	}
+	maps.DeleteFunc(y.at, func(g grave, _ time.Time) bool {
+		if g.service.IsMark() {
+			g.service = model.ServiceKey{}
+			return len(flows) == 0 || g.real.IsValid() && !live[g]
+		}
+		return !live[g]
+	})
+}
+
 // bury waits until the connections that a real server had before it was
 // deleted are gone.
 func (p *Plane) bury(ctx context.Context, k model.ServiceKey, real netip.AddrPort) error {
@@ -59,7 +86,7 @@ func (p *Plane) bury(ctx context.Context, k model.ServiceKey, real netip.AddrPor
 		if err != nil {
 			return err
 		}
-		if !lingers(flows, k, real) {
+		if p.gone.settle(flows); p.gone.left(k, real) <= 0 {
 			return nil
 		}
 		select {
@@ -69,14 +96,4 @@ func (p *Plane) bury(ctx context.Context, k model.ServiceKey, real netip.AddrPor
 		}
 	}
 	return nil
-}
-
-func lingers(flows []model.Flow, k model.ServiceKey, real netip.AddrPort) bool {
-	for _, f := range flows {
-		// Templates of persistence (client port 0) carry no packets.
-		if f.Real == real && f.Client.Port() != 0 && (k.IsMark() || f.Proto == k.Proto && f.Virtual == k.Addr) {
-			return true
-		}
-	}
-	return false
 }

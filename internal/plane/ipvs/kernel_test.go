@@ -196,7 +196,7 @@ func newBench(six bool) func(*testing.T, planetest.Options) planetest.Bench {
 		if six {
 			length, everywhere, forwarding = "/64", "::/0", "net/ipv6/conf/all/forwarding"
 		}
-		b := &bench{t: t, six: six, options: Options{Timeouts: Timeouts{UDP: po.UDPTimeout}},
+		b := &bench{t: t, six: six, options: Options{IPVS: model.IPVS{Timeouts: model.Timeouts{UDP: po.UDPTimeout}}},
 			director: planetest.NewHost(t, "director"), client: planetest.NewHost(t, "client"),
 			reals: map[model.Protocol][planetest.Reals]netip.AddrPort{}}
 		b.racks = []*planetest.Host{planetest.NewHost(t, "rack0"), planetest.NewHost(t, "rack1")}

@@ -6,11 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"os"
 	"slices"
 	"sync"
-	"time"
+	"syscall"
 
 	"github.com/mdlayher/genetlink"
 	"github.com/mdlayher/netlink"
@@ -22,28 +21,28 @@ import (
 
 // Options says how to open the plane. The zero value is usable.
 type Options struct {
-	// Timeouts are how long silent connections stay; zero members stay as the
-	// kernel has them.
-	Timeouts Timeouts
-}
+	// IPVS is what is wanted besides the table.
+	model.IPVS
 
-// Timeouts are those of ipvsadm --set, rounded up to whole seconds.
-type Timeouts struct {
-	TCP    time.Duration // established; the kernel begins with 15 min
-	TCPFin time.Duration // after a FIN; 2 min
-	UDP    time.Duration // 5 min
+	// Originals is a file that keeps the values of sysctls from before they
+	// were changed, for RestoreSysctls, also after a crash; "" for none. It
+	// belongs where a reboot empties, as it does the sysctls.
+	Originals string
 }
 
 // Plane is the kernel's IP Virtual Server in the network namespace of the
 // thread that opened it. Its methods may be called from any goroutine.
 type Plane struct {
-	mu     sync.Mutex // guards all below; taken by every method
-	closed bool
-	conn   *genetlink.Conn
-	family uint16
-	flows  *os.File // /proc/net/ip_vs_conn of that namespace
-	info   model.PlaneInfo
-	gone   graveyard
+	mu      sync.Mutex // guards all below; taken by every method
+	closed  bool
+	raw     *netlink.Conn
+	conn    *genetlink.Conn                          // the same, one request at a time
+	receive func() ([]syscall.NetlinkMessage, error) // of raw, one datagram
+	family  uint16
+	flows   *os.File // /proc/net/ip_vs_conn of that namespace
+	tuned   sysctls
+	info    model.PlaneInfo
+	gone    graveyard
 
 	// spelled is how services were last written here, for those that have
 	// several spellings (order of flags, a netmask of one host): they are read
@@ -51,7 +50,13 @@ type Plane struct {
 	spelled map[model.ServiceKey]model.VirtualService
 }
 
-var _ plane.Plane = (*Plane)(nil)
+var (
+	_ plane.Plane         = (*Plane)(nil)
+	_ plane.RateKeeper    = (*Plane)(nil)
+	_ plane.TimeoutKeeper = (*Plane)(nil)
+	_ plane.Syncer        = (*Plane)(nil)
+	_ plane.Tuned         = (*Plane)(nil)
+)
 
 // Supported tells whether the plane can work here, and loads the kernel's
 // module for that where it is absent: nil is yes; an error that wraps
@@ -81,7 +86,7 @@ func Open(o Options) (*Plane, error) {
 // dial finds the family, with the module loaded if need be, and makes sure
 // that the kernel lets this process use it.
 func dial() (*Plane, error) {
-	conn, err := genetlink.Dial(nil)
+	conn, err := netlink.Dial(unix.NETLINK_GENERIC, nil)
 	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EAFNOSUPPORT) {
 		return nil, fmt.Errorf("the IPVS plane needs a kernel with generic netlink: use the ebpf or the proxy plane: %w", plane.ErrNotSupported)
 	}
@@ -89,6 +94,9 @@ func dial() (*Plane, error) {
 		return nil, fmt.Errorf("open generic netlink to ask for IPVS: %w", err)
 	}
 	p, err := newPlane(conn, loadModule)
+	if err == nil {
+		p.receive, err = receiver(conn)
+	}
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
@@ -97,7 +105,8 @@ func dial() (*Plane, error) {
 
 // newPlane speaks IPVS on a connection; load is called once where the kernel
 // does not know the family, and says why it could not help.
-func newPlane(conn *genetlink.Conn, load func() error) (*Plane, error) {
+func newPlane(raw *netlink.Conn, load func() error) (*Plane, error) {
+	conn := genetlink.NewConn(raw)
 	family, err := conn.GetFamily(familyName)
 	if errors.Is(err, os.ErrNotExist) {
 		if why := load(); why != nil {
@@ -111,7 +120,7 @@ func newPlane(conn *genetlink.Conn, load func() error) (*Plane, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find out whether the kernel has IPVS: %w", err)
 	}
-	p := &Plane{conn: conn, family: family.ID}
+	p := &Plane{raw: raw, conn: conn, family: family.ID, spelled: map[model.ServiceKey]model.VirtualService{}}
 	answer, err := p.execute(cmdGetInfo, nil, netlink.Request)
 	if err != nil {
 		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
@@ -131,20 +140,37 @@ func newPlane(conn *genetlink.Conn, load func() error) (*Plane, error) {
 	return p, nil
 }
 
-// prepare sets what is the namespace's: timeouts and the one switch.
+// prepare sets what is the namespace's: timeouts, sysctls, sync daemons.
 func (p *Plane) prepare(o Options) error {
 	var err error
 	// The file stays that of this thread's namespace wherever it is read.
 	if p.flows, err = os.Open("/proc/thread-self/net/ip_vs_conn"); err != nil {
 		return fmt.Errorf("IPVS connections: %w", err)
 	}
+	if p.tuned, err = openSysctls(o.Originals); err != nil {
+		return err
+	}
 	// Connections of a real server that is deleted end at once.
-	const expire = "/proc/sys/net/ipv4/vs/expire_nodest_conn"
-	if err := os.WriteFile(expire, []byte("1"), 0); err != nil {
+	if err := p.tuned.set(model.Setting{Name: "expire_nodest_conn", Value: "1"}); err != nil {
 		p.gone.off = true
 		p.info.Detail += "; connections of deleted real servers linger: " + err.Error()
 	}
-	if o.Timeouts == (Timeouts{}) {
+	for _, s := range o.Sysctls {
+		if err := p.tuned.set(s); err != nil {
+			return err
+		}
+	}
+	if o.Sync != nil {
+		for _, role := range []model.SyncRole{model.SyncMaster, model.SyncBackup} {
+			d := *o.Sync
+			d.Role = role
+			if err := p.startSync(d); err != nil {
+				return err
+			}
+		}
+		p.info.Detail += "; connections are shared over " + o.Sync.Interface
+	}
+	if o.Timeouts == (model.Timeouts{}) {
 		return nil
 	}
 	message, err := encodeTimeouts(o.Timeouts)
@@ -187,12 +213,22 @@ func (p *Plane) Read(ctx context.Context) (model.Table, error) {
 
 // Counters asks the kernel for its totals, 64 bits wide since Linux 4.1.
 func (p *Plane) Counters(ctx context.Context) ([]model.ServiceCounters, error) {
+	return p.counted(ctx, func(c counts) model.Counters { return c.total })
+}
+
+// Rates asks the kernel for its estimates of what is counted per second, over
+// the last seconds (Documentation/networking/ipvs-sysctl.rst, run_estimation).
+func (p *Plane) Rates(ctx context.Context) ([]model.ServiceCounters, error) {
+	return p.counted(ctx, func(c counts) model.Counters { return c.rate })
+}
+
+func (p *Plane) counted(ctx context.Context, of func(counts) model.Counters) ([]model.ServiceCounters, error) {
 	var list []model.ServiceCounters
 	err := p.each(ctx, func(s service, dests []dest) {
-		c := model.ServiceCounters{Key: s.Key, Counters: s.counters}
+		c := model.ServiceCounters{Key: s.Key, Counters: of(s.counts)}
 		for _, d := range dests {
-			c.Reals = append(c.Reals, model.RealCounters{Addr: d.Addr, Counters: d.counters,
-				Active: uint64(d.active), Inactive: uint64(d.inactive)})
+			c.Reals = append(c.Reals, model.RealCounters{Addr: d.Addr, Counters: of(d.counts),
+				Active: uint64(d.active), Inactive: uint64(d.inactive), Persistent: uint64(d.persistent)})
 		}
 		slices.SortFunc(c.Reals, func(a, b model.RealCounters) int { return a.Addr.Compare(b.Addr) })
 		list = append(list, c)
@@ -292,115 +328,6 @@ func (p *Plane) Close() error {
 		return fmt.Errorf("close the IPVS plane: %w", err)
 	}
 	return nil
-}
-
-// Apply carries changes out, one request for each.
-func (p *Plane) Apply(ctx context.Context, changes []model.Change) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		return plane.ErrClosed
-	}
-	var rows []error
-	for _, c := range changes {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		err := p.carryOut(ctx, c)
-		switch {
-		case err == nil:
-		case errors.Is(err, unix.EPERM):
-			return fmt.Errorf("%s: %w", c, errPermission)
-		case ctx.Err() != nil || isTrouble(err):
-			return fmt.Errorf("%s: %w", c, err)
-		default:
-			rows = append(rows, &plane.RowError{Change: c, Err: err})
-		}
-	}
-	return errors.Join(rows...)
-}
-
-// isTrouble tells an error of the connection, after which nothing is known,
-// from the kernel's refusal of one request.
-func isTrouble(err error) bool {
-	var op *netlink.OpError
-	return errors.As(err, &op) && op.Op != "receive" || errors.Is(err, os.ErrClosed) || errors.Is(err, unix.ENOBUFS)
-}
-
-func (p *Plane) carryOut(ctx context.Context, c model.Change) error {
-	k, real := c.Service.Key, c.Real
-	if !k.IsMark() && (real.Forward == model.Gate || real.Forward == model.IPIP) {
-		// Only masq changes the port, so that is the port they have (ipvsadm(8) -r).
-		real.Addr = netip.AddrPortFrom(real.Addr.Addr(), k.Addr.Port())
-	}
-	switch c.Op {
-	case model.ServiceAdd, model.ServiceEdit:
-		message, err := encodeService(c.Service)
-		if err != nil {
-			return err
-		}
-		if err := p.put(c.Op == model.ServiceAdd, cmdNewService, cmdSetService, unix.ESRCH, message); err != nil {
-			return refusedService(c.Service, err)
-		}
-		if p.spelled == nil {
-			p.spelled = map[model.ServiceKey]model.VirtualService{}
-		}
-		p.spelled[k] = model.VirtualService{Key: k, Scheduler: c.Service.Scheduler, SchedFlags: c.Service.SchedFlags,
-			Persistence: c.Service.Persistence, OnePacket: c.Service.OnePacket}
-		return nil
-	case model.ServiceDelete:
-		message, err := encodeKey(k)
-		if err != nil {
-			return err
-		}
-		p.gone.note(grave{service: k})
-		delete(p.spelled, k)
-		return unless(p.tell(cmdDelService, message), unix.ESRCH)
-	case model.RealAdd, model.RealEdit:
-		message, err := encodeDest(k, real, true)
-		if err != nil {
-			return err
-		}
-		if err := p.bury(ctx, k, real.Addr); err != nil {
-			return err
-		}
-		err = p.put(c.Op == model.RealAdd, cmdNewDest, cmdSetDest, unix.ENOENT, message)
-		return refusedReal(c.Service.Key, real, err)
-	case model.RealDelete:
-		message, err := encodeDest(k, real, false)
-		if err != nil {
-			return err
-		}
-		p.gone.note(grave{service: k, real: real.Addr})
-		return unless(p.tell(cmdDelDest, message), unix.ESRCH, unix.ENOENT)
-	case model.ChangeNone:
-	}
-	return nil
-}
-
-// put adds what is new and edits what is there, trying first what the change
-// says it is. absent is the kernel's word for a row that is not there.
-func (p *Plane) put(isNew bool, add, edit uint8, absent unix.Errno, message []byte) error {
-	if isNew {
-		if err := p.tell(add, message); !errors.Is(err, unix.EEXIST) {
-			return err
-		}
-		return p.tell(edit, message)
-	}
-	if err := p.tell(edit, message); !errors.Is(err, absent) {
-		return err
-	}
-	return p.tell(add, message)
-}
-
-// unless takes some refusals for success.
-func unless(err error, words ...unix.Errno) error {
-	for _, w := range words {
-		if errors.Is(err, w) {
-			return nil
-		}
-	}
-	return err
 }
 
 func (p *Plane) tell(command uint8, message []byte) error {

@@ -21,8 +21,15 @@ func noScheduler(name string) error {
 	return fmt.Errorf("the kernel has no scheduler %q: load its module (modprobe ip_vs_%s), or choose another: %w", name, name, plane.ErrNotSupported)
 }
 
+func noEngine(name string) error {
+	return fmt.Errorf("the kernel has no persistence engine %q: load its module (modprobe ip_vs_pe_%s), or do without: %w", name, name, plane.ErrNotSupported)
+}
+
 func refusedService(v model.VirtualService, err error) error {
 	switch {
+	case errors.Is(err, unix.ENOENT) && v.Persistence.Engine != "":
+		return fmt.Errorf("the kernel lacks the scheduler %q or the persistence engine %q: load their modules (modprobe -a ip_vs_%s ip_vs_pe_%s): %w",
+			v.Scheduler, v.Persistence.Engine, v.Scheduler, v.Persistence.Engine, plane.ErrNotSupported)
 	case errors.Is(err, unix.ENOENT):
 		return noScheduler(v.Scheduler)
 	case errors.Is(err, unix.EAFNOSUPPORT):

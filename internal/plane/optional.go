@@ -1,0 +1,52 @@
+package plane
+
+import (
+	"context"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// The interfaces below are for planes that know more than the contract asks
+// for. They are found with As, because a plane may be wrapped.
+
+// RateKeeper is implemented by planes that estimate rates themselves.
+type RateKeeper interface {
+	// Rates returns what is counted per second, for each service and real
+	// server of the table.
+	Rates(ctx context.Context) ([]model.ServiceCounters, error)
+}
+
+// TimeoutKeeper is implemented by planes whose connections end after a silence
+// that can be asked for.
+type TimeoutKeeper interface {
+	Timeouts(ctx context.Context) (model.Timeouts, error)
+}
+
+// Syncer is implemented by planes that share connections with other directors
+// by daemons of the kernel's.
+type Syncer interface {
+	// SyncDaemons returns those that run, the master first.
+	SyncDaemons(ctx context.Context) ([]model.SyncDaemon, error)
+}
+
+// Tuned is implemented by planes with settings of the kernel's.
+type Tuned interface {
+	// Sysctls returns them by name, in order.
+	Sysctls(ctx context.Context) ([]model.Setting, error)
+}
+
+// As finds an optional interface of a plane, or of a plane within it: a
+// wrapper lets itself be looked through by a method Unwrap() Plane.
+func As[T any](p Plane) (T, bool) {
+	for {
+		if t, ok := p.(T); ok {
+			return t, true
+		}
+		w, ok := p.(interface{ Unwrap() Plane })
+		if !ok {
+			var none T
+			return none, false
+		}
+		p = w.Unwrap()
+	}
+}
