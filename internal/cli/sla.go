@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/batuta-ha/batuta/internal/journal"
 	"github.com/batuta-ha/batuta/internal/sla"
 )
 
@@ -172,6 +173,8 @@ type modelFlags struct {
 	preset, class, target string
 	settings              map[string]*string // by name; those given replace the preset's
 	whatIf                []string
+	fromJournal           bool
+	journal               journalFlags
 }
 
 // modelSettings are the settings of a preset that have a flag, with its help.
@@ -247,9 +250,15 @@ to state, beginning where all is well:
     }
   }
 
+With --from-journal, MTBF, MTTR, coverage and failover are those that the
+journal has seen: of a preset, and of a file's clusters of several nodes, the
+nodes'; of a file's unit those of the thing with its name in batuta status --at
+("lvs01", "10.0.0.11:80"). Flags that are given count more.
+
 Failures and repairs have no memory; the table of what would help most tries one
 change at a time. --what-if combines changes of your own.`,
 		Example: `  batuta sla model --preset active-passive --mtbf 1000h --mttr 10h --coverage 0.95 --failover 2s
+  batuta sla model --preset active-passive --from-journal --journal lvs01/journal --journal lvs02/journal
   batuta sla model shop.hcl --what-if directors.coverage=0.999 --what-if uplink.mttr=1h`,
 		Args: positional(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -263,6 +272,8 @@ change at a time. --what-if combines changes of your own.`,
 	}
 	fl.StringVar(&f.class, "class", "", "class that the system is meant for: general, highly-available, critical, long-lived")
 	fl.StringVar(&f.target, "target", "", "availability that it is meant to have, like 99.95")
+	fl.BoolVar(&f.fromJournal, "from-journal", false, "take MTBF, MTTR, coverage and failover from the journal")
+	f.journal.add(cmd)
 	fl.StringArrayVar(&f.whatIf, "what-if", nil, "compare with this change: PART.SETTING=VALUE, or SETTING=VALUE with a preset; may be repeated")
 	return cmd
 }
@@ -275,9 +286,10 @@ type modelReport struct {
 	Availability *float64 `json:"availability,omitempty"`
 	*sla.Prediction
 	Preset  string           `json:"preset,omitempty"`
-	Node    *nodeReport      `json:"node,omitempty"`    // of a preset
-	Compare []sla.Redundancy `json:"compare,omitempty"` // of a preset: the same nodes, used in other ways
-	Changed *changedReport   `json:"changed,omitempty"` // with --what-if
+	Learned []string         `json:"from_journal,omitempty"` // with --from-journal: what it told
+	Node    *nodeReport      `json:"node,omitempty"`         // of a preset
+	Compare []sla.Redundancy `json:"compare,omitempty"`      // of a preset: the same nodes, used in other ways
+	Changed *changedReport   `json:"changed,omitempty"`      // with --what-if
 }
 
 // nodeReport is the formula of one node.
@@ -298,8 +310,16 @@ func slaModel(cmd *cobra.Command, o *options, f modelFlags, args []string) error
 	}
 	r := modelReport{Version: slaVersion, Preset: f.preset}
 	var m *sla.Model
+	var told *journal.Story
+	if f.fromJournal {
+		var err error
+		if told, _, err = f.journal.read(cmd, o); err != nil {
+			return err
+		}
+	}
 	if f.preset != "" {
-		c, err := presetCluster(f)
+		c, learned, err := presetCluster(f, told)
+		r.Learned = learned
 		if err != nil {
 			return usageError(cmd, err)
 		}
@@ -321,6 +341,11 @@ func slaModel(cmd *cobra.Command, o *options, f modelFlags, args []string) error
 		}
 		if len(problems) > 0 {
 			return badModel(cmd.OutOrStdout(), o, problems)
+		}
+		if told != nil {
+			if r.Learned, err = learn(m, told); err != nil {
+				return err
+			}
 		}
 	}
 	if err := expect(m, f); err != nil {
@@ -350,21 +375,44 @@ func slaModel(cmd *cobra.Command, o *options, f modelFlags, args []string) error
 	return nil
 }
 
-// presetCluster is the preset with the settings that were given.
-func presetCluster(f modelFlags) (sla.Cluster, error) {
+// learn sets what the journal knows of a file's parts.
+func learn(m *sla.Model, told *journal.Story) ([]string, error) {
+	var failed error
+	learned, err := m.Learn(func(name string, nodes int) (sla.Experience, bool) {
+		e, ok, err := told.Known(name, nodes)
+		failed = errors.Join(failed, err)
+		return e, ok
+	})
+	if failed == nil && errors.Is(err, sla.ErrNoExperience) {
+		return nil, fmt.Errorf("--from-journal: the journal knows no part of this model: name units like what batuta status --at shows: %w", err)
+	}
+	return learned, errors.Join(failed, err)
+}
+
+// presetCluster is the preset with what the journal told, if one was read, and
+// the settings that were given.
+func presetCluster(f modelFlags, told *journal.Story) (c sla.Cluster, learned []string, err error) {
 	counts := map[string]int{}
 	for _, name := range []string{"nodes", "spares"} {
 		if text := *f.settings[name]; text != "" {
 			c, err := sla.ParseCount(text)
 			if err != nil {
-				return sla.Cluster{}, fmt.Errorf("--%s: %w", name, err)
+				return sla.Cluster{}, nil, fmt.Errorf("--%s: %w", name, err)
 			}
 			counts[name] = c
 		}
 	}
-	c, err := sla.Preset(f.preset, counts["nodes"], counts["spares"])
-	if err != nil {
-		return c, fmt.Errorf("--preset: %w", err)
+	if c, err = sla.Preset(f.preset, counts["nodes"], counts["spares"]); err != nil {
+		return c, nil, fmt.Errorf("--preset: %w", err)
+	}
+	if told != nil {
+		e, err := told.NodesExperience()
+		if err == nil {
+			learned, err = e.Apply(&c)
+		}
+		if err != nil {
+			return c, nil, fmt.Errorf("--from-journal: %w", err)
+		}
 	}
 	for _, s := range modelSettings {
 		name, text := s[0], *f.settings[s[0]]
@@ -372,10 +420,10 @@ func presetCluster(f modelFlags) (sla.Cluster, error) {
 			continue
 		}
 		if err := c.Set(name, text); err != nil {
-			return c, fmt.Errorf("--%s: %w", name, err)
+			return c, nil, fmt.Errorf("--%s: %w", name, err)
 		}
 	}
-	return c, errors.Join(c.Check()...)
+	return c, learned, errors.Join(c.Check()...)
 }
 
 func readModel(path string) (*sla.Model, []sla.Problem, error) {
@@ -420,6 +468,13 @@ func expect(m *sla.Model, f modelFlags) error {
 }
 
 func writeModel(w io.Writer, r modelReport) {
+	if len(r.Learned) > 0 {
+		fmt.Fprintln(w, "From the journal")
+		for _, l := range r.Learned {
+			fmt.Fprintln(w, "  "+l)
+		}
+		fmt.Fprintln(w)
+	}
 	if r.Node != nil {
 		fmt.Fprintf(w, "A = MTBF/(MTBF+MTTR): availability is the mean time between failures, divided by\n"+
 			"it and the mean time to repair. One node: %s/(%s + %s) = %s\n\n",
