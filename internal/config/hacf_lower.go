@@ -192,7 +192,7 @@ func (l *haLower) failback(h *model.Heartbeat) {
 	s, ok := l.raw.settings["auto_failback"]
 	if !ok {
 		h.Failback = model.FailbackLegacy
-		l.warn(top, "auto_failback is not given: legacy is meant, which is not yet in force, and resources stay where they are, as with off", "write auto_failback on or off")
+		l.warn(top, "auto_failback is not given: legacy is meant, where a node that comes back takes its own at once and no hand-over is possible", "write auto_failback on or off")
 		return
 	}
 	h.Failback = map[string]model.FailbackMode{"on": model.FailbackOn, "off": model.FailbackOff, "legacy": model.FailbackLegacy}[s.last().text]

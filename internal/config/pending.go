@@ -49,7 +49,6 @@ var pendingHaCf = map[string]pending{
 	"record_pengine_inputs": {"it is for crm only", nil},
 	"enable_config_writes":  {"it is for crm only", nil},
 	"quorum_server":         {"there is no quorum server", nil},
-	"auto_failback":         {"resources stay where they are, as with off", oneOfFunc("on", "off")},
 }
 
 func oneOfFunc(words ...string) func(string) bool {

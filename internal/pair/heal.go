@@ -12,6 +12,10 @@ func (c *Core) healed() {
 	if c.peer.alive {
 		return // its question came first
 	}
+	if c.cfg.Legacy {
+		c.legacyHealed()
+		return
+	}
 	c.peer.alive, c.peer.gone, c.peer.stopping = true, false, false
 	if c.state == stateInit || c.state == stateShutdown {
 		return

@@ -29,7 +29,7 @@ func (c *Core) cluster(e model.ClusterEvent) {
 		}
 	}
 	if e.Kind == model.CommunicationUp {
-		c.communicationUp()
+		c.communicationUp(e.View)
 		return
 	}
 	if e.Node != c.cfg.Peer && e.Message.From != c.cfg.Peer || c.cfg.Peer == "" {
@@ -55,10 +55,19 @@ func (c *Core) newLife() {
 	c.endStandby()
 	c.other, c.otherStable, c.healing = None, false, false
 	c.peer = peerState{alive: true, batuta: c.peer.batuta}
+	if c.cfg.Legacy && c.won {
+		c.won = false // after a split it began anew, and has released
+		c.reannounce()
+	}
 }
 
-func (c *Core) communicationUp() {
+func (c *Core) communicationUp(v model.View) {
 	if c.state != stateInit {
+		return
+	}
+	if c.cfg.Legacy {
+		n := v.Find(c.cfg.Peer)
+		c.legacyUp(n != nil && n.State == model.NodeActive)
 		return
 	}
 	c.up = true
@@ -110,6 +119,10 @@ func (c *Core) takeAll() {
 
 // message takes one message of the other node.
 func (c *Core) message(m model.Message) {
+	if c.cfg.Legacy {
+		c.legacyMessage(m)
+		return
+	}
 	switch m.Type {
 	case "resource":
 		c.onResource(m)
@@ -295,6 +308,10 @@ func (c *Core) due(t time.Time) bool { return !t.IsZero() && !t.After(c.now) }
 
 // consider does what the state as a whole asks for, whatever led to it.
 func (c *Core) consider() {
+	if c.cfg.Legacy {
+		c.legacyConsider()
+		return
+	}
 	if c.state == stateStarting || c.state == stateReceived {
 		c.settle()
 	}
@@ -414,7 +431,7 @@ func (c *Core) finished(f Finished) {
 		c.failed |= f.Failed & c.hold
 		c.giveUpAt = c.now.Add(giveUpDelay)
 		next := "offering the set to " + string(c.cfg.Peer)
-		if c.alone() {
+		if c.alone() || c.cfg.Legacy {
 			next = "nobody else is there: trying again"
 		}
 		c.say(model.LevelError, "start-failed", "resources of the %v set did not start; %s in %v", f.Failed, next, giveUpDelay)
@@ -444,6 +461,8 @@ func (c *Core) finished(f Finished) {
 			c.send("shutdone", model.Field{Name: "st", Value: "dead"})
 		}
 		c.out = append(c.out, Stopped{f.Failed})
+	case forYielding:
+		c.yielded(f.Failed)
 	case forNothing:
 	}
 }

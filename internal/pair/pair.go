@@ -20,6 +20,7 @@ package pair
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/model"
@@ -76,9 +77,13 @@ type Config struct {
 	Self, Peer model.NodeName // Peer "" for a cluster of one
 	First      bool           // Self stands before Peer in ha.cf: decides a tie after a split
 	Failback   bool           // auto_failback on: what was taken over is offered back
+	Legacy     bool           // auto_failback legacy: see legacy.go
 
 	// Resources in each set: after a split the side that holds more of them keeps them.
 	LocalResources, ForeignResources int
+
+	// LocalGroups are the keys of this node's groups, which the legacy mode asks for.
+	LocalGroups []string
 }
 
 // Input is one thing the core learns.
@@ -206,6 +211,7 @@ const (
 	forRejoin          // release everything after a lost split, then negotiate anew
 	forCleaning        // release what an earlier life left, then settle
 	forStop            // release everything, then end
+	forYielding        // release what the other node asks for as its own (legacy)
 )
 
 type operation struct {
@@ -255,6 +261,8 @@ type Core struct {
 	found         Set  // left running by an earlier life
 	cleaning      bool
 	rejoining     bool
+	awaited       map[string]bool // own groups that the other node was asked for (legacy)
+	asked         []string        // groups that it asked us for, and has not got yet
 
 	ops    []operation
 	lastOp int
@@ -319,7 +327,7 @@ func (c *Core) Other() Set { return c.other.Mirror() }
 
 // Stable tells whether both sides have settled and nothing is under way.
 func (c *Core) Stable() bool {
-	return c.state == stateStable && (c.otherStable || c.alone()) && c.standby == standbyNot && !c.healing && len(c.ops) == 0
+	return c.state == stateStable && (c.otherStable || c.alone()) && c.standby == standbyNot && !c.healing && len(c.ops) == 0 && len(c.awaited) == 0
 }
 
 // String is the canonical text of the state: "stable hold=local other=foreign", in this node's terms.
@@ -347,6 +355,8 @@ func (c *Core) canMove() error {
 	switch {
 	case c.cfg.Peer == "":
 		return fmt.Errorf("there is no other node")
+	case c.cfg.Legacy:
+		return fmt.Errorf("auto_failback legacy knows no hand-over; write auto_failback on or off in ha.cf on both nodes")
 	case c.state == stateShutdown:
 		return fmt.Errorf("this node is stopping")
 	case c.state != stateStable:
@@ -398,6 +408,9 @@ func (c *Core) forget(why ...reason) {
 }
 
 func (c *Core) send(kind string, fields ...model.Field) {
+	if c.cfg.Legacy && slices.Contains(negotiation, kind) {
+		return
+	}
 	c.out = append(c.out, Send{model.Message{Type: kind, From: c.cfg.Self, Fields: fields}})
 }
 

@@ -19,7 +19,7 @@ var rewrite = flag.Bool("rewrite", false, "write what happened into testdata/*.t
 // TestScripts plays stories of two nodes. Each file is a list of commands, a
 // line of dashes, and what happened:
 //
-//	failback on|off        auto_failback of both, before they start
+//	failback on|off|legacy auto_failback of both, before they start
 //	network SEED LOSS      delays, reordering and loss from here on
 //	real NODE              NODE is a Heartbeat, not a Batuta node
 //	start|stop|kill|crash|bounce NODE...   (crash: the daemon dies alone; bounce: and is back at once)
@@ -91,7 +91,7 @@ func (w *world) command(f []string) error {
 	switch f[0] {
 	case "failback":
 		for _, m := range w.nodes {
-			m.failback = f[1] == "on"
+			m.failback, m.legacy = f[1] == "on", f[1] == "legacy"
 		}
 	case "network":
 		seed, _ := strconv.ParseUint(f[1], 10, 64)

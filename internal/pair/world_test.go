@@ -43,6 +43,7 @@ type machine struct {
 	life       int   // of the daemon: stale events are dropped
 	generation uint32
 	failback   bool
+	legacy     bool
 	running    Set // resources that run on this host, in its own terms
 	badStart   Set
 	badStop    Set
@@ -145,7 +146,8 @@ func (m *machine) start() {
 	}
 	m.life++
 	m.generation++
-	m.core = New(Config{Self: m.name, Peer: m.peer().name, First: m.index == 0, Failback: m.failback, LocalResources: 2, ForeignResources: 2})
+	m.core = New(Config{Self: m.name, Peer: m.peer().name, First: m.index == 0, Failback: m.failback, Legacy: m.legacy,
+		LocalResources: 2, ForeignResources: 2, LocalGroups: []string{"first-of-" + string(m.name), "second-of-" + string(m.name)}})
 	m.up, m.started, m.busy, m.work = false, m.w.now, false, nil
 	m.heard, m.heardGen, m.peerState, m.peerBatuta = time.Time{}, 0, model.NodeInit, false
 	if m.running != None {
