@@ -51,6 +51,11 @@ type Table struct {
 	Services []model.VirtualService  `json:"services"`
 	Counters []model.ServiceCounters `json:"counters"`
 	Rates    []model.ServiceCounters `json:"rates"` // the same per second, over the last two seconds
+
+	// Where the plane has them:
+	Timeouts model.Timeouts     `json:"timeouts,omitzero"`
+	Sync     []model.SyncDaemon `json:"sync,omitempty"`
+	Sysctls  []model.Setting    `json:"sysctls,omitempty"`
 }
 
 // Flows lists the plane's connections.

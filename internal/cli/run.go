@@ -54,6 +54,7 @@ ldirectord.cf again; a broken file changes nothing and says why.`,
 	f.StringVar(&name, "node", "", "this node's name (default: uname -n)")
 	f.StringVar(&no.Plane, "plane", "auto", "who carries the packets: "+strings.Join(node.PlaneNames, ", "))
 	f.StringVar(&source, "heartbeat-address", "", "bind heartbeats to this address: for several nodes on one host")
+	ipvsFlags(f, &no.IPVS)
 	return cmd
 }
 
@@ -93,6 +94,7 @@ SIGHUP reads the file again; SIGTERM stops, by the rules of cleanstop.`,
 	f.BoolVar(&do.Hooks, "hooks", false, "with --dry-run: run hooks as configured")
 	f.StringVar(&do.Events, "events", "", "with --dry-run: append each change to FILE (- for standard output) as a line of JSON; implies --hooks")
 	f.StringVar(&do.Table, "table", "", "with --dry-run: the table to start from and keep up to date")
+	ipvsFlags(f, &do.IPVS)
 	return cmd
 }
 

@@ -65,7 +65,10 @@ type Heartbeat struct {
 }
 
 // Setting is one directive with its text.
-type Setting struct{ Name, Value string }
+type Setting struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
 
 // MediumKind is the kind of a heartbeat medium.
 type MediumKind uint8

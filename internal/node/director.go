@@ -16,12 +16,13 @@ import (
 
 // DirectorOptions say how to run the director alone.
 type DirectorOptions struct {
-	Config string // an ldirectord.cf
-	Plane  string // one of PlaneNames
-	DryRun bool   // memory plane, nothing on the host changes
-	Hooks  bool   // with DryRun: run hooks all the same
-	Events string // with DryRun: file of changes; implies Hooks
-	Table  string // with DryRun: file of the table
+	Config string     // an ldirectord.cf
+	Plane  string     // one of PlaneNames
+	IPVS   model.IPVS // where the plane is IPVS
+	DryRun bool       // memory plane, nothing on the host changes
+	Hooks  bool       // with DryRun: run hooks all the same
+	Events string     // with DryRun: file of changes; implies Hooks
+	Table  string     // with DryRun: file of the table
 	RunDir string
 	// StateDir has the journal; a dry run, or "", writes none.
 	StateDir string
@@ -75,7 +76,7 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 		o.Plane, o.StateDir = "memory", ""
 	}
 	rec := openRecorder(o.StateDir, reader.Host.NodeName, stderr)
-	p, err := openPlane(planeOptions{name: o.Plane, holdAll: true, eventsLog: o.Events, tableFile: o.Table, sink: stderr})
+	p, err := openPlane(planeOptions{name: o.Plane, holdAll: true, eventsLog: o.Events, tableFile: o.Table, sink: stderr, runDir: o.RunDir, ipvs: o.IPVS})
 	if err != nil {
 		return err
 	}

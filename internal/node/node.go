@@ -36,6 +36,7 @@ type Options struct {
 	HaD              string         // directory of ha.cf, authkeys, haresources
 	Node             model.NodeName // "" for the machine's own name
 	Plane            string         // one of PlaneNames
+	IPVS             model.IPVS     // where the plane is IPVS; what is set here outdoes the configuration
 	HeartbeatAddress netip.Addr     // bind heartbeats to it; zero for all addresses
 	RunDir           string
 	StateDir         string
@@ -150,7 +151,7 @@ func (n *clusterNode) buildDirectors(sink model.Sink) error {
 	if len(n.cluster.Directors) == 0 {
 		return nil
 	}
-	p, err := openPlane(planeOptions{name: n.Plane, sink: n.sink})
+	p, err := openPlane(planeOptions{name: n.Plane, sink: n.sink, runDir: n.RunDir, ipvs: outdo(n.cluster.IPVS, n.IPVS)})
 	if err != nil {
 		return err
 	}

@@ -1,12 +1,14 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -29,6 +31,36 @@ type planeOptions struct {
 	eventsLog string // memory: file of changes
 	tableFile string // memory: file of the table
 	sink      model.Sink
+	runDir    string     // ipvs: keeps the sysctls from before
+	ipvs      model.IPVS // ipvs: what is wanted besides the table
+}
+
+// openIPVS opens the kernel's IPVS with what is wanted of it.
+func (o planeOptions) openIPVS() (plane.Plane, error) {
+	options := ipvs.Options{IPVS: o.ipvs}
+	if o.runDir != "" {
+		options.Originals = filepath.Join(o.runDir, "ipvs-sysctls")
+	}
+	p, err := ipvs.Open(options)
+	if err == nil && o.ipvs.Sync != nil && o.sink != nil {
+		o.sink(model.Event{Level: model.LevelNotice, Source: "plane", Kind: "sync-started", Text: "Connections are shared with the other directors over " +
+			o.ipvs.Sync.Interface + ", neither authenticated nor encrypted: nobody else should be on that network"})
+	}
+	return p, err
+}
+
+// outdo is one with what is set in the other.
+func outdo(one, other model.IPVS) model.IPVS {
+	if other.Sync != nil {
+		one.Sync = other.Sync
+	}
+	one.Timeouts = model.Timeouts{
+		TCP:    cmp.Or(other.Timeouts.TCP, one.Timeouts.TCP),
+		TCPFin: cmp.Or(other.Timeouts.TCPFin, one.Timeouts.TCPFin),
+		UDP:    cmp.Or(other.Timeouts.UDP, one.Timeouts.UDP),
+	}
+	one.Sysctls = slices.Concat(one.Sysctls, other.Sysctls)
+	return one
 }
 
 // openPlane opens the plane asked for. "auto" takes the best this machine
@@ -42,7 +74,7 @@ func openPlane(o planeOptions) (plane.Plane, error) {
 	case "ebpf":
 		return ebpf.Open(ebpf.Options{Sink: o.sink})
 	case "ipvs":
-		return ipvs.Open(ipvs.Options{})
+		return o.openIPVS()
 	case "auto":
 		return autoPlane(o, candidates(o))
 	}
@@ -62,7 +94,7 @@ type candidate struct {
 // goes on balancing whatever else is chosen, so it is adopted.
 func candidates(o planeOptions) []candidate {
 	list := []candidate{
-		{name: "ipvs", supported: ipvs.Supported, open: func() (plane.Plane, error) { return ipvs.Open(ipvs.Options{}) }},
+		{name: "ipvs", supported: ipvs.Supported, open: o.openIPVS},
 		{name: "ebpf", supported: ebpf.Supported, open: func() (plane.Plane, error) { return ebpf.Open(ebpf.Options{Sink: o.sink}) }},
 		{name: "proxy", open: func() (plane.Plane, error) { return proxy.New(proxy.Options{HoldAll: o.holdAll}), nil }},
 	}
@@ -123,6 +155,9 @@ func withReason(p plane.Plane, why string) plane.Plane {
 	}
 	return c
 }
+
+// Unwrap lets plane.As see the plane itself.
+func (c chosen) Unwrap() plane.Plane { return c.Plane }
 
 // Info is the plane's own, with the reason.
 func (c chosen) Info() model.PlaneInfo {

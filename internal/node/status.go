@@ -134,7 +134,32 @@ func tableOf(ctx context.Context, p plane.Plane, m *rateMeter) (api.Table, error
 	if err != nil {
 		return api.Table{}, fmt.Errorf("read the counters: %w", err)
 	}
-	return api.Table{Version: api.Version, Plane: p.Info(), Services: notNil(t.Services), Counters: notNil(counters), Rates: notNil(m.last())}, nil
+	doc := api.Table{Version: api.Version, Plane: p.Info(), Services: notNil(t.Services), Counters: notNil(counters)}
+	if k, ok := plane.As[plane.RateKeeper](p); ok {
+		doc.Rates, err = k.Rates(ctx)
+	} else {
+		doc.Rates = m.last()
+	}
+	if err != nil {
+		return api.Table{}, fmt.Errorf("read the rates: %w", err)
+	}
+	doc.Rates = notNil(doc.Rates)
+	if k, ok := plane.As[plane.TimeoutKeeper](p); ok {
+		if doc.Timeouts, err = k.Timeouts(ctx); err != nil {
+			return api.Table{}, err
+		}
+	}
+	if k, ok := plane.As[plane.Syncer](p); ok {
+		if doc.Sync, err = k.SyncDaemons(ctx); err != nil {
+			return api.Table{}, err
+		}
+	}
+	if k, ok := plane.As[plane.Tuned](p); ok {
+		if doc.Sysctls, err = k.Sysctls(ctx); err != nil {
+			return api.Table{}, err
+		}
+	}
+	return doc, nil
 }
 
 func flowsOf(ctx context.Context, p plane.Plane) (api.Flows, error) {

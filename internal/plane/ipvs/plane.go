@@ -24,9 +24,9 @@ type Options struct {
 	// IPVS is what is wanted besides the table.
 	model.IPVS
 
-	// Originals is a file that keeps the values of sysctls from before they
-	// were changed, for RestoreSysctls, also after a crash; "" for none. It
-	// belongs where a reboot empties, as it does the sysctls.
+	// Originals is a file that keeps what sysctls were before they were
+	// changed: the next Open puts back those that it is not told to set. ""
+	// for none. It belongs where a reboot clears it away, as it does sysctls.
 	Originals string
 }
 
@@ -151,14 +151,21 @@ func (p *Plane) prepare(o Options) error {
 		return err
 	}
 	// Connections of a real server that is deleted end at once.
+	wanted := []string{"expire_nodest_conn"}
 	if err := p.tuned.set(model.Setting{Name: "expire_nodest_conn", Value: "1"}); err != nil {
-		p.gone.off = true
 		p.info.Detail += "; connections of deleted real servers linger: " + err.Error()
 	}
 	for _, s := range o.Sysctls {
 		if err := p.tuned.set(s); err != nil {
 			return err
 		}
+		wanted = append(wanted, s.Name)
+	}
+	if err := p.tuned.restoreBut(wanted); err != nil {
+		return err
+	}
+	if v, err := readSysctl("expire_nodest_conn"); err != nil || v != "1" {
+		p.gone.off = true
 	}
 	if o.Sync != nil {
 		for _, role := range []model.SyncRole{model.SyncMaster, model.SyncBackup} {

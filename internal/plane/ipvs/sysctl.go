@@ -85,17 +85,21 @@ func (s *sysctls) save() error {
 	return nil
 }
 
-// restore puts back what was changed, and forgets it.
-func (s *sysctls) restore() error {
+// restoreBut puts back what was changed once and is not among these names any
+// more, and forgets it.
+func (s *sysctls) restoreBut(names []string) error {
 	var errs []error
+	kept := s.originals[:0]
 	for _, o := range s.originals {
+		if slices.Contains(names, o.Name) {
+			kept = append(kept, o)
+			continue
+		}
 		errs = append(errs, writeSysctl(o))
 	}
-	s.originals = nil
-	if s.file != "" {
-		if err := os.Remove(s.file); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("original sysctls of IPVS: %w", err))
-		}
+	if len(kept) < len(s.originals) {
+		s.originals = kept
+		errs = append(errs, s.save())
 	}
 	return errors.Join(errs...)
 }
@@ -138,15 +142,4 @@ func (p *Plane) Sysctls(context.Context) ([]model.Setting, error) {
 		}
 	}
 	return list, nil
-}
-
-// RestoreSysctls puts back the settings that Open changed, also in an earlier
-// process if Options.Originals names its file.
-func (p *Plane) RestoreSysctls(context.Context) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		return plane.ErrClosed
-	}
-	return p.tuned.restore()
 }
