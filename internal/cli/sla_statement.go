@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/batuta-ha/batuta/internal/journal"
+	"github.com/batuta-ha/batuta/internal/model"
 	"github.com/batuta-ha/batuta/internal/sla"
 )
 
@@ -28,8 +29,8 @@ func (f *statementFlags) add(cmd *cobra.Command) {
 	fl.StringVar(&f.service, "service", "", "only services (or whatever else the journal knows) with this text in their name; default: all services, else all addresses")
 	fl.StringVar(&f.period, "period", "month", "year, quarter, month, week or day: the present one; or 2026, 2026-Q4, 2026-10, 2026-W43, 2026-10-25")
 	fl.StringVar(&f.format, "format", "text", "text, json, csv or html")
-	fl.StringVar(&f.target, "target", "", "what was promised, like 99.95: shows the error budget and burn rates")
-	fl.StringVar(&f.hours, "hours", "", `when it counts, like "Mon-Fri 08:00-18:00" (default: always)`)
+	fl.StringVar(&f.target, "target", "", "what was promised, like 99.95: shows the error budget and burn rates (default: the configuration's sla block)")
+	fl.StringVar(&f.hours, "hours", "", `when it counts, like "Mon-Fri 08:00-18:00" (default: the configuration's sla block, else always)`)
 }
 
 // statementReport is the JSON form of batuta sla.
@@ -64,8 +65,7 @@ func slaStatement(cmd *cobra.Command, o *options, f statementFlags) error {
 	if err != nil {
 		return usageError(cmd, fmt.Errorf("--period: %w", err))
 	}
-	agreed, err := f.agreement(loc)
-	if err != nil {
+	if _, err := f.agreement(model.Agreement{}, loc); err != nil {
 		return usageError(cmd, err)
 	}
 	things, err := f.things(s)
@@ -79,6 +79,10 @@ func slaStatement(cmd *cobra.Command, o *options, f statementFlags) error {
 		}
 	}
 	for _, t := range things {
+		agreed, err := f.agreement(s.Agreed(t), loc)
+		if err != nil {
+			return fmt.Errorf("%s: %w", t, err)
+		}
 		st, err := sla.Account(s.IntervalsIn(t, sla.Reach(period, now), period.To), period, now, agreed)
 		if err != nil {
 			return fmt.Errorf("%s: %w", t, err)
@@ -89,20 +93,21 @@ func slaStatement(cmd *cobra.Command, o *options, f statementFlags) error {
 	return write(cmd.OutOrStdout(), r)
 }
 
-func (f *statementFlags) agreement(loc *time.Location) (sla.Agreement, error) {
-	var a sla.Agreement
-	var err error
+// agreement is what the configuration promised, with what the flags say instead.
+func (f *statementFlags) agreement(a model.Agreement, loc *time.Location) (sla.Agreement, error) {
 	if f.target != "" {
-		if a.Target, err = sla.ParsePercent(f.target); err != nil {
-			return a, fmt.Errorf("--target: %w", err)
+		if _, err := sla.Agree(model.Agreement{Target: f.target}, loc); err != nil {
+			return sla.Agreement{}, fmt.Errorf("--target: %w", err)
 		}
+		a.Target = f.target
 	}
 	if f.hours != "" {
-		if a.Hours, err = sla.ParseHours(f.hours, loc); err != nil {
-			return a, fmt.Errorf("--hours: %w", err)
+		if _, err := sla.Agree(model.Agreement{Hours: f.hours}, loc); err != nil {
+			return sla.Agreement{}, fmt.Errorf("--hours: %w", err)
 		}
+		a.Hours, a.Zone = f.hours, ""
 	}
-	return a, nil
+	return sla.Agree(a, loc)
 }
 
 // things are what the statements are about.

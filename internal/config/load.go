@@ -81,6 +81,9 @@ type Reader struct {
 	// name, its interfaces, who can read authkeys) is then an error. A mere
 	// check, perhaps on another machine, warns.
 	Starting bool
+	// Agreement says what is wrong with what was promised about a service; nil
+	// for not looking.
+	Agreement func(model.Agreement) error
 }
 
 // Load reads an ha.d directory, or one file of any kind as a part of one. The
@@ -208,7 +211,7 @@ func (r Reader) directorOf(name string, kind Kind, res *resolver) (*model.Direct
 	data, ok := r.read(p, "give the path of an ldirectord.cf or a batuta.hcl")
 	switch {
 	case ok && kind == KindNative:
-		d = lowerNative(p, parseNative(p, data), res, r.stat)
+		d = lowerNative(p, parseNative(p, data), res, r.stat, r.Agreement)
 	case ok:
 		d = lowerDirector(p, parseLdirectord(p, data), res, r.stat)
 	}

@@ -21,6 +21,8 @@ type nativeLower struct {
 	*resolver
 	stat     func(name string) (fs.FileInfo, error)
 	defaults *rawBlock // nil for none
+
+	agreement func(model.Agreement) error // Reader.Agreement
 }
 
 // scope is where an attribute is looked for, one block after the other. Blocks
@@ -93,8 +95,8 @@ func (s scope) given() bool {
 }
 
 // lowerNative resolves and completes what was parsed.
-func lowerNative(p *problems, root *rawBlock, r *resolver, stat func(string) (fs.FileInfo, error)) *model.Director {
-	l := &nativeLower{problems: p, resolver: r, stat: stat, defaults: root.one("defaults")}
+func lowerNative(p *problems, root *rawBlock, r *resolver, stat func(string) (fs.FileInfo, error), agreement func(model.Agreement) error) *model.Director {
+	l := &nativeLower{problems: p, resolver: r, stat: stat, defaults: root.one("defaults"), agreement: agreement}
 	own := scope{root.one("director")}
 	d := &model.Director{
 		AutoReload:     own.flag("auto_reload", false),
@@ -175,6 +177,7 @@ func (l *nativeLower) service(b *rawBlock) (model.Service, bool) {
 		Comment:     in.text("comment", ""),
 	}
 	s.Virtual.Persistence = l.persistence(in, key.Family())
+	s.Agreed = l.agreed(in.into("sla"))
 	if v, given := in.find("scheduler"); given && !slices.Contains(schedulers, v.text) {
 		l.warn(v.pos, fmt.Sprintf("scheduler: there is no %q; the kernel will refuse this service", clip(v.text)), didYouMean(v.text, schedulers))
 	}
@@ -211,6 +214,27 @@ func (l *nativeLower) positive(s scope, name string, otherwise time.Duration) ti
 		return otherwise
 	}
 	return d
+}
+
+// agreed is what was promised; nil for nothing.
+func (l *nativeLower) agreed(in scope) *model.Agreement {
+	if !in.given() {
+		return nil
+	}
+	a := model.Agreement{Target: in.text("target", ""), Hours: in.text("hours", ""), Zone: in.text("tz", "")}
+	for _, one := range []struct {
+		name string
+		only model.Agreement
+	}{{"target", model.Agreement{Target: a.Target}}, {"tz", model.Agreement{Zone: a.Zone}}, {"hours", model.Agreement{Hours: a.Hours}}} {
+		v, given := in.find(one.name)
+		if !given || l.agreement == nil {
+			continue
+		}
+		if err := l.agreement(one.only); err != nil {
+			l.error(v.pos, one.name+": "+err.Error(), "")
+		}
+	}
+	return &a
 }
 
 func (l *nativeLower) care(in scope) model.Care {

@@ -220,6 +220,14 @@ var serviceBlocks = []*blockSpec{
 		},
 	},
 	alertSpec,
+	{
+		name: "sla", doc: "What was promised about the service: `batuta sla` states availability by it.",
+		attributes: []attribute{
+			{name: "target", kind: textValue, otherwise: "no target", doc: "Availability in percent: `\"99.95\"`."},
+			{name: "hours", kind: textValue, otherwise: "always", doc: "When it counts: `\"Mon-Fri 08:00-18:00, Sat 09:00-13:00, except 2026-12-25\"`."},
+			{name: "tz", kind: textValue, otherwise: "that of the machine", doc: "Time zone of the hours, like `\"Europe/Berlin\"`."},
+		},
+	},
 }
 
 // nativeFile is the native file itself.

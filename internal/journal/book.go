@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/batuta-ha/batuta/internal/model"
 	"github.com/batuta-ha/batuta/internal/sla"
 )
 
@@ -20,6 +21,7 @@ type book struct {
 	logs   []segment // the files with all records, ascending
 	lives  []life
 	names  *names
+	agreed map[Thing]model.Agreement
 
 	offsets map[string]time.Duration // wall clock minus uptime by boot, the latest word
 	damaged func(error)              // hears of what cannot be read
@@ -45,6 +47,11 @@ func openBook(dir string, damaged func(error)) (*book, error) {
 		}
 	}
 	b.arrange()
+	if a, err := readAgreed(dir); err != nil {
+		damaged(err)
+	} else {
+		b.agreed = a
+	}
 	return b, nil
 }
 

@@ -291,6 +291,7 @@ type Service struct {
 	Alert           EmailAlert
 	ServiceName     string // for messages to people
 	Comment         string
+	Agreed          *Agreement // what was promised about it; nil for nothing
 }
 
 // CheckedReal is a configured real server with the check that decides on it.

@@ -49,7 +49,7 @@ func Reader(name model.NodeName) (config.Reader, error) {
 	if err != nil {
 		return config.Reader{}, fmt.Errorf("find the working directory: %w", err)
 	}
-	return config.Reader{Files: os.DirFS("/"), Dir: dir, Host: host, Node: name}, nil
+	return config.Reader{Files: os.DirFS("/"), Dir: dir, Host: host, Node: name, Agreement: checkAgreement}, nil
 }
 
 func describeInterface(i net.Interface, addrs []net.Addr) model.Interface {

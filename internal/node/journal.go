@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -10,6 +11,7 @@ import (
 	"github.com/batuta-ha/batuta/internal/agent"
 	"github.com/batuta-ha/batuta/internal/journal"
 	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/sla"
 )
 
 const (
@@ -23,10 +25,14 @@ const (
 // recorder records nothing.
 type recorder struct {
 	journal *journal.Journal
+	dir     string
 	look    func() journal.Snapshot
 	report  model.Sink
 	ready   chan struct{}
 	wake    chan struct{}
+
+	agreements func() map[model.ServiceKey]model.Agreement // nil: nothing is promised
+	agreed     map[journal.Thing]model.Agreement           // as it has been recorded
 
 	mu    sync.Mutex
 	heard []heard
@@ -50,7 +56,7 @@ func openRecorder(stateDir string, node model.NodeName, report model.Sink) *reco
 			Text: "there is no journal of this run: " + err.Error() + wayOut(err)})
 		return nil
 	}
-	return &recorder{journal: j, report: report, ready: make(chan struct{}), wake: make(chan struct{}, 1)}
+	return &recorder{journal: j, dir: journal.Dir(stateDir), report: report, ready: make(chan struct{}), wake: make(chan struct{}, 1)}
 }
 
 // hear is the sink of the journal.
@@ -114,8 +120,42 @@ func (r *recorder) observe(t *journal.Tracker) {
 	for _, h := range list {
 		t.Hear(h.event, h.uptime)
 	}
+	r.observeAgreements()
 	s := r.look()
 	r.journal.States(t.Observe(s, journal.Now()))
+}
+
+// observeAgreements records what was promised, when that has changed.
+func (r *recorder) observeAgreements() {
+	if r.agreements == nil {
+		return
+	}
+	now := map[journal.Thing]model.Agreement{}
+	for k, a := range r.agreements() {
+		now[journal.Thing{Kind: journal.ThingService, Name: k.String()}] = a
+	}
+	if r.agreed != nil && maps.Equal(now, r.agreed) {
+		return
+	}
+	r.agreed = now
+	if err := journal.SetAgreed(r.dir, now); err != nil {
+		r.report(model.Event{At: time.Now(), Level: model.LevelWarning, Source: "journal", Kind: "agreement-lost", Text: err.Error()})
+	}
+}
+
+// checkAgreement says what is wrong with what was promised about a service.
+func checkAgreement(a model.Agreement) error {
+	_, err := sla.Agree(a, time.UTC)
+	return err
+}
+
+// agreements are what the directors' configurations promise.
+func (ds *directors) agreements() map[model.ServiceKey]model.Agreement {
+	all := map[model.ServiceKey]model.Agreement{}
+	for _, in := range ds.instances() {
+		maps.Copy(all, in.loop.Agreements())
+	}
+	return all
 }
 
 // record starts the recorder of a cluster's node.
@@ -124,6 +164,9 @@ func (n *clusterNode) record(c *crew) {
 		return
 	}
 	n.recorder.look = n.snapshots()
+	if n.directors != nil {
+		n.recorder.agreements = n.directors.agreements
+	}
 	c.start(n.recorder)
 }
 
@@ -189,6 +232,7 @@ func (d *loneDirector) record(c *crew, r *recorder) {
 	if r == nil {
 		return
 	}
+	r.agreements = d.directors.agreements
 	r.look = func() journal.Snapshot {
 		s := journal.Snapshot{Self: d.node, Ready: true, Nodes: []model.NodeView{{Name: d.node, State: model.NodeActive}}}
 		for _, v := range d.directors.services() {
