@@ -4,7 +4,7 @@
 // nothing itself (balance does) and knows no protocol (check does). Goroutines
 // and timers are in loop.go.
 //
-//	targets ─▶ one goroutine each ─▶ verdicts ─▶ state.hear ─▶ balance ─▶ plane.Apply ─▶ events, hooks
+//	targets ─▶ schedule ─▶ check ─▶ verdicts ─▶ state.hear ─▶ balance ─▶ plane.Apply ─▶ events, hooks
 //	file, HUP ─▶ Load ─▶ state.configure ─┘
 package director
 
@@ -58,6 +58,7 @@ type Config struct {
 // Loop is a director. Make one with New and let it work with Run.
 type Loop struct {
 	cfg    Config
+	polls  bool // check.Poll may make checks: Check is the one and only
 	active atomic.Bool
 	ready  chan struct{}
 	poke   chan struct{} // SetActive was called
@@ -81,7 +82,8 @@ func New(cfg Config) (*Loop, error) {
 	if cfg.Sink == nil {
 		cfg.Sink = func(model.Event) {}
 	}
-	if cfg.Check == nil {
+	polls := cfg.Check == nil
+	if polls {
 		cfg.Check = check.For
 	}
 	if cfg.Shell == nil {
@@ -98,6 +100,7 @@ func New(cfg Config) (*Loop, error) {
 	}
 	return &Loop{
 		cfg:    cfg,
+		polls:  polls,
 		ready:  make(chan struct{}),
 		poke:   make(chan struct{}, 1),
 		reload: make(chan struct{}, 1),

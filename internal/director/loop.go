@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,12 +16,6 @@ import (
 )
 
 const (
-	// startSpacing is the time between the first checks of two targets: small
-	// enough that the first verdicts come at once, and no less than a check
-	// takes of a core, so that ten thousand connections are not open at the
-	// same instant.
-	startSpacing = 120 * time.Microsecond
-
 	retryFirst = time.Second // after the plane refused something; doubled each time
 	retryLast  = time.Minute
 	stopLimit  = 5 * time.Second // for the plane, when the director stops
@@ -38,17 +34,22 @@ type run struct {
 	wg   sync.WaitGroup
 	emit func(model.Event)
 
-	heard   chan heard
 	changed chan error // the file has new content, or cannot be read
 	loaded  chan loaded
 	ended   chan hookEnd
 
-	probes  map[probe]*prober
+	probers []*prober
+	waiting schedule
+	rand    *rand.Rand   // for jitter
+	due     *time.Timer  // of the first prober in the schedule
+	inbox   inbox        // verdicts
+	poll    *check.Poll  // makes plain checks; nil for none
 	jobs    chan job     // an idle worker receives, or none does
 	idle    atomic.Int32 // workers that wait for a job
-	loading bool         // Load runs
-	reread  bool         // and has to run again
-	onDisk  bool         // it runs because the file changed: callback follows
+
+	loading bool // Load runs
+	reread  bool // and has to run again
+	onDisk  bool // it runs because the file changed: callback follows
 
 	hookCtx    context.Context
 	hooks      map[model.ServiceKey]*hook
@@ -70,11 +71,6 @@ type run struct {
 	counted  chan []model.ServiceCounters
 }
 
-type heard struct {
-	from    *prober
-	verdict model.Verdict
-}
-
 type loaded struct {
 	director *model.Director
 	err      error
@@ -86,19 +82,11 @@ type hookEnd struct {
 	err     error
 }
 
-// prober is the goroutine of one probe.
-type prober struct {
-	probe
-	cancel context.CancelFunc
-	rest   atomic.Bool // all servers that it decides on are in maintenance
-	done   chan model.Verdict
-}
-
 // job is one check for a worker.
 type job struct {
 	ctx    context.Context
-	target *model.Target        // not changed while the check runs
-	done   chan<- model.Verdict // has room for the verdict
+	target *model.Target // not changed while the check runs
+	from   *prober
 }
 
 // Run checks and balances until ctx ends, then takes the services with
@@ -116,8 +104,8 @@ func (l *Loop) Run(ctx context.Context) error {
 	hookCtx, stopHooks := context.WithCancel(context.WithoutCancel(ctx))
 	r := &run{
 		Loop: l, ctx: work, hookCtx: hookCtx,
-		heard: make(chan heard, 64), changed: make(chan error), loaded: make(chan loaded), ended: make(chan hookEnd),
-		probes: map[probe]*prober{}, jobs: make(chan job), hooks: map[model.ServiceKey]*hook{},
+		inbox: inbox{full: make(chan struct{}, 1)}, changed: make(chan error), loaded: make(chan loaded), ended: make(chan hookEnd),
+		rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), jobs: make(chan job), hooks: map[model.ServiceKey]*hook{},
 		phase: phaseStarting, monitors: monitors{}, names: maintenance{lookup: l.cfg.LookupAddr},
 		maintained: make(chan map[netip.AddrPort]string), counted: make(chan []model.ServiceCounters),
 	}
@@ -126,13 +114,10 @@ func (l *Loop) Run(ctx context.Context) error {
 		e.At = time.Now()
 		l.cfg.Sink(e)
 	}
-	r.retry = time.NewTimer(retryLast)
-	r.retry.Stop()
-	r.reminder = time.NewTimer(time.Hour)
-	r.reminder.Stop()
-	r.counting, r.growth = time.NewTimer(time.Hour), time.NewTimer(time.Hour)
-	r.counting.Stop()
-	r.growth.Stop()
+	for _, t := range []**time.Timer{&r.due, &r.retry, &r.reminder, &r.counting, &r.growth} {
+		*t = time.NewTimer(time.Hour)
+		(*t).Stop()
+	}
 	l.mu.Lock()
 	l.st.adopt(have)
 	l.mu.Unlock()
@@ -144,7 +129,7 @@ func (l *Loop) Run(ctx context.Context) error {
 	l.st.maintain(out, r.emit)
 	l.mu.Unlock()
 	r.apply()
-	r.setProbes()
+	r.setProbers()
 	r.wg.Go(func() { r.maintain(job, out) })
 	if file := l.cfg.Director.File; file != "" {
 		r.wg.Go(func() { r.watch(file) })
@@ -169,8 +154,10 @@ func (r *run) loop() {
 		select {
 		case <-r.ctx.Done():
 			return
-		case h := <-r.heard:
-			if r.hear(h) {
+		case <-r.due.C:
+			r.checkDue()
+		case <-r.inbox.full:
+			if r.hear(r.inbox.take()) {
 				r.apply()
 			}
 		case <-r.retry.C:
@@ -207,127 +194,135 @@ func (r *run) loop() {
 	}
 }
 
-// hear takes this verdict and all that came with it.
-func (r *run) hear(h heard) (decide bool) {
+// hear takes verdicts in, and has their probers wait for the next check.
+func (r *run) hear(list []heard) (decide bool) {
+	now := time.Now()
 	r.mu.Lock()
 	var events []model.Event
-	for more := true; more; {
-		if r.probes[h.from.probe] == h.from { // else it was stopped by a reload
-			decide = r.st.hear(h.from.probe, h.verdict, func(e model.Event) { events = append(events, e) }) || decide
-			r.monitor(h)
+	for _, h := range list {
+		w := h.from
+		if w.stop != nil {
+			w.stop()
+			w.stop = nil
 		}
-		select {
-		case h = <-r.heard:
-		default:
-			more = false
+		if w.gone {
+			continue
 		}
+		if h.verdict.Status != model.Up {
+			w.connects = 0
+		}
+		decide = r.st.hear(w.probe, h.verdict, func(e model.Event) { events = append(events, e) }) || decide
+		r.monitor(h)
+		w.again(now, r.rand)
+		r.waiting.add(w)
 	}
 	r.mu.Unlock()
 	for _, e := range events {
 		r.emit(e)
 	}
+	r.wakeForNext()
 	return decide
 }
 
-// setProbes starts and stops goroutines so that there is one for each probe.
+// setProbers starts and stops probers so that there is one for each probe.
 // Those that stay are not disturbed.
-func (r *run) setProbes() {
-	for p, w := range r.probes {
-		if _, stays := r.st.users[p]; !stays {
-			w.cancel()
-			delete(r.probes, p)
-		}
+func (r *run) setProbers() {
+	before := make(map[probeKey]*prober, len(r.probers))
+	for _, w := range r.probers {
+		before[w.key()] = w
 	}
-	defer r.setRest()
+	r.probers = make([]*prober, len(r.st.probes))
 	var fresh []*prober
-	for _, p := range r.st.probes {
-		if r.probes[p] == nil {
-			w := &prober{probe: p, done: make(chan model.Verdict, 1)}
-			w.rest.Store(r.st.resting(p))
-			r.probes[p] = w
+	for i, p := range r.st.probes {
+		w := before[p.key()]
+		if w == nil {
+			w = &prober{place: -1}
 			fresh = append(fresh, w)
 		}
+		delete(before, p.key())
+		w.probe = p
+		r.probers[i] = w
 	}
-	for n, w := range fresh {
-		ctx, cancel := context.WithCancel(r.ctx)
-		w.cancel = cancel
-		// The second checks are spread over the interval, the others follow.
-		second := w.interval * time.Duration(2*n+1) / time.Duration(2*len(fresh))
-		r.wg.Go(func() { r.prober(ctx, w, time.Duration(n)*startSpacing, second) })
+	for _, w := range before {
+		w.gone = true
+		r.waiting.remove(w)
+		if w.stop != nil {
+			w.stop()
+		}
+	}
+	r.startPoll()
+	spread(fresh, time.Now())
+	for _, w := range fresh {
+		r.waiting.add(w)
+	}
+	r.wakeForNext()
+}
+
+// startPoll starts what makes plain checks, once there are some. Without it
+// workers make them, too.
+func (r *run) startPoll() {
+	if r.poll != nil || !r.polls {
+		return
+	}
+	if slices.ContainsFunc(r.st.probes, func(p *probe) bool { return check.Pollable(p.target) || p.target.Kind == model.CheckCombined }) {
+		r.poll, _ = check.NewPoll(r.ctx, func(list []check.Ended) {
+			for _, e := range list {
+				r.inbox.put(heard{e.Of.(*prober), e.Verdict})
+			}
+		})
 	}
 }
 
-// prober checks one target again and again. A check that takes longer than
-// the interval is followed by the next at once; no other is delayed by it.
-func (r *run) prober(ctx context.Context, w *prober, first, second time.Duration) {
-	start := time.Now()
-	next := start.Add(first)
-	rest := 0 // connects to make before the next negotiate, for combined checks
-	for n := 0; ; n++ {
-		if !sleepUntil(ctx, next) {
-			return
-		}
-		var v model.Verdict
-		if w.rest.Load() {
-			v, rest = model.Verdict{Status: model.Down, Reason: inMaintenance, At: time.Now()}, 0
-		} else {
-			v, rest = r.once(ctx, w, rest)
-		}
-		if ctx.Err() != nil {
-			return
-		}
-		select {
-		case r.heard <- heard{w, v}:
-		case <-ctx.Done():
-			return
-		}
-		if n == 0 {
-			next = start.Add(max(first, second))
-		} else {
-			next = next.Add(w.interval)
-		}
-		if now := time.Now(); next.Before(now) {
-			next = now
-		}
+// wakeForNext sets the timer for the first prober that is due.
+func (r *run) wakeForNext() {
+	if len(r.waiting) > 0 {
+		r.due.Reset(time.Until(r.waiting[0].at))
 	}
 }
 
-// once makes one check, of a combined one the part that is due: after each
-// negotiate that succeeds Connects connects, and after any failure negotiate.
-func (r *run) once(ctx context.Context, w *prober, rest int) (v model.Verdict, next int) {
-	if w.target.Kind != model.CheckCombined {
-		return r.work(job{ctx, &w.target, w.done}, w.done), 0
+// checkDue starts the checks that are due. Each ends in the inbox; one that
+// takes long delays no other.
+func (r *run) checkDue() {
+	for {
+		w := r.waiting.next(time.Now())
+		if w == nil {
+			break
+		}
+		r.check(w)
 	}
-	return r.combined(ctx, w, rest)
+	r.wakeForNext()
 }
 
-func (r *run) combined(ctx context.Context, w *prober, rest int) (v model.Verdict, next int) {
-	t := w.target
-	if next, t.Kind = rest-1, model.CheckConnect; rest == 0 {
-		next, t.Kind = t.Connects, model.CheckNegotiate
+func (r *run) check(w *prober) {
+	if r.st.resting(w.probe) {
+		w.connects = 0
+		r.inbox.put(heard{w, model.Verdict{Status: model.Down, Reason: inMaintenance, At: time.Now()}})
+		return
 	}
-	v = r.work(job{ctx, &t, w.done}, w.done)
-	if v.Status != model.Up {
-		next = 0
+	t := w.part()
+	if r.poll != nil && check.Pollable(t) {
+		r.poll.Start(w, t)
+		return
 	}
-	return v, next
+	var ctx context.Context
+	ctx, w.stop = context.WithCancel(r.ctx)
+	r.work(job{ctx, t, w})
 }
 
 // work has a worker make a check. Checks need deep stacks, which goroutines
-// keep: so few workers make them, and thousands of probers have shallow ones.
-func (r *run) work(j job, done <-chan model.Verdict) model.Verdict {
+// keep: so a worker makes many.
+func (r *run) work(j job) {
 	select {
 	case r.jobs <- j:
 	default: // nobody is idle
 		r.wg.Go(func() { r.worker(j) })
 	}
-	return <-done
 }
 
 // worker makes a check, and then others.
 func (r *run) worker(j job) {
 	for {
-		j.done <- check.Perform(j.ctx, r.cfg.Check(*j.target), *j.target)
+		r.inbox.put(heard{j.from, check.Perform(j.ctx, r.cfg.Check(*j.target), *j.target)})
 		if r.idle.Add(1) > idleWorkers {
 			r.idle.Add(-1)
 			return
@@ -341,19 +336,12 @@ func (r *run) worker(j job) {
 	}
 }
 
-// setRest tells the probers which of them need not check.
-func (r *run) setRest() {
-	for p, w := range r.probes {
-		w.rest.Store(r.st.resting(p))
-	}
-}
-
 // monitor writes a result to the monitorfiles of all services it is for.
 func (r *run) monitor(h heard) {
 	if !r.Active() {
 		return
 	}
-	for _, at := range r.st.users[h.from.probe] {
+	for _, at := range h.from.users {
 		svc, v := &r.st.director.Services[at.service], h.verdict
 		if _, out := r.st.maintained[svc.Reals[at.real].Addr]; out {
 			v.Status, v.Reason = model.Down, inMaintenance
@@ -382,7 +370,6 @@ func (r *run) takeOut(out map[netip.AddrPort]string) {
 	for _, e := range events {
 		r.emit(e)
 	}
-	r.setRest()
 	r.apply()
 }
 
@@ -540,7 +527,7 @@ func (r *run) take(l loaded) {
 		r.mu.Unlock()
 		r.cfg.Reloaded(*l.director) // a new log gets what follows
 		r.setMaintenance()
-		r.setProbes()
+		r.setProbers()
 		r.apply()
 	}
 	if onDisk {
@@ -563,6 +550,9 @@ func (r *run) drain() {
 	done := make(chan struct{})
 	go func() {
 		r.wg.Wait()
+		if r.poll != nil {
+			r.poll.Wait()
+		}
 		close(done)
 	}()
 	for {

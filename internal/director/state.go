@@ -11,12 +11,20 @@ import (
 // defaultInterval is ldirectord's checkinterval.
 const defaultInterval = 10 * time.Second
 
-// probe is one check that is made again and again. Reals whose probes are
-// equal share it.
+// probe is one check that is made again and again.
 type probe struct {
-	target   model.Target
-	interval time.Duration
+	target           *model.Target // in the configuration; not changed
+	interval, jitter time.Duration
+	users            []place // whom it decides on
 }
+
+// probeKey is what makes a probe another one: reals that agree in it share one.
+type probeKey struct {
+	target           model.Target
+	interval, jitter time.Duration
+}
+
+func (p *probe) key() probeKey { return probeKey{*p.target, p.interval, p.jitter} }
 
 // place is where a real server stands in the configuration.
 type place struct{ service, real int }
@@ -27,8 +35,7 @@ type state struct {
 	health   balance.Health
 	verdicts [][]model.Verdict // the last one of each real server
 	past     [][]past          // and what was before
-	probes   []probe           // each once, in file order
-	users    map[probe][]place // whom a probe decides on
+	probes   []*probe          // in file order
 	index    map[model.ServiceKey]int
 	readd    map[model.ServiceKey]bool
 
@@ -86,7 +93,8 @@ func (s *state) configure(d model.Director, have model.Table) {
 func (s *state) set(d model.Director) {
 	s.director, s.fresh = d, true
 	s.verdicts, s.past = make([][]model.Verdict, len(d.Services)), make([][]past, len(d.Services))
-	s.probes, s.users = nil, map[probe][]place{}
+	s.probes = nil
+	known := map[probeKey]*probe{}
 	s.index, s.readd = map[model.ServiceKey]int{}, map[model.ServiceKey]bool{}
 	for i := range d.Services {
 		svc := &d.Services[i]
@@ -95,22 +103,26 @@ func (s *state) set(d model.Director) {
 		s.readd[k] = svc.ReaddQuiescent
 		s.verdicts[i], s.past[i] = make([]model.Verdict, len(svc.Reals)), make([]past, len(svc.Reals))
 		for j := range svc.Reals {
-			p := probe{target: svc.Reals[j].Target, interval: svc.CheckInterval}
+			p := &probe{target: &svc.Reals[j].Target, interval: svc.CheckInterval, jitter: svc.CheckJitter}
 			if p.interval <= 0 {
 				p.interval = defaultInterval
 			}
-			if _, known := s.users[p]; !known {
+			p.jitter = min(p.jitter, p.interval/2)
+			if same, ok := known[p.key()]; ok {
+				p = same
+			} else {
+				known[p.key()] = p
 				s.probes = append(s.probes, p)
 			}
-			s.users[p] = append(s.users[p], place{i, j})
+			p.users = append(p.users, place{i, j})
 		}
 	}
 }
 
 // hear takes in the verdict of one probe for all real servers that share it,
 // and tells whether the table may be affected.
-func (s *state) hear(p probe, v model.Verdict, emit func(model.Event)) (decide bool) {
-	for _, at := range s.users[p] {
+func (s *state) hear(p *probe, v model.Verdict, emit func(model.Event)) (decide bool) {
+	for _, at := range p.users {
 		svc := &s.director.Services[at.service]
 		st := &s.health[at.service][at.real]
 		if _, out := s.maintained[svc.Reals[at.real].Addr]; out {
@@ -196,8 +208,8 @@ func (s *state) takeOut() {
 
 // resting tells whether a probe need not be made: all whom it decides on are
 // in maintenance.
-func (s *state) resting(p probe) bool {
-	for _, at := range s.users[p] {
+func (s *state) resting(p *probe) bool {
+	for _, at := range p.users {
 		if _, out := s.maintained[s.director.Services[at.service].Reals[at.real].Addr]; !out {
 			return false
 		}
