@@ -21,7 +21,7 @@ demo: build ## a whole cluster on this machine, load, both kinds of failover
 	bin/batuta demo
 
 .PHONY: test
-test: build needs unit fuzz lint generated ## everything: unit, root and lab tests, fuzz smoke, lint, generated code
+test: build needs unit sim fuzz lint generated ## everything: unit, root and lab tests, simulation, fuzz smoke, lint, generated code
 
 .PHONY: needs
 needs: ## say what of `make test` this machine has to leave out
@@ -30,6 +30,10 @@ needs: ## say what of `make test` this machine has to leave out
 .PHONY: unit
 unit: build ## all Go tests, as root with the kernel and lab tests
 	$(GO) test $(RACE) -timeout 15m ./...
+
+.PHONY: sim
+sim: ## N fault schedules of two nodes in virtual time (default 10000), from seed SEED on
+	$(GO) test -count=1 -timeout 24h -run 'TestSchedules|TestStories|TestExact' ./internal/sim -v -schedules=$(or $(N),10000) -from=$(or $(SEED),1) | grep -v '^=== \|--- PASS'
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for T executions or seconds (default 5000x)

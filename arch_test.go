@@ -58,6 +58,7 @@ var rooms = map[string]room{
 	"internal/api": {level: 4}, // HTTP on the Unix socket
 
 	"internal/node": {level: 5},                                  // composition root
+	"internal/sim":  {level: 5},                                  // two nodes in virtual time
 	"internal/lab":  {level: 5},                                  // namespaces test-bed
 	"internal/demo": {level: 5, knows: []string{"internal/lab"}}, // shows a cluster, in the lab where root allows it
 

@@ -74,7 +74,13 @@ type Sighted struct{ model.Sighting }
 // Note is worth logging.
 type Note struct{ model.Event }
 
+// Renewed says that this node has begun a new life, because another one knew
+// its generation already (the stored one was lost): the new generation must be
+// stored, and what was said before was heard by nobody.
+type Renewed struct{ Generation uint32 }
+
 func (Send) isEffect()    {}
+func (Renewed) isEffect() {}
 func (Deliver) isEffect() {}
 func (Sighted) isEffect() {}
 func (Note) isEffect()    {}
@@ -103,6 +109,7 @@ type Core struct {
 	enc   Encoding // in use; see follow
 	ttl   string
 	gen   string // own generation as the wire has it
+	life  string // tells this life from another that has the same generation
 	out   outbox
 	peers map[model.NodeName]*peer
 	names []model.NodeName // sorted keys of peers
@@ -132,6 +139,7 @@ type peer struct {
 	links  map[string]*path
 
 	lastReplay time.Time // when the latest complaint about an old generation was made
+	lastTold   time.Time // when it was last told so
 }
 
 // path is one link to a peer.
@@ -159,7 +167,7 @@ func New(cfg Config) (*Core, error) {
 		return nil, errors.New("heartbeat: a source of chance is missing")
 	}
 	c := &Core{cfg: cfg, hb: hb, self: hb.Self, auth: auth, send: hb.Keys.Send, enc: Netstring,
-		gen: hex32(cfg.Generation), fields: make([]Field, 0, 32), peers: map[model.NodeName]*peer{}}
+		gen: hex32(cfg.Generation), life: hex32(cfg.Rand.Uint32()), fields: make([]Field, 0, 32), peers: map[model.NodeName]*peer{}}
 	for _, n := range hb.Nodes {
 		if n == c.self || c.peers[n] != nil {
 			continue

@@ -21,6 +21,7 @@ const (
 type inbox struct {
 	known      bool   // some life of the sender has been heard
 	generation uint32 // highest heard; it survives the sender's death
+	life       string // what a Batuta sender calls that life; "" for others
 	tracking   bool   // last is valid
 	last       uint32
 	missing    []gap  // sorted by number

@@ -49,8 +49,11 @@ func (c *Core) receive(now time.Time, d Datagram) {
 	}
 	c.count.Received++
 	gen, _ := hexField(&pkt, "hg") // a missing one counts as 0 (§4)
-	if p.in.known && gen < p.in.generation {
+	if p.in.known && gen < p.in.generation || p.in.doubled(&pkt, gen) {
 		c.replayed(now, p, gen)
+		if pkt.Get("life") != "" {
+			c.outlived(now, p)
+		}
 		return
 	}
 	c.touch(now, p, d)
@@ -152,12 +155,18 @@ func (c *Core) status(now time.Time, d Datagram, p *peer, pkt *Packet, gen, seq 
 			p.acked = 0
 		}
 		p.in.known, p.in.generation, p.in.statusSeq = true, gen, 0
+		p.in.life = ""
+	}
+	if p.in.life == "" {
+		p.in.life = pkt.Get("life")
 	}
 	if kind == model.SightingReturned && seq <= p.in.statusSeq {
 		c.count.Replayed++ // an old packet does not raise the dead (§7.5)
 		return
 	}
-	if !c.enter(now, p, seq) || seq <= p.in.statusSeq {
+	// A first status that was overtaken by another first message counts, though
+	// its number lies below what was heard.
+	if c.enter(now, p, seq); seq <= p.in.statusSeq {
 		return // known already, or newer ones came first
 	}
 	p.in.statusSeq = seq
@@ -181,6 +190,8 @@ func (c *Core) status(now time.Time, d Datagram, p *peer, pkt *Packet, gen, seq 
 // control handles the messages of delivery itself, which are not reliable.
 func (c *Core) control(now time.Time, p *peer, typ string, pkt *Packet) {
 	switch typ {
+	case typeOutlived:
+		c.renew(now, p, pkt)
 	case "NS_ackmsg":
 		n, ok := hexField(pkt, "ackseq")
 		if ok && n > p.acked && n <= c.out.seq {

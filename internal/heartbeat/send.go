@@ -24,6 +24,9 @@ func (c *Core) submit(now time.Time, m model.Message) {
 	for _, x := range m.Fields {
 		f = append(f, Field{Name: x.Name, Value: x.Value})
 	}
+	if m.Type == "status" {
+		f = append(f, Field{Name: "life", Value: c.life})
+	}
 	f = c.address(f, m.To)
 	f = append(f, Field{Name: "seq", Value: hex32(c.out.seq)})
 	f = c.date(f, now)

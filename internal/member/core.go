@@ -18,7 +18,7 @@ const (
 	askInterval = time.Second     // between two requests for the node list
 )
 
-// Input is one thing that happens to a Core: Start, Sighting, Received or Tick.
+// Input is one thing that happens to a Core: Start, Sighting, Received, Renewed or Tick.
 type Input interface{ isInput() }
 
 // Start begins the node's life; it comes first and once.
@@ -30,12 +30,17 @@ type Sighting struct{ model.Sighting }
 // Received is a new message of another node for this one.
 type Received struct{ model.Message }
 
+// Renewed says that the others see a new life of this node begin, which has
+// that generation: nobody has heard what was said before.
+type Renewed struct{ Generation uint32 }
+
 // Tick says that time has passed; due at Next.
 type Tick struct{}
 
 func (Start) isInput()    {}
 func (Sighting) isInput() {}
 func (Received) isInput() {}
+func (Renewed) isInput()  {}
 func (Tick) isInput()     {}
 
 // Effect is one thing that a Core wants done: Submit, Running, Event or Note.
@@ -139,6 +144,14 @@ func (c *Core) Step(now time.Time, in Input) []Effect {
 		c.sighted(now, in.Sighting)
 	case Received:
 		c.received(now, in.Message)
+	case Renewed:
+		c.nodes[c.hb.Self].Generation = in.Generation
+		c.sendStatus(now)
+		c.askAt = now
+		c.advance(now)
+		if c.phase == running {
+			c.event(now, model.Renewed, c.hb.Self, model.Message{})
+		}
 	case Tick:
 		c.tick(now)
 	}

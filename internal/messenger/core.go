@@ -23,6 +23,7 @@ type Core struct {
 type Output struct {
 	Datagrams [][]byte // to be sent on all links
 	Probes    []heartbeat.Probe
+	Renewed   uint32 // the generation that this node goes on with, to be stored at once; 0: no change
 	Events    []model.ClusterEvent
 	Notes     []model.Event
 }
@@ -110,6 +111,9 @@ func (c *Core) beat(now time.Time, in heartbeat.Input) {
 			c.member(now, member.Received{Message: e.Message})
 		case heartbeat.Sighted:
 			c.member(now, member.Sighting{Sighting: e.Sighting})
+		case heartbeat.Renewed:
+			c.out.Renewed = e.Generation
+			c.member(now, member.Renewed{Generation: e.Generation})
 		case heartbeat.Note:
 			c.out.Notes = append(c.out.Notes, e.Event)
 		}

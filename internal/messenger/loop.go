@@ -25,6 +25,9 @@ type Config struct {
 	Rand        *rand.Rand    // used by the loop only
 	Sink        model.Sink    // what is worth logging
 	LoadAverage func() string // text of the ld field
+	// Renewed stores the generation that this node goes on with when the
+	// stored one had been lost; see StoreGeneration. May be nil.
+	Renewed func(generation uint32) error
 }
 
 // ErrStopped is returned by Send after the loop has ended.
@@ -219,6 +222,12 @@ func (l *Loop) do(step func(now time.Time) Output) {
 	l.mu.Lock()
 	out := step(time.Now())
 	l.mu.Unlock()
+	if out.Renewed != 0 && l.cfg.Renewed != nil {
+		if err := l.cfg.Renewed(out.Renewed); err != nil {
+			l.note(model.Event{At: time.Now(), Level: model.LevelError, Source: "heartbeat", Kind: "generation-not-stored", Subject: string(l.cfg.Heartbeat.Self),
+				Text: fmt.Sprintf("generation %d could not be stored: %v; the next start may be refused by the others for a moment", out.Renewed, err)})
+		}
+	}
 	for _, d := range out.Datagrams {
 		for _, k := range l.cfg.Links {
 			l.sent(k, k.Send(d))

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -31,9 +32,10 @@ func conf(self model.NodeName) model.Heartbeat {
 // station is one messenger of a story with everything it reported.
 type station struct {
 	*Loop
-	t     *testing.T
-	start time.Time
-	stop  func()
+	t      *testing.T
+	start  time.Time
+	stop   func()
+	stored atomic.Uint32 // generation
 
 	mu    sync.Mutex
 	lines []string // "<seconds>s <event>"
@@ -57,6 +59,7 @@ func boot(t *testing.T, hb model.Heartbeat, generation uint32, nets ...*link.Net
 			defer s.mu.Unlock()
 			s.notes = append(s.notes, e.Text)
 		},
+		Renewed: func(g uint32) error { s.stored.Store(g); return nil },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -231,18 +234,18 @@ func TestRestartWithinDeadtime(t *testing.T) {
 	})
 }
 
-// The same generation as before a crash, or a lower one, is refused: it could
-// be anybody's recording.
-func TestOldGenerationIsRefused(t *testing.T) {
+// A node that lost its stored generation begins with one that the others have
+// heard. They drop what it says, but tell it; it goes on above, and stores that.
+func TestLostGenerationIsMadeUpFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := network(1)
 		a, b := pair(t, net)
 		b.stop()
-		boot(t, conf("b"), 199, net)
-		pass(10 * time.Second)
-		a.wants("15.002s died b")
-		if n := a.Counters().Replayed; n < 10 {
-			t.Errorf("%d packets refused as replayed", n)
+		b = boot(t, conf("b"), 199, net)
+		pass(100 * time.Millisecond)
+		a.wants("10.5s restarted b", "10.5s b: status st=active")
+		if n := a.Counters().Replayed; n == 0 || b.stored.Load() != 201 {
+			t.Errorf("%d packets refused, generation %d stored", n, b.stored.Load())
 		}
 	})
 }

@@ -61,6 +61,11 @@ func nextGeneration(dir string, byTime bool, now time.Time) (uint32, error) {
 	return g, store(name, []byte(heartbeat.FormatGeneration(g)))
 }
 
+// StoreGeneration stores the generation of this life in the state directory.
+func StoreGeneration(dir string, generation uint32) error {
+	return store(filepath.Join(dir, generationFile), []byte(heartbeat.FormatGeneration(generation)))
+}
+
 // nodeUUID returns the identity of this node: the stored one, or a new random
 // one (RFC 9562 version 4), which is then stored.
 func nodeUUID(dir string, random io.Reader) (id [16]byte, err error) {

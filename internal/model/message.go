@@ -142,6 +142,7 @@ const (
 	NodeJoined                       // Node is heard again after death (new generation), or for the first time
 	PartitionHealed                  // Node is heard again after death with its old generation: it never died
 	LinkChanged                      // a link to Node went up or down
+	Renewed                          // the others see a new life of this node: what it said before is lost
 )
 
 // ClusterEvent is one fact about the cluster, from messenger to crm.

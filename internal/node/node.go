@@ -193,6 +193,7 @@ func (n *clusterNode) buildMessenger() error {
 		Rand:        seeded(),
 		Sink:        n.sink,
 		LoadAverage: loadAverage,
+		Renewed:     func(g uint32) error { return messenger.StoreGeneration(n.StateDir, g) },
 	})
 	return err
 }

@@ -16,7 +16,7 @@ const (
 	infoHeal     = "heal"     // after a split: this is what I hold; what do you?
 	infoHealed   = "healed"   // the answer to that
 	infoLeaving  = "leaving"  // a split was lost, everything is being released
-	infoCleaning = "cleaning" // leftovers of an earlier life are being released
+	infoCleaning = "cleaning" // what is not claimed is still being released
 	infoKept     = "kept"     // what was offered could not be released
 )
 
@@ -28,9 +28,14 @@ func (c *Core) cluster(e model.ClusterEvent) {
 			c.peer.alive = v.State == model.NodeActive || v.State == model.NodeUp
 		}
 	}
-	if e.Kind == model.CommunicationUp {
+	switch e.Kind {
+	case model.CommunicationUp:
 		c.communicationUp(e.View)
 		return
+	case model.Renewed:
+		c.renewed()
+		return
+	default:
 	}
 	if e.Node != c.cfg.Peer && e.Message.From != c.cfg.Peer || c.cfg.Peer == "" {
 		return
@@ -46,7 +51,7 @@ func (c *Core) cluster(e model.ClusterEvent) {
 		c.newLife()
 	case model.PartitionHealed:
 		c.healed()
-	case model.CommunicationUp, model.LinkChanged, model.ClusterNone:
+	case model.CommunicationUp, model.Renewed, model.LinkChanged, model.ClusterNone:
 	}
 }
 
@@ -59,6 +64,19 @@ func (c *Core) newLife() {
 		c.won = false // after a split it began anew, and has released
 		c.reannounce()
 	}
+}
+
+// renewed: the other node has forgotten, or never heard, what we said.
+func (c *Core) renewed() {
+	if c.state == stateInit || c.state == stateShutdown {
+		return
+	}
+	c.endStandby()
+	c.otherStable = false
+	if c.state != stateStable {
+		c.takeoverAt = c.now.Add(takeoverDelay)
+	}
+	c.sendStarting()
 }
 
 func (c *Core) communicationUp(v model.View) {
@@ -147,7 +165,7 @@ func (c *Core) onStarting(m model.Message) {
 	}
 	c.peer.stopping, c.peer.gone = false, false
 	if c.won {
-		c.won = false // the loser of a split has released
+		c.won, c.peer.cleaning = false, false // the loser of a split has released
 		c.reannounce()
 	}
 	if c.state == stateShutdown {
@@ -163,6 +181,7 @@ func (c *Core) onResource(m model.Message) {
 	if c.state == stateInit || !ok {
 		return
 	}
+	c.peer.reported = true
 	full := m.Get("rtype") == "full"
 	if full {
 		// A retransmitted report may come after newer ones. A node that numbers its
@@ -205,6 +224,9 @@ func (c *Core) onResource(m model.Message) {
 	case "0":
 		c.otherStable = false
 		c.peer.open = full && info == ""
+		if c.peer.open {
+			c.cleaned()
+		}
 	}
 	switch {
 	case info == infoKept && c.standby == standbyOther:
@@ -217,9 +239,9 @@ func (c *Core) onResource(m model.Message) {
 	}
 }
 
-// cleaned is called when the other node can have nothing left of an earlier
-// life: its machine answered for our addresses until then, and who believed it
-// must learn better.
+// cleaned is called when the other node has nothing left that it does not
+// claim: its machine answered for our addresses until then, and who believed
+// it must learn better.
 func (c *Core) cleaned() {
 	if c.peer.cleaning {
 		c.peer.cleaning = false
@@ -248,8 +270,9 @@ func (c *Core) onShutdone() {
 
 // report tells the other node what we claim, and whether we have settled.
 func (c *Core) report(stable bool, info string) {
-	if info == "" && !stable && c.found != None {
-		info = infoCleaning
+	if info == "" && c.vacating() {
+		// Nobody may take what still runs here, although it is not claimed.
+		stable, info = false, infoCleaning
 	}
 	f := []model.Field{{Name: "rsc_hold", Value: c.hold.String()}, {Name: "rtype", Value: "full"},
 		{Name: "isstable", Value: map[bool]string{true: "1", false: "0"}[stable]}}
@@ -329,6 +352,7 @@ func (c *Core) consider() {
 			c.acquire(again, forNothing)
 		}
 	}
+	c.unstick()
 	settled := !c.alone() && c.otherStable && c.standby == standbyNot && !c.healing
 	if settled && c.hold&c.Other() != None {
 		c.conflict()
@@ -344,6 +368,16 @@ func (c *Core) consider() {
 	c.askAgain()
 }
 
+// unstick tries again to stop what is the other's.
+func (c *Core) unstick() {
+	if c.stuck &^= c.hold; c.stuck == None {
+		c.stuckAt = time.Time{}
+	} else if c.due(c.stuckAt) && len(c.ops) == 0 {
+		c.stuckAt = time.Time{}
+		c.release(c.stuck, forStuck)
+	}
+}
+
 // alone tells that nobody else can hold a resource.
 func (c *Core) alone() bool { return !c.peer.alive || c.peer.gone }
 
@@ -353,18 +387,20 @@ func (c *Core) settle() {
 		return
 	}
 	both := c.state == stateReceived && c.peer.batuta && c.peer.open
-	late := c.due(c.takeoverAt) && !c.peer.stopping
-	if !c.otherStable && !both && !late {
-		return
-	}
+	late := c.due(c.takeoverAt) && !c.peer.stopping && !c.peer.cleaning
+	agreed := c.otherStable || both || late
 	own := Local &^ c.hold
 	if c.other&Foreign != None {
 		own = None
 	}
-	if left := c.found &^ own; left != None {
-		// What an earlier life left running must be gone before anyone may take it.
+	if left := c.found &^ own; left != None && (agreed || c.peer.reported) {
+		// What an earlier life left running must be gone before anyone may
+		// take it: the other waits for that.
 		c.cleaning = true
 		c.release(left, forCleaning)
+		return
+	}
+	if !agreed {
 		return
 	}
 	c.found = None
@@ -373,6 +409,45 @@ func (c *Core) settle() {
 		c.acquire(own, forOwn)
 	}
 	c.report(true, "")
+}
+
+// vacating tells whether something runs here that this node does not claim
+// and will not: it is being released, or will be.
+func (c *Core) vacating() bool {
+	if c.found&Foreign != None || c.found != None && c.other&Foreign != None {
+		return true
+	}
+	for _, op := range c.ops {
+		if op.release && op.set&^c.hold != None {
+			return true
+		}
+	}
+	return false
+}
+
+// keep claims what could not be released: it still runs here, and must not
+// run twice. Heartbeat hands it over all the same, or reboots the machine.
+// What the other claims already is left to it; here it is stopped again and
+// again.
+func (c *Core) keep(left Set) {
+	left &^= c.hold
+	if theirs := left & c.Other(); theirs != None {
+		c.stick(theirs)
+		left &^= theirs
+	}
+	if left == None {
+		return
+	}
+	c.say(model.LevelCritical, "stop-failed", "resources of the %v set could not be stopped: the set stays here; stop them by hand, then hand over again", left)
+	c.needsFailback = false
+	c.acquire(left, forNothing)
+}
+
+// stick remembers what still runs here although the other has it.
+func (c *Core) stick(theirs Set) {
+	c.say(model.LevelCritical, "stop-failed", "resources of the %v set could not be stopped and may run on both nodes: stop them here by hand; trying again every %v", theirs, stuckDelay)
+	c.stuck |= theirs
+	c.stuckAt = c.now.Add(stuckDelay)
 }
 
 // move hands over, or takes, what lies in the wrong place while both sides are settled.
@@ -449,12 +524,26 @@ func (c *Core) finished(f Finished) {
 		c.report(true, "")
 	case forGiving:
 		c.given(f.Failed)
+	case forStuck:
+		c.stuck &^= op.set
+		if left := f.Failed &^ c.hold; left != None {
+			c.stick(left)
+			break
+		}
+		c.say(model.LevelNotice, "stop-late", "resources of the %v set are stopped here at last", op.set)
+		c.report(false, infoCleaning) // so that the other announces its addresses again
+		c.report(c.state == stateStable, "")
 	case forRejoin:
+		if f.Failed != None {
+			c.stick(f.Failed)
+		}
 		c.rejoining = false
 		c.state, c.takeoverAt = stateStarting, c.now.Add(takeoverDelay)
 		c.sendStarting()
 	case forCleaning:
-		c.cleaning, c.found = false, None
+		c.cleaning, c.found = false, c.found&^op.set
+		c.keep(f.Failed)
+		c.report(false, "")
 	case forStop:
 		// After a failed stop the other node must not believe that all is released.
 		if f.Failed == None && c.up {
@@ -464,6 +553,11 @@ func (c *Core) finished(f Finished) {
 	case forYielding:
 		c.yielded(f.Failed)
 	case forNothing:
+		if op.release && c.state == stateStable {
+			// A hand-over that was overtaken: the other waits to hear what became of it.
+			c.keep(f.Failed)
+			c.report(true, "")
+		}
 	}
 }
 

@@ -171,6 +171,7 @@ const (
 	answerDelay   = 10 * time.Second // an offer, until it counts as refused
 	workDelay     = time.Hour        // the other node's scripts, until a hand-over is forgotten
 	giveUpDelay   = 30 * time.Second // a failed start, until the set is offered to the other
+	stuckDelay    = 30 * time.Second // a failed stop of what is the other's, until it is tried again
 	askDelay      = 10 * time.Second // no word of the other's state, until it is asked again
 )
 
@@ -210,6 +211,7 @@ const (
 	forGiving          // release what we hand over
 	forRejoin          // release everything after a lost split, then negotiate anew
 	forCleaning        // release what an earlier life left, then settle
+	forStuck           // release what could not be released before
 	forStop            // release everything, then end
 	forYielding        // release what the other node asks for as its own (legacy)
 )
@@ -226,9 +228,10 @@ type peerState struct {
 	alive    bool
 	batuta   bool
 	open     bool   // its last report: not settled, and busy with nothing
+	reported bool   // it has said what it claims
 	stopping bool   // it announced its stop
 	gone     bool   // it has released everything and ends
-	cleaning bool   // it releases what its earlier life left running
+	cleaning bool   // it releases what it does not claim
 	report   uint64 // number of its last report
 }
 
@@ -248,8 +251,10 @@ type Core struct {
 	standby    standby
 	standbySet Set // in terms of the node that hands over
 	standbyAt  time.Time
-	giving     Set  // what was held of the set that is being released
-	offered    bool // the running offer is a failback
+	standbyID  string // of the hand-over, given by the node that offers
+	offers     uint64 // that this node has made
+	giving     Set    // what was held of the set that is being released
+	offered    bool   // the running offer is a failback
 
 	needsFailback bool
 	failed        Set // held, but a start failed
@@ -260,6 +265,8 @@ type Core struct {
 	audited       bool // a double claim was reported
 	found         Set  // left running by an earlier life
 	cleaning      bool
+	stuck         Set       // the other's, but it could not be stopped here
+	stuckAt       time.Time // when to try again
 	rejoining     bool
 	awaited       map[string]bool // own groups that the other node was asked for (legacy)
 	asked         []string        // groups that it asked us for, and has not got yet
@@ -311,7 +318,7 @@ func (c *Core) Step(now time.Time, in Input) []Effect {
 // Next is when Step must be called at the latest; zero for no time in sight.
 func (c *Core) Next() time.Time {
 	var next time.Time
-	for _, t := range [...]time.Time{c.takeoverAt, c.standbyAt, c.giveUpAt, c.askAt} {
+	for _, t := range [...]time.Time{c.takeoverAt, c.standbyAt, c.giveUpAt, c.askAt, c.stuckAt} {
 		if !t.IsZero() && t.After(c.now) && (next.IsZero() || t.Before(next)) {
 			next = t
 		}
@@ -377,6 +384,7 @@ func (c *Core) canMove() error {
 func (c *Core) acquire(s Set, why reason) {
 	c.hold |= s
 	c.failed &^= s
+	c.stuck &^= s
 	c.begin(s, false, why)
 }
 

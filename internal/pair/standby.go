@@ -1,6 +1,7 @@
 package pair
 
 import (
+	"strconv"
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/model"
@@ -14,7 +15,9 @@ import (
 //	S  ask_resources X done      released
 //	T  ask_resources X done      acquired
 //
-// and both report that they are settled.
+// and both report that they are settled. Between Batuta nodes each message of
+// a hand-over bears its number, so that a late one is not taken for part of
+// the next: its "done" would start a resource that is still being stopped.
 
 // offer begins a hand-over to the other node.
 func (c *Core) offer(s Set, failback bool) {
@@ -22,11 +25,16 @@ func (c *Core) offer(s Set, failback bool) {
 	c.otherStable = false
 	c.standby, c.standbySet, c.standbyAt = standbyMe, s, c.now.Add(answerDelay)
 	c.offered = failback
+	c.offers++
+	c.standbyID = string(c.cfg.Self) + "." + strconv.FormatUint(c.offers, 16)
 	c.sendAsk(s, "me")
 }
 
 func (c *Core) sendAsk(s Set, info string) {
 	f := []model.Field{{Name: "rsc_hold", Value: s.String()}, {Name: "info", Value: info}}
+	if c.peer.batuta {
+		f = append(f, model.Field{Name: "offer", Value: c.standbyID})
+	}
 	if info == "done" {
 		f = c.numbered(f...)
 	}
@@ -68,13 +76,17 @@ func (c *Core) onAsk(m model.Message) {
 		}
 	}
 	info := m.Get("info")
+	id, numbered := m.Lookup("offer")
+	stale := numbered && c.standby != standbyNot && info != "me" && id != c.standbyID
 	if info == "done" {
 		// It says more than any report sent before it that is still on its way.
 		c.peer.report = max(c.peer.report, number(m))
 	}
 	switch {
+	case stale:
+		c.say(model.LevelInfo, "protocol", "%s: ask_resources %v %q of an earlier hand-over: ignored", c.cfg.Peer, set, info)
 	case info == "me":
-		c.onOffer(set)
+		c.onOffer(set, id)
 	case info == "other" && c.standby == standbyMe && !c.releasing():
 		c.standbySet = set
 		c.standbyAt = c.now.Add(workDelay)
@@ -111,7 +123,7 @@ func (c *Core) receiving() bool {
 }
 
 // onOffer accepts a set from the other node, or ignores the offer as the protocol demands.
-func (c *Core) onOffer(set Set) {
+func (c *Core) onOffer(set Set, id string) {
 	c.say(model.LevelNotice, "standby", "%s wants to go standby [%v]", c.cfg.Peer, set)
 	crossed := c.standby == standbyMe && !c.releasing() && c.peer.batuta && !c.cfg.First
 	switch {
@@ -125,7 +137,7 @@ func (c *Core) onOffer(set Set) {
 		return
 	}
 	c.otherStable = false
-	c.standby, c.standbySet, c.standbyAt = standbyOther, set, c.now.Add(workDelay)
+	c.standby, c.standbySet, c.standbyAt, c.standbyID = standbyOther, set, c.now.Add(workDelay), id
 	c.sendAsk(set, "other")
 }
 

@@ -1,0 +1,168 @@
+package sim
+
+import (
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/heartbeat"
+	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/pair"
+)
+
+// host is one machine: its disk, its kernel, what runs on it, and the daemon
+// while that runs.
+type host struct {
+	w      *world
+	index  int
+	name   model.NodeName
+	up     bool
+	paused time.Time     // its daemon does not run until then
+	frozen time.Time     // nothing of it runs until then
+	clock  time.Duration // by how much its wall clock is wrong
+
+	stored uint32          // generation on disk; 0: none
+	runs   map[string]bool // resources
+	stuck  map[string]bool // of them, those that failed to stop
+
+	badStart, badStop map[string]int // sets, in this node's terms: how many faults
+	slow              int
+
+	daemon *daemon
+	absent []span // when the daemon could not run although it was there
+}
+
+// span is a stretch of time.
+type span struct{ from, to time.Time }
+
+func newHost(w *world, index int) *host {
+	h := &host{w: w, index: index, name: nodeNames[index], runs: map[string]bool{}, stuck: map[string]bool{},
+		badStart: map[string]int{}, badStop: map[string]int{}}
+	return h
+}
+
+var nodeNames = [2]model.NodeName{"a", "b"}
+
+func (h *host) peer() *host { return h.w.hosts[1-h.index] }
+
+func (h *host) wall(now time.Time) time.Time { return now.Add(h.clock) }
+
+// boot switches the machine on.
+func (h *host) boot() {
+	h.up = true
+	h.start()
+}
+
+// start begins a life of the daemon.
+func (h *host) start() {
+	if !h.up || h.daemon != nil {
+		return
+	}
+	h.stored = heartbeat.NextGeneration(h.stored, h.wall(h.w.now))
+	h.w.say("%s: starts, generation %d", h.name, h.stored)
+	d, err := newDaemon(h, h.stored)
+	if err != nil {
+		h.w.check.broken("%s does not start: %v", h.name, err)
+		return
+	}
+	h.daemon = d
+	d.begin()
+}
+
+// kill ends the daemon at once. Its scripts die with it, its resources live on.
+func (h *host) kill() {
+	if h.daemon == nil {
+		return
+	}
+	d := h.daemon
+	h.daemon, h.paused = nil, time.Time{}
+	h.absent = nil
+	d.end()
+}
+
+// reset ends the machine at once.
+func (h *host) reset() {
+	h.kill()
+	h.up, h.frozen = false, time.Time{}
+	for _, name := range sorted(h.runs) {
+		h.set(name, false)
+	}
+	clear(h.stuck)
+}
+
+// set starts or stops a resource.
+func (h *host) set(name string, on bool) {
+	if h.runs[name] == on {
+		return
+	}
+	if on {
+		h.runs[name] = true
+	} else {
+		delete(h.runs, name)
+		delete(h.stuck, name)
+	}
+	h.w.say("%s: %s runs: %v", h.name, name, on)
+	h.w.check.changed(name)
+}
+
+// halted is until when nothing of the machine runs.
+func (h *host) halted() time.Time { return h.frozen }
+
+// idle is until when its daemon does not run.
+func (h *host) idle() time.Time {
+	if h.paused.After(h.frozen) {
+		return h.paused
+	}
+	return h.frozen
+}
+
+// arrive takes a datagram off the wire, into the socket of the daemon.
+func (h *host) arrive(p packet) {
+	if !h.up || h.w.now.Before(h.frozen) || h.daemon == nil {
+		return
+	}
+	h.daemon.arrive(p)
+}
+
+// away stops the daemon, or the whole machine, for a while.
+func (h *host) away(until *time.Time, d time.Duration) {
+	if end := h.w.now.Add(d); h.daemon != nil && end.After(*until) {
+		*until = end
+		h.absent = append(h.absent, span{h.w.now, end})
+	}
+}
+
+// present is how much of the time since then the daemon was able to run, as
+// far as it can know: an absence that ends before a quarter of a keepalive
+// after the next beat is due is not noticed.
+func (h *host) present(since time.Time) time.Duration {
+	d, from := h.w.now.Sub(since), since
+	for _, s := range h.absent { // in order of their beginning
+		if s.from.After(from) {
+			from = s.from
+		}
+		to := s.to
+		if to.After(h.w.now) {
+			to = h.w.now
+		}
+		if to.After(from) {
+			d -= max(0, to.Sub(from)-h.w.cfg.Keepalive*5/4)
+			from = to
+		}
+	}
+	return d
+}
+
+// fail makes the scripts of a set fail, or work again.
+func (h *host) fail(which map[string]int, set string, by int) {
+	for _, s := range []string{"local", "foreign"} {
+		if set == s || set == "all" {
+			which[s] += by
+		}
+	}
+}
+
+// wish tells the daemon what the operator wants.
+func (h *host) wish(in pair.Input) {
+	if h.daemon != nil {
+		h.daemon.wish(in)
+	}
+}

@@ -1,0 +1,227 @@
+package sim
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/heartbeat"
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// checks holds the cluster to its promises:
+//
+//  1. Outside a split no resource runs on two nodes, not for an instant: the
+//     new owner starts it after the old one has stopped it. A split is what
+//     the classic mode permits: a node declares the other dead whose machine
+//     lives on. It ends healBound after everything is whole again.
+//  2. Nobody is declared dead who was heard within the dead time, not counting
+//     the time during which the one who declares it did not run itself.
+//  3. Within settleBound after the last fault every resource runs on exactly
+//     one node, both sides agree that all is settled, and so it stays.
+//  4. A node's generations never go back, its numbers go up by one in each, and
+//     a number always means the same bytes.
+//
+// A resource whose stop has failed may run on: the operator must end it.
+type checks struct {
+	w       *world
+	list    []string
+	settled bool // all was well after the last fault
+
+	split   bool
+	trouble time.Time            // when not everything was whole
+	double  map[string]time.Time // resources that run twice, since when
+	last    map[string]int       // node that a resource last started on
+
+	wire [2]sender
+}
+
+// sender is what one node has sent in its present generation.
+type sender struct {
+	generation uint64
+	seq        uint64
+	packets    map[uint64][]byte
+	forgot     bool // the stored generation was lost since
+	highest    uint64
+	heard      bool // the generation is above all before: others listen
+}
+
+func newChecks(w *world) *checks {
+	c := &checks{w: w, double: map[string]time.Time{}, last: map[string]int{}, trouble: w.now}
+	for i := range c.wire {
+		c.wire[i].packets = map[uint64][]byte{}
+	}
+	return c
+}
+
+func (c *checks) broken(format string, args ...any) {
+	text := fmt.Sprintf("%.4f %s", c.w.now.Sub(c.w.begin).Seconds(), fmt.Sprintf(format, args...))
+	c.w.say("*** %s", text)
+	if len(c.list) < 20 {
+		c.list = append(c.list, text)
+	}
+}
+
+// watch looks at what only time can break.
+func (c *checks) watch() {
+	now := c.w.now
+	if !c.whole() {
+		c.trouble = now
+	}
+	if c.split && now.Sub(c.trouble) > c.healBound() {
+		c.split = false
+		c.w.say("--- the split is over")
+		for _, name := range sorted(c.double) {
+			c.broken("%s still runs twice %v after everything is whole: %s", name, c.healBound(), c.w.state())
+		}
+	}
+	c.w.after(max(c.w.cfg.Keepalive, 100*time.Millisecond), c.watch)
+}
+
+// whole tells that nothing stands in the way of an end of a split.
+func (c *checks) whole() bool {
+	for _, h := range c.w.hosts {
+		if !h.up {
+			continue
+		}
+		if c.w.now.Before(h.idle()) || h.slow > 0 || h.badStart["local"]+h.badStart["foreign"]+h.badStop["local"]+h.badStop["foreign"] > 0 {
+			return false
+		}
+		if h.daemon == nil && len(h.runs) > 0 || h.daemon != nil && !h.active() {
+			return false
+		}
+	}
+	return c.w.net.whole()
+}
+
+func (c *checks) healBound() time.Duration {
+	return c.w.settleBound()
+}
+
+// changed is called when a resource has started or stopped.
+func (c *checks) changed(name string) {
+	a, b := c.w.hosts[0], c.w.hosts[1]
+	for _, h := range c.w.hosts {
+		if h.runs[name] && !h.peer().runs[name] {
+			if c.last[name] == 1+h.peer().index {
+				c.w.seen.Takeovers++
+			}
+			c.last[name] = 1 + h.index
+		}
+	}
+	if c.settled {
+		c.broken("%s moved after all was well", name)
+	}
+	since, was := c.double[name]
+	twice := a.runs[name] && b.runs[name] && !a.stuck[name] && !b.stuck[name]
+	switch {
+	case twice && !was:
+		c.double[name] = c.w.now
+		if !c.split {
+			c.broken("%s runs twice outside a split: %s", name, c.w.state())
+		}
+	case !twice && was:
+		delete(c.double, name)
+		c.w.seen.Doubled += c.w.now.Sub(since)
+	}
+}
+
+// event is called with what a node's messenger tells its resource manager.
+func (c *checks) event(h *host, e model.ClusterEvent) {
+	if e.Kind != model.NodeDied {
+		return
+	}
+	c.w.seen.Deaths++
+	peer := h.peer()
+	if peer.up && (peer.daemon != nil || len(peer.runs) > 0) {
+		c.w.seen.Splits++
+		c.split, c.trouble = true, c.w.now
+	}
+	if heard := h.daemon.heard; !heard.IsZero() {
+		silence := h.present(heard)
+		if silence < c.w.cfg.DeadTime {
+			c.broken("%s declares %s dead, whom it heard %v ago (not counting its own absence)", h.name, peer.name, silence)
+		}
+	}
+	if c.settled {
+		c.broken("%s declares %s dead after all was well", h.name, peer.name)
+	}
+}
+
+// noted is called with what a node says for people.
+func (c *checks) noted(*host, model.Event) {}
+
+func (c *checks) amnesia(h *host) { c.wire[h.index].forgot = true }
+
+// sent looks at a datagram as it leaves, and tells whether it is a fresh beat.
+func (c *checks) sent(h *host, data []byte) (beat bool) {
+	c.w.seen.Sent++
+	p, err := heartbeat.Parse(data)
+	if err != nil {
+		c.broken("%s sends what is no packet: %v", h.name, err)
+		return false
+	}
+	s := &c.wire[h.index]
+	generation, err := strconv.ParseUint(p.Get("hg"), 16, 32)
+	if err != nil {
+		c.broken("%s sends no generation", h.name)
+	}
+	seq, _ := strconv.ParseUint(p.Get("seq"), 16, 32)
+	if generation != s.generation || s.forgot && seq == 1 {
+		if generation < s.generation && !s.forgot {
+			c.broken("%s: generation %d after %d", h.name, generation, s.generation)
+		}
+		s.generation, s.seq, s.forgot = generation, 0, false
+		s.heard = generation > s.highest
+		s.highest = max(s.highest, generation)
+		clear(s.packets)
+	}
+	if strings.HasPrefix(p.Get("t"), "NS_") {
+		return false
+	}
+	switch old, known := s.packets[seq]; {
+	case known && !bytes.Equal(old, data):
+		c.broken("%s sends number %d with other content", h.name, seq)
+		return false
+	case known:
+		return false
+	case seq != s.seq+1:
+		c.broken("%s sends number %d after %d", h.name, seq, s.seq)
+	}
+	s.seq = seq
+	s.packets[seq] = data
+	return p.Get("t") == "status" && s.heard
+}
+
+// well tells that every resource runs on one node and both sides have settled.
+func (c *checks) well() bool {
+	for _, h := range c.w.hosts {
+		if !h.up {
+			continue
+		}
+		if h.daemon == nil || !h.daemon.ready || h.daemon.told || !h.active() || !h.daemon.crm.Stable() {
+			return false
+		}
+		if v := h.daemon.msgr.View(); (v.Find(h.peer().name).State == model.NodeActive) != h.peer().up {
+			return false
+		}
+	}
+	for name := range c.w.owner {
+		if c.w.hosts[0].runs[name] == c.w.hosts[1].runs[name] {
+			return false
+		}
+	}
+	return true
+}
+
+// active tells that the daemon takes part in the cluster.
+func (h *host) active() bool {
+	v := h.daemon.msgr.View()
+	return v.Find(h.name).State == model.NodeActive
+}
+
+func sorted[T any](m map[string]T) []string { return slices.Sorted(maps.Keys(m)) }
