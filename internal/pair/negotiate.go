@@ -342,7 +342,7 @@ func (c *Core) consider() {
 		if c.state != stateStarting && c.state != stateReceived {
 			c.takeoverAt = time.Time{}
 		}
-		c.askAt, c.giveUpAt = time.Time{}, time.Time{}
+		c.askAt, c.giveUpAt, c.orphanAt = time.Time{}, time.Time{}, time.Time{}
 		return
 	}
 	c.takeoverAt = time.Time{}
@@ -365,6 +365,7 @@ func (c *Core) consider() {
 	if settled && len(c.ops) == 0 {
 		c.move()
 	}
+	c.adopt(settled)
 	c.askAgain()
 }
 
@@ -468,6 +469,31 @@ func (c *Core) move() {
 	case c.needsFailback:
 		c.needsFailback = false
 		c.offer(Foreign, true)
+	}
+}
+
+// adopt sees to a set of an original Heartbeat that nobody claims: it lost it
+// by restarting within its dead time, or because we, who had it, saw a split
+// that it did not see. It only logs that. The set is offered to it, and taken
+// if it does not want it.
+func (c *Core) adopt(settled bool) {
+	switch orphan := !c.alone() && !c.peer.batuta && !c.peer.stopping && (c.hold|c.Other())&Foreign == None; {
+	case !orphan:
+		c.orphanAt, c.orphanOffered = time.Time{}, false
+	case !settled || len(c.ops) > 0:
+		c.orphanAt = time.Time{}
+	case c.orphanAt.IsZero():
+		c.orphanAt = c.now.Add(orphanDelay)
+	case !c.due(c.orphanAt):
+	case !c.orphanOffered:
+		c.orphanAt, c.orphanOffered = time.Time{}, true
+		c.say(model.LevelWarning, "orphan", "nobody holds the resources of %s: offering them to it", c.cfg.Peer)
+		c.offer(Foreign, false)
+	default:
+		c.orphanAt = time.Time{}
+		c.say(model.LevelWarning, "orphan", "%s does not take its resources, and nobody else holds them: taking them", c.cfg.Peer)
+		c.acquire(Foreign, forNothing)
+		c.report(true, "")
 	}
 }
 

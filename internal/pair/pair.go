@@ -173,6 +173,7 @@ const (
 	giveUpDelay   = 30 * time.Second // a failed start, until the set is offered to the other
 	stuckDelay    = 30 * time.Second // a failed stop of what is the other's, until it is tried again
 	askDelay      = 10 * time.Second // no word of the other's state, until it is asked again
+	orphanDelay   = 2 * time.Second  // nobody claims the other's set, until it is offered to it; it reacts within 1 s
 )
 
 // state is where the negotiation stands.
@@ -263,6 +264,8 @@ type Core struct {
 	healing       bool // the other was asked what it holds after a split
 	won           bool // a split was won; the loser has not yet released
 	audited       bool // a double claim was reported
+	orphanAt      time.Time
+	orphanOffered bool // once; it was not taken
 	found         Set  // left running by an earlier life
 	cleaning      bool
 	stuck         Set       // the other's, but it could not be stopped here
