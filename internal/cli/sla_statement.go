@@ -1,11 +1,13 @@
 package cli
 
 import (
+	_ "embed" // of the page
 	"encoding/csv"
 	"errors"
 	"fmt"
 	"html/template"
 	"io"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -160,9 +162,13 @@ func writeStatements(w io.Writer, r statementReport) error {
 func writeStatementsCSV(w io.Writer, r statementReport) error {
 	out := csv.NewWriter(w)
 	rows := [][]string{{"thing", "period", "from", "until", "service_seconds", "up_seconds", "degraded_seconds", "down_seconds", "planned_seconds",
-		"unknown_seconds", "availability", "availability_with_planned", "failures", "mtbf_seconds", "mttr_seconds",
-		"detect_seconds", "decide_seconds", "switch_seconds", "verify_seconds"}}
-	seconds := func(s sla.Span) string { return strconv.FormatFloat(float64(s), 'f', -1, 64) }
+		"unknown_seconds", "availability", "availability_with_planned", "availability_at_worst", "failures", "mtbf_seconds", "mttr_seconds",
+		"detect_seconds", "decide_seconds", "switch_seconds", "verify_seconds", "mtbf_low_seconds", "mtbf_high_seconds", "longest_outage_seconds",
+		"target", "budget_seconds", "budget_left_seconds"}}
+	seconds := func(s sla.Span) string {
+		b, _ := s.MarshalJSON() // never fails for a number
+		return string(b)
+	}
 	maybe := func(s *sla.Span) string {
 		if s == nil {
 			return ""
@@ -176,10 +182,24 @@ func writeStatementsCSV(w io.Writer, r statementReport) error {
 		return u.String()
 	}
 	for _, s := range r.Statements {
-		rows = append(rows, []string{s.Thing.String(), s.Period.Name, s.Period.From.Format(time.RFC3339), s.Until.Format(time.RFC3339),
+		row := []string{s.Thing.String(), s.Period.Name, s.Period.From.Format(time.RFC3339), s.Until.Format(time.RFC3339),
 			seconds(s.Service), seconds(s.Up), seconds(s.Degraded), seconds(s.Down), seconds(s.Planned), seconds(s.Unknown),
-			percent(s.Unplanned), percent(s.Total), strconv.Itoa(s.Failures), maybe(s.MTBF), maybe(s.MTTR),
-			seconds(s.Parts.Detect), seconds(s.Parts.Decide), seconds(s.Parts.Switch), seconds(s.Parts.Verify)})
+			percent(s.Unplanned), percent(s.Total), percent(s.Worst), strconv.Itoa(s.Failures), maybe(s.MTBF), maybe(s.MTTR),
+			seconds(s.Parts.Detect), seconds(s.Parts.Decide), seconds(s.Parts.Switch), seconds(s.Parts.Verify), "", "", "", "", "", ""}
+		more := row[len(row)-6:]
+		if b := s.Bounds; b != nil {
+			more[0] = seconds(b.Low)
+			if s.Failures > 0 {
+				more[1] = seconds(b.High)
+			}
+		}
+		if s.Longest != nil {
+			more[2] = seconds(s.Longest.Down)
+		}
+		if b := s.Budget; b != nil {
+			more[3], more[4], more[5] = b.Target.String(), seconds(b.Allowed), seconds(b.Left)
+		}
+		rows = append(rows, row)
 	}
 	if err := out.WriteAll(rows); err != nil {
 		return fmt.Errorf("write the statement: %w", err)
@@ -188,14 +208,43 @@ func writeStatementsCSV(w io.Writer, r statementReport) error {
 }
 
 // statementPage is one page without scripts that prints well.
-var statementPage = template.Must(template.New("statement").Parse(`<!DOCTYPE html>
-<html lang="en"><meta charset="utf-8"><title>Availability</title>
-<style>body{font:16px/1.5 sans-serif;max-width:50em;margin:2em auto;padding:0 1em}h2{margin-bottom:.2em}pre{background:#f4f4f4;padding:1em;overflow:auto}.flag{color:#a00}</style>
-<h1>Availability</h1>
-{{range .Statements}}<h2>{{.Thing}}</h2>
-<p>{{.Period.Name}}: <strong>{{with .Unplanned}}{{.}}{{else}}not enough data{{end}}</strong>; down {{.Down}}, planned {{.Planned}}, unknown {{.Unknown}}; failures: {{.Failures}}</p>
-<pre>{{.Statement.String}}</pre>
-{{end}}{{range .Late}}<p class="flag">Maintenance from {{.From}} was declared after it began, at {{.Declared}}: it excuses nothing ({{.Reason}})</p>
-{{end}}{{range .Notes}}<p class="flag">{{.}}</p>
-{{end}}</html>
-`))
+//
+//go:embed statement.html
+var statementHTML string
+
+var statementPage = template.Must(template.New("statement").Funcs(template.FuncMap{
+	"stamp": func(t time.Time, zone string) string {
+		if loc, err := time.LoadLocation(zone); err == nil {
+			t = t.In(loc)
+		}
+		return t.Format("2006-01-02 15:04:05 MST")
+	},
+	"rate": func(r *float64) string {
+		if r == nil {
+			return "unknown"
+		}
+		return strconv.FormatFloat(*r, 'g', 3, 64)
+	},
+	// bar are the shares of a statement's time, in percent of its width.
+	"bar": func(s sla.Statement) []barPart {
+		var parts []barPart
+		for _, p := range []struct {
+			state sla.State
+			time  sla.Span
+		}{{sla.Up, s.Up}, {sla.Degraded, s.Degraded}, {sla.Down, s.Down}, {sla.Planned, s.Planned}, {sla.Unknown, s.Unknown}} {
+			if p.time > 0 && s.Service > 0 {
+				parts = append(parts, barPart{p.state, float64(100 * p.time / s.Service), p.time})
+			}
+		}
+		return parts
+	},
+	"finite":  func(s sla.Span) bool { return !math.IsInf(float64(s), 0) },
+	"percent": func(c float64) string { return strconv.FormatFloat(100*c, 'g', 4, 64) + " %" },
+}).Parse(statementHTML))
+
+// barPart is one state's part of a bar.
+type barPart struct {
+	State sla.State
+	Width float64
+	Time  sla.Span
+}

@@ -25,8 +25,9 @@ type Prediction struct {
 	AtLeast  []CapacityShare `json:"at_least"` // descending
 
 	Classes []ClassCheck `json:"classes"`
-	Parts   []Importance `json:"parts"`   // the one that explains most down time first
-	WhatIf  []Variant    `json:"what_if"` // the one that helps most first
+	Figures string       `json:"classes_note"` // whose the figures of the classes are
+	Parts   []Importance `json:"parts"`        // the one that explains most down time first
+	WhatIf  []Variant    `json:"what_if"`      // the one that helps most first
 }
 
 // CapacityShare is the share of time with at least so much capacity.
@@ -74,7 +75,7 @@ func (m *Model) Evaluate() (Prediction, error) {
 		Title: m.Title, Service: Unavailability(u), Target: m.Target,
 		PerYear:  often * float64(Year),
 		DownYear: Unavailability(u).In(Year),
-		Classes:  root.classes(m.Class),
+		Classes:  root.classes(m.Class), Figures: ClassFigures,
 	}
 	p.MTBF, p.MTTR = meanTimes(u, often)
 	if m.Target != nil {

@@ -57,7 +57,7 @@ func (p Prediction) String() string {
 		fmt.Fprintf(&b, "  at least %-12s%s of the time\n", fmt.Sprintf("%.4g %%", 100*c.Capacity), c.Share)
 	}
 
-	b.WriteString("\nClasses of systems\n")
+	fmt.Fprintf(&b, "\nClasses of systems (%s)\n", ClassFigures)
 	for _, c := range p.Classes {
 		mark := ""
 		if c.Expected {
