@@ -95,6 +95,85 @@ func TestStoryOfTheTutorial(t *testing.T) {
 	}
 }
 
+// A director dies with open connections. Those of which the other one has
+// learned go on there; the others it does not know.
+func TestStoryOfConnectionsThatSurvive(t *testing.T) {
+	const few, many = 20, 100
+	l := startOnIPVS(t, "--ipvs-sync", "eth1,id=1")
+	for _, director := range []string{"lvs01", "lvs02"} {
+		tableIs(t, l, director, "rr", rows("masq", 1, 1, 1, 1))
+	}
+	eventually(t, "lvs01 holds the virtual address", func() bool { return holds(t, l, "lvs01") })
+	daemons := output(t, l, "lvs01", "ipvsadm", "-L", "--daemon")
+	if !strings.HasPrefix(daemons, "master sync daemon (mcast=eth1, syncid=1,") || !strings.Contains(daemons, "\nbackup sync daemon (mcast=eth1, syncid=1,") {
+		t.Errorf("daemons:\n%s", daemons)
+	}
+
+	output(t, l, "lvs01", "ipvsadm", "--stop-daemon", "master")
+	untold := holdConnections(t, l, few)
+	output(t, l, "lvs01", "ipvsadm", "--start-daemon", "master", "--mcast-interface", "eth1", "--syncid", "1")
+	told := holdConnections(t, l, many)
+	eventually(t, "lvs02 has learned of the latter", func() bool {
+		return strings.Count(output(t, l, "lvs02", "ipvsadm", "-L", "-n", "-c"), "ESTABLISHED") == many
+	})
+
+	if err := l.Kill("lvs01"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "lvs02 holds the virtual address", func() bool { return holds(t, l, "lvs02") })
+	for _, c := range []struct {
+		name string
+		hold func() string
+		want string
+	}{{"not synchronized", untold, "alive 0"}, {"synchronized", told, fmt.Sprint("alive ", many)}} {
+		got := c.hold()
+		t.Logf("connections %s when the active director died: %s", c.name, got)
+		if got != c.want {
+			t.Errorf("connections %s: %s, want %s", c.name, got, c.want)
+		}
+	}
+	visitsAre(t, l, 8, "web1 2, web2 2, web3 2, web4 2")
+}
+
+// holdConnections opens n connections from the client, and returns a function
+// that tells, once, how many of them still bring an answer.
+func holdConnections(t *testing.T, l *lab.Lab, n int) (alive func() string) {
+	t.Helper()
+	client := l.Node("client").Command(t.Context(), testProgram(t), "lab", "hold", strconv.Itoa(n), "10.1.0.100:80")
+	typed, in := io.Pipe()
+	out, printed := io.Pipe()
+	client.Stdin, client.Stdout, client.Stderr = typed, printed, os.Stderr
+	if err := client.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	if lines.Scan(); lines.Text() != fmt.Sprint("open ", n) {
+		t.Fatalf("the client says %q, %v", lines.Text(), lines.Err())
+	}
+	return func() string {
+		t.Helper()
+		if _, err := io.WriteString(in, "again\n"); err != nil {
+			t.Fatal(err)
+		}
+		lines.Scan()
+		said := lines.Text()
+		if err := in.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := client.Wait(); err != nil {
+			t.Error(err)
+		}
+		return said
+	}
+}
+
+// holds tells whether a director has the virtual address and both gateways.
+func holds(t *testing.T, l *lab.Lab, node string) bool {
+	t.Helper()
+	have := output(t, l, node, "ip", "-4", "-o", "addr")
+	return strings.Contains(have, " 10.1.0.100/") && strings.Contains(have, " 10.240.0.1/") && strings.Contains(have, " 10.240.1.1/")
+}
+
 // startOnIPVS builds the tutorial's cluster with a second card for each web
 // server, and waits until lvs01 serves.
 func startOnIPVS(t *testing.T, flags ...string) *lab.Lab {
