@@ -75,7 +75,8 @@ func keyNumber(p *problems, w word) (int, bool) {
 }
 
 // authMethods by their names in the file.
-var authMethods = map[string]model.AuthMethod{"crc": model.AuthCRC, "md5": model.AuthMD5, "sha1": model.AuthSHA1}
+var authMethods = map[string]model.AuthMethod{"crc": model.AuthCRC, "md5": model.AuthMD5, "sha1": model.AuthSHA1,
+	"sha256": model.AuthSHA256, "sha384": model.AuthSHA384, "sha512": model.AuthSHA512}
 
 func keyLine(p *problems, words []word) (n int, key model.AuthKey, ok bool) {
 	if n, ok = keyNumber(p, words[0]); !ok {
@@ -88,7 +89,7 @@ func keyLine(p *problems, words []word) (n int, key model.AuthKey, ok bool) {
 	method, known := authMethods[words[1].text]
 	if !known {
 		// The word may be a secret whose method was forgotten: it is not shown.
-		hint := "write crc, md5 or sha1"
+		hint := "write sha256 (or sha384, sha512), or what an original Heartbeat knows: sha1, md5 or crc"
 		if _, capitals := authMethods[strings.ToLower(words[1].text)]; capitals {
 			hint = "write the method in small letters"
 		}
@@ -112,10 +113,14 @@ func keyLine(p *problems, words []word) (n int, key model.AuthKey, ok bool) {
 	return n, key, true
 }
 
-// checkMode holds the file's permissions against Heartbeat's rule: neither
-// group nor others may read it.
+// checkMode holds the file's permissions against Heartbeat's rule, neither
+// group nor others may read it, and against what Heartbeat overlooks: nor may
+// they write it.
 func checkMode(p *problems, mode fs.FileMode) {
-	if mode.Perm()&0o044 != 0 {
+	switch {
+	case mode.Perm()&0o044 != 0:
 		p.here(top, fmt.Sprintf("the file is readable by others (mode %04o): whoever reads the keys can command the cluster", mode.Perm()), "chmod 600 it")
+	case mode.Perm()&0o022 != 0:
+		p.here(top, fmt.Sprintf("the file is writable by others (mode %04o): whoever writes the keys can command the cluster", mode.Perm()), "chmod 600 it")
 	}
 }

@@ -175,10 +175,10 @@ func TestElsewhere(t *testing.T) {
 	}
 }
 
-// TestModeOfAuthkeys: a daemon refuses keys that others can read, a check
+// TestModeOfAuthkeys: a daemon refuses keys that others can read or write, a check
 // only warns.
 func TestModeOfAuthkeys(t *testing.T) {
-	for mode, bad := range map[fs.FileMode]bool{0o600: false, 0o400: false, 0o602: false, 0o640: true, 0o604: true, 0o644: true} {
+	for mode, bad := range map[fs.FileMode]bool{0o600: false, 0o400: false, 0o602: true, 0o620: true, 0o640: true, 0o604: true, 0o644: true} {
 		for _, starting := range []bool{true, false} {
 			r := Reader{Files: fstest.MapFS{"authkeys": {Data: []byte("auth 1\n1 crc\n"), Mode: mode}}, Starting: starting}
 			list := r.Check("/authkeys", KindUnknown)

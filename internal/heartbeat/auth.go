@@ -4,6 +4,8 @@ import (
 	"crypto/hmac"
 	"crypto/md5"  // the wire format demands it; HMAC-MD5 (RFC 2104)
 	"crypto/sha1" // HMAC-SHA1
+	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -34,8 +36,8 @@ type Authenticator struct {
 type signer struct {
 	method model.AuthMethod
 	mac    hash.Hash // nil for crc
-	sum    [sha1.Size]byte
-	digest [2 * sha1.Size]byte
+	sum    [sha512.Size]byte
+	digest [2 * sha512.Size]byte
 }
 
 // NewAuthenticator takes the keys. It refuses a ring whose sending key is
@@ -52,9 +54,15 @@ func NewAuthenticator(ring model.Keyring) (*Authenticator, error) {
 			s.mac = hmac.New(md5.New, []byte(k.Secret))
 		case model.AuthSHA1:
 			s.mac = hmac.New(sha1.New, []byte(k.Secret))
+		case model.AuthSHA256:
+			s.mac = hmac.New(sha256.New, []byte(k.Secret))
+		case model.AuthSHA384:
+			s.mac = hmac.New(sha512.New384, []byte(k.Secret))
+		case model.AuthSHA512:
+			s.mac = hmac.New(sha512.New, []byte(k.Secret))
 		case model.AuthCRC:
 		case model.AuthNone:
-			return nil, fmt.Errorf("authkeys: key %d has no method: want crc, md5 or sha1", i)
+			return nil, fmt.Errorf("authkeys: key %d has no method: want crc, md5, sha1, sha256, sha384 or sha512", i)
 		default:
 			return nil, fmt.Errorf("authkeys: key %d: unknown method %v", i, k.Method)
 		}
@@ -152,7 +160,7 @@ func (a *Authenticator) Seal(b []byte, enc Encoding, fields []Field, inner bool,
 }
 
 func (a *Authenticator) auth(index int, data []byte) string {
-	var room [3 + 2*sha1.Size]byte
+	var room [3 + 2*sha512.Size]byte
 	b := strconv.AppendInt(room[:0], int64(index), 10)
 	b = append(b, ' ')
 	return string(append(b, a.keys[index].sign(data)...))

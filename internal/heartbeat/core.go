@@ -10,7 +10,7 @@ import (
 	"github.com/batuta-ha/batuta/internal/model"
 )
 
-// Config is what a Core needs to know. All members but Load and Wall are required.
+// Config is what a Core needs to know. All members but Load, Wall and Floors are required.
 type Config struct {
 	Heartbeat  model.Heartbeat
 	Generation uint32     // of this life; see NextGeneration
@@ -22,6 +22,8 @@ type Config struct {
 	// Wall turns a time that Step was given into what the wall clock showed;
 	// nil: they are the same.
 	Wall func(now time.Time) time.Time
+	// Floors is what an earlier life has heard of the others; see Heard.
+	Floors map[model.NodeName]Floor
 }
 
 // Input is one thing that happens to a Core: Start, which comes first; Datagram, Submit, Running,
@@ -51,7 +53,12 @@ type Excuse struct{ From time.Time }
 // Tick says that time has passed; due at Next.
 type Tick struct{}
 
+// Rekey replaces the keys (authkeys). No packet is lost over it as long as
+// each side lists the key that the other signs with.
+type Rekey struct{ Keys model.Keyring }
+
 func (Start) isInput()    {}
+func (Rekey) isInput()    {}
 func (Datagram) isInput() {}
 func (Submit) isInput()   {}
 func (Running) isInput()  {}
@@ -80,6 +87,7 @@ type Note struct{ model.Event }
 type Renewed struct{ Generation uint32 }
 
 func (Send) isEffect()    {}
+func (Heard) isEffect()   {}
 func (Renewed) isEffect() {}
 func (Deliver) isEffect() {}
 func (Sighted) isEffect() {}
@@ -140,6 +148,7 @@ type peer struct {
 
 	lastReplay time.Time // when the latest complaint about an old generation was made
 	lastTold   time.Time // when it was last told so
+	remembered time.Time // when its floor was last given out
 }
 
 // path is one link to a peer.
@@ -174,6 +183,7 @@ func New(cfg Config) (*Core, error) {
 		}
 		p := &peer{name: n, state: model.NodeInit, links: map[string]*path{}}
 		p.in.forget(cfg.Rand)
+		p.in.recall(cfg.Floors[n])
 		c.peers[n] = p
 		c.names = append(c.names, n)
 	}
@@ -203,6 +213,8 @@ func (c *Core) Step(now time.Time, in Input) []Effect {
 		c.receive(now, in)
 	case Submit:
 		c.submit(now, in.Message)
+	case Rekey:
+		c.rekey(now, in.Keys)
 	case Running:
 		c.det.Running()
 		c.pingDet.Running()

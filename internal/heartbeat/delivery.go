@@ -27,6 +27,7 @@ type inbox struct {
 	missing    []gap  // sorted by number
 	residue    uint32 // numbers that leave it modulo ackEvery are acknowledged
 	statusSeq  uint32 // of the newest status message of this life
+	floor      uint32 // numbers of this life up to it were heard by an earlier life of ours
 }
 
 // gap is one missing number and when to ask for it next.
@@ -50,6 +51,8 @@ const (
 // number is asked for. opened is how many numbers are newly missing.
 func (in *inbox) accept(seq uint32, now time.Time, ask func() time.Duration) (v verdict, opened int) {
 	switch {
+	case !in.tracking && seq <= in.floor:
+		return refuse, 0
 	case !in.tracking:
 		in.tracking, in.last = true, seq
 		return fresh, 0
@@ -125,12 +128,13 @@ type outbox struct {
 type sent struct {
 	seq    uint32
 	data   []byte
+	key    int // that it is signed with
 	resent time.Time
 }
 
 // keep stores the packet of the number just given out.
-func (o *outbox) keep(data []byte) {
-	o.slots[o.seq%historySize] = sent{seq: o.seq, data: data}
+func (o *outbox) keep(data []byte, key int) {
+	o.slots[o.seq%historySize] = sent{seq: o.seq, data: data, key: key}
 }
 
 // find returns the stored packet of a number, or nil.

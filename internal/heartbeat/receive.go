@@ -154,8 +154,8 @@ func (c *Core) status(now time.Time, d Datagram, p *peer, pkt *Packet, gen, seq 
 			p.in.forget(c.cfg.Rand)
 			p.acked = 0
 		}
-		p.in.known, p.in.generation, p.in.statusSeq = true, gen, 0
-		p.in.life = ""
+		p.in.known, p.in.generation, p.in.statusSeq, p.in.floor = true, gen, 0, 0
+		p.in.life, p.remembered = "", time.Time{}
 	}
 	if p.in.life == "" {
 		p.in.life = pkt.Get("life")
@@ -170,6 +170,7 @@ func (c *Core) status(now time.Time, d Datagram, p *peer, pkt *Packet, gen, seq 
 		return // known already, or newer ones came first
 	}
 	p.in.statusSeq = seq
+	c.remember(now, p)
 	p.batuta = pkt.Get("batuta") != ""
 	c.follow(now, p, pkt, index)
 	if s := model.ParseNodeState(pkt.Get("st")); s != model.NodeUnknown {
@@ -237,6 +238,7 @@ func (c *Core) resend(now time.Time, p *peer, first, last uint64) {
 		}
 		s.resent = now
 		c.count.Retransmitted++
+		c.resign(s)
 		c.effects = append(c.effects, Send{s.data})
 	}
 }

@@ -258,6 +258,9 @@ func (s *stage) stamp() string { return fmt.Sprintf("%.3f", s.now.Sub(s.start).S
 // step runs one input and tells what came of it.
 func (s *stage) step(n string, in Input) (out string) {
 	for _, e := range s.nodes[n].Step(s.now, in) {
+		if _, ok := e.(Heard); ok {
+			continue // see TestRecordingsAreRefused
+		}
 		out += s.stamp() + " " + n + " "
 		switch e := e.(type) {
 		case Send:

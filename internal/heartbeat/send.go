@@ -33,7 +33,7 @@ func (c *Core) submit(now time.Time, m model.Message) {
 	f = append(f, Field{Name: "ld", Value: c.load()}, Field{Name: "ttl", Value: c.ttl})
 	data := c.auth.Seal(make([]byte, 0, 512), c.enc, f, c.hb.InnerAuth, c.send)
 	c.fields = f
-	c.out.keep(data)
+	c.out.keep(data, c.send)
 	c.effects = append(c.effects, Send{data})
 	if m.Type == "status" {
 		c.probe(now)

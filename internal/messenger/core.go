@@ -23,7 +23,8 @@ type Core struct {
 type Output struct {
 	Datagrams [][]byte // to be sent on all links
 	Probes    []heartbeat.Probe
-	Renewed   uint32 // the generation that this node goes on with, to be stored at once; 0: no change
+	Heard     []heartbeat.Heard // floors to be stored soon
+	Renewed   uint32            // the generation that this node goes on with, to be stored at once; 0: no change
 	Events    []model.ClusterEvent
 	Notes     []model.Event
 }
@@ -69,6 +70,11 @@ func (c *Core) Tick(now time.Time) Output {
 	})
 }
 
+// Rekey replaces the keys.
+func (c *Core) Rekey(now time.Time, keys model.Keyring) Output {
+	return c.step(now, func() { c.beat(now, heartbeat.Rekey{Keys: keys}) })
+}
+
 // Next returns when Tick is due; the zero time before Start.
 func (c *Core) Next() time.Time {
 	a, b := c.mb.Next(), c.hb.Next()
@@ -111,6 +117,8 @@ func (c *Core) beat(now time.Time, in heartbeat.Input) {
 			c.member(now, member.Received{Message: e.Message})
 		case heartbeat.Sighted:
 			c.member(now, member.Sighting{Sighting: e.Sighting})
+		case heartbeat.Heard:
+			c.out.Heard = append(c.out.Heard, e)
 		case heartbeat.Renewed:
 			c.out.Renewed = e.Generation
 			c.member(now, member.Renewed{Generation: e.Generation})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -28,6 +29,10 @@ type Config struct {
 	// Renewed stores the generation that this node goes on with when the
 	// stored one had been lost; see StoreGeneration. May be nil.
 	Renewed func(generation uint32) error
+	// Floors is what an earlier life heard of the others; Heard stores what
+	// this one has, off the loop. See LoadFloors. Both may be nil.
+	Floors map[model.NodeName]heartbeat.Floor
+	Heard  func(map[model.NodeName]heartbeat.Floor) error
 }
 
 // ErrStopped is returned by Send after the loop has ended.
@@ -47,8 +52,9 @@ type Loop struct {
 	mu   sync.Mutex // guards what core points to
 	core *Core
 
-	queue   sync.Mutex // guards pending, waiting and stopped
+	queue   sync.Mutex // guards pending, keys, waiting and stopped
 	pending []model.Message
+	keys    *model.Keyring // to be used from now on
 	waiting []model.ClusterEvent
 	stopped bool
 
@@ -56,7 +62,9 @@ type Loop struct {
 	evented  chan struct{} // something is waiting
 	arrivals chan arrival
 	events   chan model.ClusterEvent
-	failing  map[link.Link]bool // links whose latest Send failed
+	floors   map[model.NodeName]heartbeat.Floor      // the loop's alone
+	toKeep   chan map[model.NodeName]heartbeat.Floor // the newest floors, to be stored
+	failing  map[link.Link]bool                      // links whose latest Send failed
 }
 
 // arrival is a packet and where it came from.
@@ -71,9 +79,13 @@ func New(cfg Config) (*Loop, error) {
 		return nil, errors.New("heartbeat: no link; ha.cf needs at least one bcast or ucast line")
 	}
 	l := &Loop{cfg: cfg, ready: make(chan struct{}), wake: make(chan struct{}, 1), evented: make(chan struct{}, 1),
-		arrivals: make(chan arrival, drainLimit), events: make(chan model.ClusterEvent), failing: map[link.Link]bool{}}
+		arrivals: make(chan arrival, drainLimit), events: make(chan model.ClusterEvent), failing: map[link.Link]bool{},
+		floors: maps.Clone(cfg.Floors), toKeep: make(chan map[model.NodeName]heartbeat.Floor, 1)}
+	if l.floors == nil {
+		l.floors = map[model.NodeName]heartbeat.Floor{}
+	}
 	core, err := NewCore(heartbeat.Config{Heartbeat: cfg.Heartbeat, Generation: cfg.Generation, UUID: cfg.UUID,
-		Rand: cfg.Rand, Load: cfg.LoadAverage})
+		Rand: cfg.Rand, Load: cfg.LoadAverage, Floors: cfg.Floors})
 	if err != nil {
 		return nil, err
 	}
@@ -122,6 +134,14 @@ func (l *Loop) Send(m model.Message) error {
 	return nil
 }
 
+// Rekey replaces the keys, for what is sent and received from now on.
+func (l *Loop) Rekey(keys model.Keyring) {
+	l.queue.Lock()
+	defer l.queue.Unlock()
+	l.keys = &keys
+	signal(l.wake)
+}
+
 func sendable(m model.Message) error {
 	if m.Type == "" {
 		return errors.New("heartbeat: a message without a type")
@@ -144,6 +164,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		wg.Go(func() { l.read(inner, k) })
 	}
 	wg.Go(func() { l.hand(inner) })
+	wg.Go(func() { l.keep(inner) })
 	l.decide(ctx)
 	l.queue.Lock()
 	l.stopped = true
@@ -209,9 +230,12 @@ func (l *Loop) receive(a arrival) {
 
 func (l *Loop) sendPending() {
 	l.queue.Lock()
-	pending := l.pending
-	l.pending = nil
+	pending, keys := l.pending, l.keys
+	l.pending, l.keys = nil, nil
 	l.queue.Unlock()
+	if keys != nil {
+		l.do(func(now time.Time) Output { return l.core.Rekey(now, *keys) })
+	}
 	for _, m := range pending {
 		l.do(func(now time.Time) Output { return l.core.Send(now, m) })
 	}
@@ -227,6 +251,16 @@ func (l *Loop) do(step func(now time.Time) Output) {
 			l.note(model.Event{At: time.Now(), Level: model.LevelError, Source: "heartbeat", Kind: "generation-not-stored", Subject: string(l.cfg.Heartbeat.Self),
 				Text: fmt.Sprintf("generation %d could not be stored: %v; the next start may be refused by the others for a moment", out.Renewed, err)})
 		}
+	}
+	if len(out.Heard) > 0 && l.cfg.Heard != nil {
+		for _, h := range out.Heard {
+			l.floors[h.Node] = h.Floor
+		}
+		select {
+		case <-l.toKeep: // an older one that was not stored yet
+		default:
+		}
+		l.toKeep <- maps.Clone(l.floors)
 	}
 	for _, d := range out.Datagrams {
 		for _, k := range l.cfg.Links {
@@ -293,6 +327,23 @@ func (l *Loop) read(ctx context.Context, k link.Link) {
 		case l.arrivals <- arrival{k.Name(), p}:
 		case <-ctx.Done():
 			return
+		}
+	}
+}
+
+// keep is the goroutine that stores floors: a slow disk must not delay beats.
+func (l *Loop) keep(ctx context.Context) {
+	for failed := false; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case floors := <-l.toKeep:
+			err := l.cfg.Heard(floors)
+			if err != nil && !failed {
+				l.note(model.Event{At: time.Now(), Level: model.LevelError, Source: "heartbeat", Kind: "floors-not-stored", Subject: string(l.cfg.Heartbeat.Self),
+					Text: fmt.Sprintf("what was heard of the others could not be stored: %v; after a restart old packets could be played to this node", err)})
+			}
+			failed = err != nil
 		}
 	}
 }

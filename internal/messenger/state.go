@@ -6,11 +6,15 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/heartbeat"
+	"github.com/batuta-ha/batuta/internal/model"
 )
 
 // Files of the state directory, in the original's form so that a node can
@@ -18,6 +22,7 @@ import (
 const (
 	generationFile = "hb_generation"
 	uuidFile       = "hb_uuid"
+	floorsFile     = "hb_floors" // Batuta's own
 )
 
 // Identity is what makes this life of this node distinct from every other.
@@ -64,6 +69,33 @@ func nextGeneration(dir string, byTime bool, now time.Time) (uint32, error) {
 // StoreGeneration stores the generation of this life in the state directory.
 func StoreGeneration(dir string, generation uint32) error {
 	return store(filepath.Join(dir, generationFile), []byte(heartbeat.FormatGeneration(generation)))
+}
+
+// LoadFloors returns what an earlier life has heard of the others: nothing if
+// there was none. A file that cannot be read is an error.
+func LoadFloors(dir string) (map[model.NodeName]heartbeat.Floor, error) {
+	name := filepath.Join(dir, floorsFile)
+	b, err := os.ReadFile(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("floors: %w", err)
+	}
+	floors, err := heartbeat.ParseFloors(string(b))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w; remove the file to believe the first packet of each node again", name, err)
+	}
+	return floors, nil
+}
+
+// StoreFloors stores what was heard of the others.
+func StoreFloors(dir string, floors map[model.NodeName]heartbeat.Floor) error {
+	var text strings.Builder
+	for _, n := range slices.Sorted(maps.Keys(floors)) {
+		text.WriteString(heartbeat.FormatFloor(n, floors[n]))
+	}
+	return store(filepath.Join(dir, floorsFile), []byte(text.String()))
 }
 
 // nodeUUID returns the identity of this node: the stored one, or a new random

@@ -109,10 +109,13 @@ const (
 	AuthCRC
 	AuthMD5
 	AuthSHA1
+	AuthSHA256 // between Batuta nodes only: the original knows none of these
+	AuthSHA384
+	AuthSHA512
 )
 
 func (a AuthMethod) String() string {
-	return [...]string{"none", "crc", "md5", "sha1"}[min(int(a), 3)]
+	return [...]string{"none", "crc", "md5", "sha1", "sha256", "sha384", "sha512"}[min(int(a), 6)]
 }
 
 // Keyring is the content of an authkeys file: Keys[Send] signs, all verify.

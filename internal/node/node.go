@@ -24,6 +24,7 @@ import (
 	"github.com/batuta-ha/batuta/internal/api"
 	"github.com/batuta-ha/batuta/internal/config"
 	"github.com/batuta-ha/batuta/internal/crm"
+	"github.com/batuta-ha/batuta/internal/heartbeat"
 	"github.com/batuta-ha/batuta/internal/link"
 	"github.com/batuta-ha/batuta/internal/logfile"
 	"github.com/batuta-ha/batuta/internal/messenger"
@@ -184,6 +185,10 @@ func (n *clusterNode) buildMessenger() error {
 	if err != nil {
 		return fmt.Errorf("this node's identity: %w", err)
 	}
+	floors, err := messenger.LoadFloors(n.StateDir)
+	if err != nil {
+		return err
+	}
 	n.messenger, err = messenger.New(messenger.Config{
 		Heartbeat:   n.hb,
 		Links:       links,
@@ -194,6 +199,8 @@ func (n *clusterNode) buildMessenger() error {
 		Sink:        n.sink,
 		LoadAverage: loadAverage,
 		Renewed:     func(g uint32) error { return messenger.StoreGeneration(n.StateDir, g) },
+		Floors:      floors,
+		Heard:       func(f map[model.NodeName]heartbeat.Floor) error { return messenger.StoreFloors(n.StateDir, f) },
 	})
 	return err
 }

@@ -74,7 +74,7 @@ func newDaemon(h *host, generation uint32) (*daemon, error) {
 		Keys: model.Keyring{Send: 1, Keys: map[int]model.AuthKey{1: {Method: cfg.Auth, Secret: "secret"}}}}
 	var e1, e2 error
 	d.msgr, e1 = messenger.NewCore(heartbeat.Config{Heartbeat: hb, Generation: generation, UUID: [16]byte{byte(h.index + 1)},
-		Rand: rand.New(rand.NewPCG(w.rng.Uint64(), 1)), Wall: h.wall})
+		Rand: rand.New(rand.NewPCG(w.rng.Uint64(), 1)), Wall: h.wall, Floors: h.floors})
 	d.crm, e2 = crm.NewCore(crm.Config{Self: h.name, Peer: h.peer().name, Nodes: nodeNames[:], Groups: w.groups, Failback: cfg.Failback,
 		Agents: func(r model.Resource) (agent.Agent, error) { return resource{d, r.Text}, nil },
 		Send: func(m model.Message) error {
@@ -178,6 +178,9 @@ func (d *daemon) do(step func(time.Time) messenger.Output) {
 	out := step(d.h.w.now)
 	if out.Renewed != 0 {
 		d.h.stored = out.Renewed
+	}
+	for _, f := range out.Heard {
+		d.h.floors[f.Node] = f.Floor
 	}
 	for _, b := range out.Datagrams {
 		d.h.w.net.send(d.h, b)

@@ -19,9 +19,10 @@ type host struct {
 	frozen time.Time     // nothing of it runs until then
 	clock  time.Duration // by how much its wall clock is wrong
 
-	stored uint32          // generation on disk; 0: none
-	runs   map[string]bool // resources
-	stuck  map[string]bool // of them, those that failed to stop
+	stored uint32                             // generation on disk; 0: none
+	floors map[model.NodeName]heartbeat.Floor // on disk, too
+	runs   map[string]bool                    // resources
+	stuck  map[string]bool                    // of them, those that failed to stop
 
 	badStart, badStop map[string]int // sets, in this node's terms: how many faults
 	slow              int
@@ -34,7 +35,7 @@ type host struct {
 type span struct{ from, to time.Time }
 
 func newHost(w *world, index int) *host {
-	h := &host{w: w, index: index, name: nodeNames[index], runs: map[string]bool{}, stuck: map[string]bool{},
+	h := &host{w: w, index: index, name: nodeNames[index], floors: map[model.NodeName]heartbeat.Floor{}, runs: map[string]bool{}, stuck: map[string]bool{},
 		badStart: map[string]int{}, badStop: map[string]int{}}
 	return h
 }

@@ -127,7 +127,7 @@ func newConfig(r *rand.Rand) Config {
 	c.InitDead = c.DeadTime * one[time.Duration](r, 1, 2, 3)
 	c.Failback = one(r, model.FailbackOn, model.FailbackOn, model.FailbackOff)
 	if r.IntN(8) == 0 {
-		c.Auth = one(r, model.AuthMD5, model.AuthSHA1)
+		c.Auth = one(r, model.AuthMD5, model.AuthSHA1, model.AuthSHA256)
 	}
 	c.Script = one(r, 0, 20*time.Millisecond, 200*time.Millisecond, time.Second)
 	for owner := range 2 {

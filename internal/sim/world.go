@@ -210,6 +210,7 @@ func (w *world) happen(f Fault) {
 	case Amnesia:
 		h.kill()
 		h.stored = 0
+		clear(h.floors)
 		w.check.amnesia(h)
 		end(h.boot)
 	case Stop:

@@ -1,0 +1,249 @@
+package heartbeat
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// HMAC-SHA-256, -384 and -512 of RFC 4231, section 4.3 (test case 2).
+func TestHMACVectors(t *testing.T) {
+	for method, want := range map[model.AuthMethod]string{
+		model.AuthSHA256: "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843",
+		model.AuthSHA384: "af45d2e376484031617f78d2b58a6b1b9c7ef464f5a01b47e42ec3736322445e8e2240ca5e69e2c78b3239ecfab21649",
+		model.AuthSHA512: "164b7a7bfcf819e2e395fbe73b56e0a387bd64222e831fd610270cd7ea2505549758bf75c05a994a6d034f65f8f0e6fdcaeab1a34d4a6b4b636e070a38bce737",
+	} {
+		a, err := NewAuthenticator(model.Keyring{Send: 7, Keys: map[int]model.AuthKey{7: {Method: method, Secret: "Jefe"}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := string(a.keys[7].sign([]byte("what do ya want for nothing?"))); got != want {
+			t.Errorf("%v: %s, want %s", method, got, want)
+		}
+		if _, err := hex.DecodeString(want); err != nil {
+			t.Fatal(err)
+		}
+		for _, enc := range []Encoding{Netstring, Text} {
+			b := a.Seal(nil, enc, []Field{{Name: "t", Value: "status"}, {Name: "srcuuid", Value: "\x00\x01", Type: FieldBinary}}, true, 7)
+			p, err := Parse(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if index, err := a.Verify(&p); index != 7 || err != nil {
+				t.Errorf("%v, %v: key %d, %v", method, enc, index, err)
+			}
+			b[bytes.Index(b, []byte("status"))] ^= 1
+			if p, err = Parse(b); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := a.Verify(&p); !errors.Is(err, ErrDigest) {
+				t.Errorf("%v, %v: a changed packet: %v", method, enc, err)
+			}
+		}
+	}
+}
+
+// wire is two cores whose packets the test carries.
+type wire struct {
+	t     *testing.T
+	now   time.Time
+	nodes map[string]*Core
+	sent  map[string][][]byte // by whom, all of it
+	seen  map[string][]Effect // by whom, all of it
+}
+
+func newWire(t *testing.T, names ...string) *wire {
+	w := &wire{t: t, now: epoch, nodes: map[string]*Core{}, sent: map[string][][]byte{}, seen: map[string][]Effect{}}
+	for _, n := range names {
+		w.boot(n, testConfig(n, other(n), 100))
+	}
+	return w
+}
+
+func (w *wire) boot(n string, cfg Config) {
+	w.t.Helper()
+	c, err := New(cfg)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.nodes[n] = c
+	w.step(n, Start{})
+	w.step(n, Running{})
+}
+
+// step returns the packets that are sent for it.
+func (w *wire) step(n string, in Input) (packets [][]byte) {
+	for _, e := range w.nodes[n].Step(w.now, in) {
+		w.seen[n] = append(w.seen[n], e)
+		if s, ok := e.(Send); ok {
+			packets = append(packets, s.Data)
+		}
+	}
+	w.sent[n] = append(w.sent[n], packets...)
+	return packets
+}
+
+func (w *wire) say(n, kind string) [][]byte {
+	m := model.Message{Type: kind}
+	if kind == "status" {
+		m.Fields = []model.Field{{Name: "st", Value: "active"}, {Name: "dt", Value: "1388"}, {Name: "batuta", Value: "1"}}
+	}
+	return w.step(n, Submit{m})
+}
+
+// carry brings packets to a node, and what it answers back, until silence.
+func (w *wire) carry(to string, packets [][]byte) {
+	for _, p := range packets {
+		if answer := w.step(to, Datagram{Link: "eth1", Data: p, At: w.now}); len(answer) > 0 {
+			w.carry(other(to), answer)
+		}
+	}
+}
+
+// delivered are the kinds of the messages that a node was given.
+func (w *wire) delivered(n string) (kinds []string) {
+	for _, e := range w.seen[n] {
+		switch e := e.(type) {
+		case Deliver:
+			kinds = append(kinds, e.Message.Type)
+		case Sighted:
+			if e.Link == "" {
+				kinds = append(kinds, e.Kind.String())
+			}
+		}
+	}
+	return kinds
+}
+
+// A node that restarts is shown recordings of a peer that is gone: what its
+// earlier life has heard, it does not hear again.
+func TestRecordingsAreRefused(t *testing.T) {
+	w := newWire(t, "a", "b")
+	for range 5 {
+		w.carry("b", w.say("a", "status"))
+		w.carry("b", w.say("a", "resource"))
+		w.now = w.now.Add(floorPeriod)
+	}
+	w.carry("b", w.say("a", "status"))
+	floors := map[model.NodeName]Floor{}
+	text := ""
+	for _, e := range w.seen["b"] {
+		if h, ok := e.(Heard); ok {
+			floors[h.Node] = h.Floor
+			text = FormatFloor(h.Node, h.Floor)
+		}
+	}
+	stored, err := ParseFloors(text)
+	if d := cmp.Diff(floors, stored); err != nil || d != "" {
+		t.Fatalf("%v (-want +got)\n%s", err, d)
+	}
+	recorded := w.sent["a"]
+
+	cfg := testConfig("b", "a", 101)
+	w.seen["b"] = nil
+	w.boot("b", cfg)
+	w.carry("b", recorded)
+	if got := w.delivered("b"); len(got) == 0 {
+		t.Fatal("without floors a recording is believed; the test proves nothing")
+	}
+
+	cfg.Floors = stored
+	cfg.Rand = rand.New(rand.NewPCG(9, 9))
+	w.seen["b"] = nil
+	w.boot("b", cfg)
+	w.carry("b", recorded)
+	if got := w.delivered("b"); len(got) != 0 {
+		t.Errorf("a recording was believed: %v", got)
+	}
+	// The node itself, which lives on, is heard at once.
+	w.carry("b", w.say("a", "status"))
+	w.carry("b", w.say("a", "starting"))
+	if d := cmp.Diff([]string{"joined", "starting"}, w.delivered("b")); d != "" {
+		t.Errorf("(-want +got)\n%s", d)
+	}
+}
+
+// Keys change while messages are under way: first each node is made to accept
+// the new key, then to send with it, then the old one is dropped. A message
+// that was sent under the old key, lost, and asked for at the end, arrives.
+func TestRotation(t *testing.T) {
+	oldKey, newKey := model.AuthKey{Method: model.AuthSHA1, Secret: "old"}, model.AuthKey{Method: model.AuthSHA256, Secret: "new"}
+	steps := []model.Keyring{
+		{Send: 1, Keys: map[int]model.AuthKey{1: oldKey}},
+		{Send: 1, Keys: map[int]model.AuthKey{1: oldKey, 2: newKey}}, // receive-new
+		{Send: 2, Keys: map[int]model.AuthKey{1: oldKey, 2: newKey}}, // send-new
+		{Send: 2, Keys: map[int]model.AuthKey{2: newKey}},            // drop-old
+	}
+	w := newWire(t, "a", "b")
+	talk := func() {
+		w.now = w.now.Add(time.Second)
+		for _, n := range []string{"a", "b"} {
+			w.carry(other(n), w.say(n, "status"))
+		}
+	}
+	ask := func(due time.Time) {
+		missing := w.nodes["b"].peers["a"].in.missing
+		for i := range missing {
+			missing[i].due = due
+		}
+	}
+	for _, ring := range steps {
+		for _, n := range []string{"a", "b"} {
+			w.step(n, Rekey{ring})
+			if ring.Send == 1 && len(ring.Keys) == 1 {
+				w.step(other(n), Rekey{ring})
+			}
+			talk() // one node is a step ahead of the other
+		}
+		talk()
+		if len(ring.Keys) == 2 && ring.Send == 1 {
+			w.say("a", "lost")
+			w.carry("b", w.say("a", "status"))
+			ask(w.now.Add(time.Hour)) // as if every request for it were lost
+		}
+	}
+	ask(w.now)
+	w.carry("a", w.step("b", Tick{}))
+	for _, n := range []string{"a", "b"} {
+		if bad := w.nodes[n].Counters().Bad; bad > 0 {
+			t.Errorf("%s dropped %d packets", n, bad)
+		}
+	}
+	if got := w.delivered("b"); len(got) == 0 || got[len(got)-1] != "lost" {
+		t.Errorf("b was given %v: the lost message is not the last", got)
+	}
+	if p, err := Parse(w.sent["b"][len(w.sent["b"])-1]); err != nil || p.Outer[:2] != "2 " {
+		t.Errorf("b signs with %.2q, %v", p.Outer, err)
+	}
+	// A ring that cannot sign changes nothing.
+	w.step("a", Rekey{model.Keyring{Send: 3, Keys: map[int]model.AuthKey{2: newKey}}})
+	talk()
+	if bad := w.nodes["b"].Counters().Bad; bad > 0 {
+		t.Error("after keys that were refused a signs with others")
+	}
+}
+
+func FuzzParseFloors(f *testing.F) {
+	f.Add("lvs01 1795359878 42 1f2e3d4c\nlvs02 7 0 -\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		floors, err := ParseFloors(text)
+		if err != nil {
+			return
+		}
+		again := ""
+		for n, x := range floors {
+			again += FormatFloor(n, x)
+		}
+		back, err := ParseFloors(again)
+		if d := cmp.Diff(floors, back); err != nil || d != "" {
+			t.Errorf("%v (-want +got)\n%s", err, d)
+		}
+	})
+}
