@@ -36,14 +36,16 @@ var rooms = map[string]room{
 	"internal/balance":   {level: 1, pure: true}, // desired table, difference
 	"internal/sla":       {level: 1, pure: true}, // availability: statements and predictions
 
-	"internal/link":     {level: 2}, // heartbeat media
-	"internal/agent":    {level: 2}, // resource agents
-	"internal/check":    {level: 2}, // health checks
-	"internal/alert":    {level: 2}, // e-mail alerts
-	"internal/announce": {level: 2}, // addresses and ARP
-	"internal/journal":  {level: 2}, // events and states on disk
-	"internal/logfile":  {level: 2}, // log files in the old programs' forms
-	"internal/plane":    {level: 2}, // the contract of a data plane
+	"internal/link":     {level: 2},                                        // heartbeat media
+	"internal/agent":    {level: 2},                                        // resource agents
+	"internal/check":    {level: 2, knows: []string{"internal/check/via"}}, // health checks; some go by the virtual address
+	"internal/alert":    {level: 2},                                        // e-mail alerts
+	"internal/announce": {level: 2},                                        // addresses and ARP
+	"internal/journal":  {level: 2},                                        // events and states on disk
+	"internal/logfile":  {level: 2},                                        // log files in the old programs' forms
+	"internal/plane":    {level: 2},                                        // the contract of a data plane
+
+	"internal/check/via": {level: 2}, // the way of checks by the virtual address: eBPF programs of its own
 
 	"internal/plane/memory":    {level: 2, knows: []string{"internal/plane"}}, // implements the contract
 	"internal/plane/ipvs":      {level: 2, knows: []string{"internal/plane"}}, // implements the contract

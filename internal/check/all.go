@@ -58,11 +58,14 @@ func For(t model.Target) Func {
 		k.Application = t.Application
 	}
 	f, ok := All[k]
-	switch {
-	case !ok:
+	if !ok {
 		return notYet
-	case t.AgentPort != 0:
-		return withAgent(f)
+	}
+	if t.Via != model.ViaReal {
+		f = byVirtualAddress(f)
+	}
+	if t.AgentPort != 0 {
+		f = withAgent(f)
 	}
 	return f
 }

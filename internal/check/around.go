@@ -2,8 +2,13 @@ package check
 
 import (
 	"context"
+	"fmt"
 	"net"
+	"sync"
 	"syscall"
+
+	"github.com/batuta-ha/batuta/internal/check/via"
+	"github.com/batuta-ha/batuta/internal/model"
 )
 
 // around is what a check is given, and gives back, beside its target and its
@@ -15,11 +20,21 @@ type around struct {
 
 type aroundKey struct{}
 
-// WithSocket returns a context for a check whose sockets are prepared by f
-// before they are connected: another way to the real server than the usual one
-// (model.Target.Via) is a matter of its socket.
-func WithSocket(ctx context.Context, f func(network, address string, c syscall.RawConn) error) context.Context {
-	return context.WithValue(ctx, aroundKey{}, &around{socket: f})
+// openWays leads checks by the virtual address. It is opened when the first such
+// check is made.
+var openWays = sync.OnceValues(via.Open)
+
+// byVirtualAddress makes a check that goes by the virtual address: that is a
+// matter of its sockets alone.
+func byVirtualAddress(f Func) Func {
+	return func(ctx context.Context, t model.Target) model.Verdict {
+		w, err := openWays()
+		if err != nil {
+			return unknown("this machine could not make the check: " + err.Error())
+		}
+		prepare := w.Socket(t.VirtualAddr.Addr(), t.Addr.Addr(), t.Via == model.ViaTunnel)
+		return f(context.WithValue(ctx, aroundKey{}, &around{socket: prepare}), t)
+	}
 }
 
 // withAround makes sure that ctx carries an around of this check's own.
@@ -42,7 +57,9 @@ func warn(ctx context.Context, text string) {
 func dialer() *net.Dialer {
 	return &net.Dialer{KeepAlive: -1, ControlContext: func(ctx context.Context, network, address string, c syscall.RawConn) error {
 		if a, ok := ctx.Value(aroundKey{}).(*around); ok && a.socket != nil {
-			return a.socket(network, address, c)
+			if err := a.socket(network, address, c); err != nil {
+				return fmt.Errorf("%w: %w", errHere, err)
+			}
 		}
 		return nil
 	}}
