@@ -55,6 +55,7 @@ type Heartbeat struct {
 	PID        int               `json:"pid"`
 	Holding    string            `json:"holding"` // none, local, foreign, all, or transition while something is under way
 	Nodes      []HeartbeatNode   `json:"nodes"`   // as cl_status listnodes orders them
+	Clients    []string          `json:"clients"` // programs beside the daemon that are well, by the names that clientstatus takes
 	Parameters map[string]string `json:"parameters"`
 }
 

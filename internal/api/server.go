@@ -34,6 +34,9 @@ func Listen(path string, d Daemon) (*Server, error) {
 	return &Server{daemon: d, ln: ln, ready: make(chan struct{})}, nil
 }
 
+// Close takes the socket away again from a server that will not run.
+func (s *Server) Close() error { return s.ln.Close() }
+
 // String names the task.
 func (s *Server) String() string { return "api" }
 

@@ -170,7 +170,7 @@ func (l *ldirectordCall) place(name string, o *options, runDirGiven bool) error 
 		pidDir = runDir
 		l.flags = append(l.flags, "--run-dir="+runDir)
 	}
-	l.pid = pidFile(filepath.Join(pidDir, "ldirectord."+l.instance+".pid"))
+	l.pid = pidFile{filepath.Join(pidDir, "ldirectord."+l.instance+".pid"), "ldirectord"}
 	l.runDir = filepath.Join(runDir, "ldirectord."+l.instance)
 	l.stateDir = filepath.Join(stateDir, "ldirectord."+l.instance) // a journal has one writer
 	l.log = func(model.Event) {}

@@ -27,7 +27,7 @@ func TestAnLdirectordIsToldByItsCommandLine(t *testing.T) {
 		"vi\x00/etc/ha.d/ldirectord.cf\x00":                                      false,
 		"":                                                                       false, // gone, or a zombie
 	} {
-		if got := isLdirectord([]byte(cmdline)); got != want {
+		if got := isProgram([]byte(cmdline), "ldirectord"); got != want {
 			t.Errorf("%q: ldirectord %v, want %v", cmdline, got, want)
 		}
 	}
@@ -51,7 +51,7 @@ func TestTheProgramAnswersToOldNames(t *testing.T) {
 }
 
 func TestPidFile(t *testing.T) {
-	f := pidFile(filepath.Join(t.TempDir(), "ldirectord.web.cf.pid"))
+	f := pidFile{filepath.Join(t.TempDir(), "ldirectord.web.cf.pid"), "ldirectord"}
 	for content, want := range map[string]pidState{
 		"":      {exists: true},
 		"web\n": {exists: true},
@@ -59,7 +59,7 @@ func TestPidFile(t *testing.T) {
 		"0\n":   {exists: true},
 		"1\n":   {exists: true, pid: 1}, // no ldirectord
 	} {
-		if err := os.WriteFile(string(f), []byte(content), 0o600); err != nil {
+		if err := os.WriteFile(f.path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if got := f.read(); got != want {
@@ -80,7 +80,7 @@ func TestPidFile(t *testing.T) {
 	if f.read().exists {
 		t.Error("our own pid file stays")
 	}
-	if err := pidFile("/dev/null").write(); err == nil || !strings.Contains(err.Error(), "is no file") {
+	if err := (pidFile{"/dev/null", "ldirectord"}).write(); err == nil || !strings.Contains(err.Error(), "is no file") {
 		t.Errorf("a device as the pid file: %v", err)
 	}
 }
@@ -142,7 +142,7 @@ func TestRecordedVerbs(t *testing.T) {
 			} else if _ = first.Run(); first.ProcessState.ExitCode() != expected.Start {
 				t.Fatalf("start: %s", first.ProcessState)
 			}
-			pid := pidFile(filepath.Join(run, "ldirectord.ldirectord.cf.pid"))
+			pid := pidFile{filepath.Join(run, "ldirectord.ldirectord.cf.pid"), "ldirectord"}
 			for _, want := range expected.Verbs {
 				if want.Verb == "reload" {
 					configure("ldirectord.cf.2")

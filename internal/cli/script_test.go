@@ -2,9 +2,11 @@ package cli
 
 import (
 	"context"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -14,12 +16,16 @@ import (
 // The program itself is a command of the scripts, under all its names.
 func TestMain(m *testing.M) {
 	program := func() {
-		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		code := Main(ctx, Arguments(os.Args), os.Stdin, os.Stdout, os.Stderr)
 		stop()
 		os.Exit(code)
 	}
-	testscript.Main(m, map[string]func(){"batuta": program, "ldirectord": program})
+	programs := map[string]func(){"batuta": program}
+	for name := range shims {
+		programs[name] = program
+	}
+	testscript.Main(m, programs)
 }
 
 // raceOptions spare each call of a program that is built with -race most of
@@ -31,9 +37,26 @@ func TestStories(t *testing.T) {
 	testscript.Run(t, testscript.Params{Dir: "testdata/script", RequireExplicitExec: true, UpdateScripts: os.Getenv("REWRITE") != "",
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("GORACE", raceOptions)
-			e.Defer(func() { endDaemons(t, filepath.Join(e.WorkDir, "run")) })
+			e.Setenv("UDPPORT", freeUDPPort(t))
+			for _, dir := range []string{"run", "a", "b"} {
+				e.Defer(func() { endDaemons(t, filepath.Join(e.WorkDir, dir)) })
+			}
 			return nil
 		}})
+}
+
+// freeUDPPort is a port for the heartbeats of a story.
+func freeUDPPort(t *testing.T) string {
+	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, port, err := net.SplitHostPort(c.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
 }
 
 // endDaemons ends what a story that failed has left behind: the processes that
@@ -44,7 +67,8 @@ func endDaemons(t *testing.T, dir string) {
 		t.Error(err)
 	}
 	for _, f := range files {
-		if p := pidFile(f).read(); p.runs {
+		program, _, _ := strings.Cut(filepath.Base(f), ".")
+		if p := (pidFile{f, program}).read(); p.runs {
 			if err := syscall.Kill(p.pid, syscall.SIGKILL); err != nil {
 				t.Errorf("end the daemon of %s: %v", f, err)
 			}

@@ -8,7 +8,11 @@ import (
 // shims are the names of older programs that this one answers to, by a link,
 // and the words that stand for each.
 var shims = map[string][]string{
-	"ldirectord": {"ldirectord"},
+	"ldirectord":  {"ldirectord"},
+	"heartbeat":   {"heartbeat"},
+	"cl_status":   {"cl_status"},
+	"hb_standby":  {"hb_standby"},
+	"hb_takeover": {"hb_takeover"},
 }
 
 // Arguments are those for Main, of a program that was called by argv.

@@ -44,6 +44,13 @@ type Options struct {
 	Stderr           io.Writer
 	Hangup           <-chan struct{} // a value asks for a reload
 	Force            <-chan struct{} // closed: end at once, whatever still runs
+
+	// Ready is called once the configuration is valid, the run directory is
+	// locked and the API answers, before the first heartbeat. Its error ends
+	// the run. nil for nothing to do.
+	Ready    func() error
+	Debug    int  // added to the debug directive
+	Ordinary bool // whatever realtime says: an ordinary priority, memory not locked
 }
 
 // ErrBadConfig is wrapped when the configuration has errors; they have been
@@ -77,6 +84,11 @@ func Run(ctx context.Context, o Options) error {
 	server, err := api.Listen(dir.socket(), n)
 	if err != nil {
 		return err
+	}
+	if o.Ready != nil {
+		if err := o.Ready(); err != nil {
+			return errors.Join(err, server.Close())
+		}
 	}
 	return n.run(ctx, server)
 }
