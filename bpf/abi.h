@@ -9,9 +9,15 @@
 
 #include <linux/types.h>
 
-#define BATUTA_ABI 1
+#define BATUTA_ABI 2
 
-/* Direction of a packet within a connection; indexes flow.route. */
+/* An address of either family: IPv4 as an IPv4-mapped one (RFC 4291, 2.5.5.2),
+ * so that tables, keys and comparisons know one form only. */
+struct addr {
+	__u64 d[2];
+};
+
+/* Direction of a packet within a connection; indexes flow.route and flow.at. */
 enum direction {
 	TO_REAL = 0,
 	TO_CLIENT = 1,
@@ -22,22 +28,59 @@ enum flow_state {
 	FLOW_NONE, /* no connection */
 	FLOW_SYN_RECV,
 	FLOW_ESTABLISHED,
-	FLOW_FIN_WAIT,  /* one side has ended */
-	FLOW_TIME_WAIT, /* both have */
-	FLOW_CLOSE,     /* reset */
+	FLOW_FIN_WAIT,   /* the real server has ended */
+	FLOW_CLOSE_WAIT, /* the client has ended */
+	FLOW_TIME_WAIT,  /* both have */
+	FLOW_CLOSE,      /* reset */
 	FLOW_UDP,
 	FLOW_STATES,
 };
 
+/* flow.word: state in the low byte, these in the next, then protocol, then
+ * forwarding method: one word, so that one compare-and-swap moves it on. */
 enum flow_flag {
-	FLOW_LOCAL = 1,      /* delivered by the director's own stack, untranslated */
-	FLOW_ANSWERED = 2,   /* the real server has spoken */
-	FLOW_FIN_CLIENT = 4,
-	FLOW_FIN_REAL = 8,
+	FLOW_LOCAL = 1 << 8,    /* delivered by the director's own stack, untranslated */
+	FLOW_ANSWERED = 2 << 8, /* the real server has spoken */
+	FLOW_FIN_CLIENT = 4 << 8,
+	FLOW_FIN_REAL = 8 << 8,
+	FLOW_STAYS = 16 << 8,   /* of a persistent service: keeps its client's entry alive */
+};
+
+enum forward { /* model.Forward */
+	FORWARD_NONE,
+	FORWARD_MASQ,
+	FORWARD_GATE,
+	FORWARD_IPIP,
+};
+
+/* How a service chooses. */
+enum choice {
+	CHOOSE_NONE,
+	CHOOSE_TURN,     /* the ring, in turn: rr wrr */
+	CHOOSE_SOURCE,   /* the ring's entry of the client's address: sh mh */
+	CHOOSE_DESTINATION, /* ... of the virtual address: dh */
+	CHOOSE_TWO,      /* the less loaded of two of the ring: twos p2c */
+	CHOOSE_LC,       /* the least of all */
+	CHOOSE_WLC,
+	CHOOSE_SED,
+	CHOOSE_NQ,
+	CHOOSE_FO,
+	CHOOSE_OVF,
+};
+
+enum service_flag {
+	SERVICE_ONE_PACKET = 1, /* no records: each datagram is scheduled */
+	SERVICE_STAYS = 2,      /* persistent */
+	SERVICE_HASH_PORT = 4,  /* sh-port, mh-port: the client's port counts */
 };
 
 enum real_flag {
 	REAL_LOCAL = 1, /* its packets are for the director's own stack, untranslated */
+};
+
+/* Bits of control.features: what some service needs, so that others need not look. */
+enum feature {
+	FEATURE_ANY_PORT = 1,
 };
 
 /* Why a packet did not simply go its way. Up to REASON_STACK the packet was
@@ -52,11 +95,16 @@ enum reason {
 	REASON_LATE_FRAGMENT,  /* a later fragment came before the first one */
 	REASON_BAD_PACKET,     /* headers cut short */
 	REASON_REWRITE,        /* the kernel refused to change the packet (out of memory) */
+	REASON_OVERLOADED,     /* all real servers have reached their upper threshold */
+	REASON_UNREACHABLE,    /* gate, ipip: no route to the real server */
+	REASON_OVERSIZE,       /* gate, ipip: larger than the path; the sender was told */
+	REASON_LAST_HOP,       /* gate, ipip: at its last hop; the sender was told */
 	REASON_STACK,          /* -- from here on passed, not dropped -- */
 	REASON_NO_FLOW,        /* TCP within no known connection: the stack resets it */
 	REASON_TTL,            /* at its last hop: the stack tells the sender */
 	REASON_TOO_BIG,        /* larger than the path: the stack fragments, or tells the sender */
 	REASON_NO_ROUTE,       /* no route, or one that only the stack can take */
+	REASON_STAYS_FULL,     /* carried, but its client's real server could not be remembered */
 	REASONS,
 };
 
@@ -73,39 +121,50 @@ enum address_role {
 	ADDRESS_REAL = 2,
 };
 
-/* The one element of the control map. */
+/* The one element of the control map. The first line is read for each packet. */
 struct control {
 	__u64 abi;         /* BATUTA_ABI and a hash of the layouts; 0 until the maps are complete */
 	__u64 netns;       /* inode of the network namespace that the table belongs to */
-	__u32 next_slot;   /* records below have been used; the free_slots queue holds those given back */
+	__u64 seed;        /* of the index's hash: secret and random, so that nobody can fill a bucket at will */
 	__u32 route_epoch; /* counted up when routes change: cached ones are looked up again */
+	__u32 features;    /* enum feature */
+	__u32 timeout[8];  /* ticks (2^20 ns, about a millisecond) by enum flow_state */
+	/* second line */
+	__u32 next_slot;   /* records below have been used; the free_slots queue holds those given back */
 	__u32 live;        /* records in use at the last sweep */
 	__u32 swept;       /* sweeps so far */
-	__u32 timeout[8];  /* ticks (2^20 ns, about a millisecond) by enum flow_state */
+	__u32 reserved[13];
 };
 
 struct service_key {
-	__be32 addr;
-	__be16 port;
+	struct addr addr;
+	__be16 port; /* 0: all ports */
 	__u8 proto;
-	__u8 zero;
+	__u8 zero[5];
 };
 
 /* A virtual service. Its ring is published by one 64-bit store. */
 struct service {
 	__u64 ring; /* first entry << 32 | number of entries; 0: no real server takes connections */
-	__u32 next; /* connections scheduled so far: the turn in the ring */
-	__u32 used; /* 1: this slot holds a service */
 	struct service_key key;
-	__u8 scheduler; /* internal/plane/ebpf: scheduler */
-	__u8 flags;
-	__u16 pad;
-	__u32 pad2;
-	__u64 past[5]; /* counters of real servers that were deleted, in the order of struct counters */
-	__u64 reserved[5];
+	struct addr mask; /* persistence: which bits of a client's address count */
+	__u32 stays;      /* persistence: ticks */
+	__u8 choice;      /* enum choice */
+	__u8 flags;       /* enum service_flag */
+	__u8 scheduler;   /* its name's place in internal/plane/ebpf: schedulers */
+	__u8 sched_flags; /* as configured: bits of internal/plane/ebpf */
+	__u64 reserved;
+	/* second line */
+	__u32 next;       /* connections scheduled so far: the turn in the ring */
+	__u32 used;       /* 1: this slot holds a service */
+	__u64 past[5];    /* counters of real servers that were deleted, in the order of struct counters */
+	__u32 persist_seconds; /* as configured; 0: not persistent */
+	__u32 masked;     /* 1: mask was configured */
+	__u64 reserved2;
 };
 
-/* One turn of a ring. */
+/* One turn of a ring. (The kernel keeps elements of arrays at multiples of
+ * eight bytes.) */
 struct ring_entry {
 	__u32 real;
 	__u32 reserved;
@@ -113,16 +172,22 @@ struct ring_entry {
 
 /* A real server of one service. */
 struct real {
-	__be32 addr;
-	__be16 port;
+	struct addr addr;
+	struct addr source; /* ipip: the director's address towards it */
+	__be16 port; /* 0: the virtual one */
 	__u8 flags;   /* enum real_flag */
-	__u8 forward; /* model.Forward */
+	__u8 forward; /* enum forward */
 	__u32 service;
 	__s32 weight;
 	__u32 upper;
 	__u32 lower;
 	__u32 used;
-	__u32 reserved;
+	__u32 reserved[2];
+	/* second line: how many connections it has now */
+	__u32 active;
+	__u32 inactive;
+	__u32 overloaded;
+	__u32 reserved2[13];
 };
 
 struct counters {
@@ -144,77 +209,114 @@ struct real_cpu {
 
 /* Where a connection's packets leave, until the stamp is out of date. */
 struct route {
-	__u32 ifindex;
-	__be32 nexthop;
+	__u16 hop; /* element of the hops map */
 	__u16 mtu;
 	__u16 stamp;
 };
 
-/* One connection, both directions: one cache line. Found by two entries of
- * the index, which hold its slot and generation; counting gen up ends both
- * directions at once. */
-struct flow {
-	__u32 gen; /* odd: alive */
-	__u8 state;
-	__u8 flags;
-	__u8 proto;
-	__u8 pad;
+/* A next hop. Connections share them; one that was not looked up for
+ * HOP_TICKS is nobody's. */
+struct hop {
+	struct addr nexthop;
+	__u32 ifindex;
 	__u32 seen; /* ticks */
-	__be32 client;
-	__be32 virt;
-	__be32 real;
+	__u64 key;  /* its hash, 0 while it is written */
+};
+
+/* One connection, both directions. The index finds it by entries that hold
+ * its slot; the record itself says whether it is alive and whose it is.
+ * Counting gen up ends both directions at once. */
+struct flow {
+	struct addr client;
+	struct addr virt;
+	struct addr real; /* virt where the packets stay as they are */
+	__u32 gen; /* odd: alive */
+	__u32 word;
+	__u32 seen; /* ticks */
 	__be16 cport;
 	__be16 vport;
 	__be16 rport;
-	__be16 pad2;
+	__u16 reserved;
 	__u32 real_slot;
 	__u32 real_gen;
+	__u32 at[2]; /* where its index entries are, counted from 1; 0: none */
 	struct route route[2];
 };
 
-/* A packet's ends, as they are in the packet: one map serves both directions. */
+/* A packet's ends, as they are in the packet: one index serves both directions. */
 struct tuple {
-	__be32 src;
-	__be32 dst;
+	struct addr src;
+	struct addr dst;
 	__be16 sport;
 	__be16 dport;
 	__u8 proto;
 	__u8 zero[3];
 };
 
-struct index {
-	__u32 slot; /* with the direction in the highest bit */
-	__u32 gen;
+/* The index: eight entries to a cache line. An entry is a tag (32 bits of the
+ * tuple's hash, never 0) above the slot of the record, with the direction in
+ * bit 31; 0 is empty. A tuple has two buckets, and its tag occurs in them once. */
+struct bucket {
+	__u64 entry[8];
 };
 #define INDEX_TO_CLIENT 0x80000000u
 
 struct fragment_key {
-	__be32 src;
-	__be32 dst;
-	__be16 id;
+	struct addr src;
+	struct addr dst;
+	__be32 id;
 	__u8 proto;
-	__u8 zero;
+	__u8 zero[3];
 };
 
 struct fragment {
-	__u32 slot; /* as in struct index */
+	__u32 slot; /* as in an index entry */
 	__u32 gen;
 	__u32 seen; /* ticks */
 	__u32 fate; /* enum fragment_fate */
 };
 
-struct address_key {
-	__be32 addr;
+/* Which real server a client of a persistent service has. */
+struct stay_key {
+	struct addr client; /* under the service's mask */
+	__u32 service;
+	__u32 zero;
 };
 
-_Static_assert(sizeof(struct control) == 64, "control");
-_Static_assert(sizeof(struct service_key) == 8, "service_key");
-_Static_assert(sizeof(struct service) == 112, "service");
+struct stay {
+	__u32 real;
+	__u32 real_gen;
+	__u32 expires; /* ticks */
+	__u32 reserved;
+};
+
+/* What a traced packet (test-run with tracing set) leaves in skb->cb. */
+enum trace_cb {
+	TRACE_REASON, /* enum reason, the last one counted */
+	TRACE_HOW,    /* enum trace_how */
+	TRACE_REAL,   /* slot of its real server + 1 */
+	TRACE_FLOW,   /* slot of its connection + 1 */
+	TRACE_IFINDEX,
+};
+
+enum trace_how {
+	TRACE_NOTHING, /* not balanced */
+	TRACE_KNOWN,   /* of a connection in the table */
+	TRACE_NEW,     /* scheduled */
+	TRACE_STAYED,  /* scheduled to the real server that its client had before */
+};
+
+_Static_assert(sizeof(struct control) == 128, "control");
+_Static_assert(sizeof(struct service_key) == 24, "service_key");
+_Static_assert(sizeof(struct service) == 128, "service");
 _Static_assert(sizeof(struct ring_entry) == 8, "ring_entry");
-_Static_assert(sizeof(struct real) == 32, "real");
+_Static_assert(sizeof(struct real) == 128, "real");
 _Static_assert(sizeof(struct real_cpu) == 64, "real_cpu");
-_Static_assert(sizeof(struct flow) == 64, "flow");
-_Static_assert(sizeof(struct tuple) == 16, "tuple");
-_Static_assert(sizeof(struct index) == 8, "index");
-_Static_assert(sizeof(struct fragment_key) == 12, "fragment_key");
+_Static_assert(sizeof(struct hop) == 32, "hop");
+_Static_assert(sizeof(struct flow) == 96, "flow");
+_Static_assert(sizeof(struct tuple) == 40, "tuple");
+_Static_assert(sizeof(struct bucket) == 64, "bucket");
+_Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
 _Static_assert(sizeof(struct fragment) == 16, "fragment");
+_Static_assert(sizeof(struct stay_key) == 24, "stay_key");
+_Static_assert(sizeof(struct stay) == 16, "stay");

@@ -22,30 +22,37 @@ static __always_inline void fragment_key(const struct packet *p, struct fragment
 
 static __always_inline int fragment_matters(const struct packet *p)
 {
-	struct address_key src = { p->t.src }, dst = { p->t.dst };
-	__u32 *role = bpf_map_lookup_elem(&addresses, &dst);
+	__u32 *role = bpf_map_lookup_elem(&addresses, &p->t.dst);
 
 	if (role && (*role & ADDRESS_VIRTUAL))
 		return 1;
-	role = bpf_map_lookup_elem(&addresses, &src);
+	role = bpf_map_lookup_elem(&addresses, &p->t.src);
 	return role && (*role & ADDRESS_REAL);
 }
 
-/* note_first remembers what a first fragment was: h is 0 if it was not balanced. */
-static __always_inline void note_first(const struct packet *p, const struct hit *h, __u32 now)
+/* note_first remembers what a first fragment was; gen is 0 if it was not balanced. */
+SEPARATE int note_first(const struct packet *p, __u32 slot, __u32 gen, __u32 now)
 {
 	struct fragment_key k = {};
 	struct fragment note = { .seen = now, .fate = FRAGMENT_PASS };
 
-	if (h) {
+	if (!p || tracing)
+		return 0;
+	if (gen) {
 		note.fate = FRAGMENT_FLOW;
-		note.slot = h->slot | (h->dir == TO_CLIENT ? INDEX_TO_CLIENT : 0);
-		note.gen = h->gen;
+		note.slot = slot;
+		note.gen = gen;
 	} else if (!fragment_matters(p)) {
-		return;
+		return 0;
 	}
 	fragment_key(p, &k);
 	bpf_map_update_elem(&fragments, &k, &note, BPF_ANY);
+	return 0;
+}
+
+static __always_inline __u32 slot_of(const struct hit *h)
+{
+	return h->slot | (h->dir == TO_CLIENT ? INDEX_TO_CLIENT : 0);
 }
 
 /* find_fragment tells what to do with a later fragment: 1 follow h, 0 leave
@@ -60,7 +67,7 @@ static __always_inline int find_fragment(const struct packet *p, struct hit *h, 
 	if (note && now - note->seen < FRAGMENT_TICKS) {
 		if (note->fate == FRAGMENT_PASS)
 			return 0;
-		if (follow(note->slot, note->gen, h))
+		if (follow(note->slot, h) && h->gen == note->gen)
 			return 1;
 	}
 	return fragment_matters(p) ? -1 : 0;

@@ -11,78 +11,121 @@
 #include "nat.h"
 
 struct quote {
-	struct iphdr ip;
-	__be16 sport;
-	__be16 dport;
-	__u32 ip_at;   /* offset of the quoted IP header */
-	__u32 l4_at;   /* offset of the quoted ports */
+	struct tuple t;  /* of a packet in the error's own direction: swapped */
+	__u32 ip_at;     /* offset of the quoted IP header */
+	__u32 l4_at;     /* offset of the quoted ports */
 };
 
-/* find_quoted reads the quoted packet and finds its connection. */
+/* read_quote reads the quoted packet: -1 if it cannot be one of ours. */
+SEPARATE int read_quote(struct __sk_buff *skb, const struct packet *p, struct quote *q)
+{
+	__be16 ports[2];
+
+	if (!p || !q)
+		return -1;
+	q->ip_at = p->l4 + sizeof(struct icmphdr);
+	if (p->v6) {
+		struct ipv6hdr ip;
+
+		if (bpf_skb_load_bytes(skb, q->ip_at, &ip, sizeof(ip)) || ip.version != 6)
+			return -1;
+		__builtin_memcpy(&q->t.dst, &ip.saddr, 16);
+		__builtin_memcpy(&q->t.src, &ip.daddr, 16);
+		q->t.proto = ip.nexthdr; /* extension headers before it: not ours to know */
+		q->l4_at = q->ip_at + sizeof(ip);
+	} else {
+		struct iphdr ip;
+
+		if (bpf_skb_load_bytes(skb, q->ip_at, &ip, sizeof(ip)) || ip.version != 4 ||
+		    ip.ihl < 5 || (bpf_ntohs(ip.frag_off) & IP_OFFSET))
+			return -1;
+		q->t.dst = addr_of4(ip.saddr);
+		q->t.src = addr_of4(ip.daddr);
+		q->t.proto = ip.protocol;
+		q->l4_at = q->ip_at + ip.ihl * 4;
+	}
+	if ((q->t.proto != IPPROTO_TCP && q->t.proto != IPPROTO_UDP && q->t.proto != IPPROTO_SCTP) ||
+	    !same_addr(&q->t.dst, &p->t.dst) ||
+	    bpf_skb_load_bytes(skb, q->l4_at, ports, sizeof(ports)))
+		return -1;
+	q->t.sport = ports[1];
+	q->t.dport = ports[0];
+	return 0;
+}
+
 static __always_inline int find_quoted(struct __sk_buff *skb, const struct packet *p,
 				       struct quote *q, struct hit *h)
 {
-	struct tuple t = {};
-	__be16 ports[2];
-
-	q->ip_at = p->l4 + sizeof(struct icmphdr);
-	if (bpf_skb_load_bytes(skb, q->ip_at, &q->ip, sizeof(q->ip)))
-		return 0;
-	if (q->ip.version != 4 || q->ip.ihl < 5 ||
-	    (q->ip.protocol != IPPROTO_TCP && q->ip.protocol != IPPROTO_UDP) ||
-	    (bpf_ntohs(q->ip.frag_off) & IP_OFFSET) || q->ip.saddr != p->t.dst)
-		return 0;
-	q->l4_at = q->ip_at + q->ip.ihl * 4;
-	if (bpf_skb_load_bytes(skb, q->l4_at, ports, sizeof(ports)))
-		return 0;
-	q->sport = ports[0];
-	q->dport = ports[1];
-	t.src = q->ip.daddr;
-	t.dst = q->ip.saddr;
-	t.sport = q->dport;
-	t.dport = q->sport;
-	t.proto = q->ip.protocol;
-	return find_flow(&t, h);
+	return !read_quote(skb, p, q) && find_flow(&q->t, h);
 }
 
 /* rewrite_error translates the error and what it quotes. */
-static __always_inline int rewrite_error(struct __sk_buff *skb, const struct packet *p,
-					 const struct quote *q, const struct hit *h, int hop)
+SEPARATE int rewrite_error(struct __sk_buff *skb, const struct packet *p, const struct quote *q,
+				    const struct hit *h, int hop)
 {
-	__u32 icmp_check = p->l4 + __builtin_offsetof(struct icmphdr, checksum);
-	int to_real = h->dir == TO_REAL;
-	__be32 addr = to_real ? h->f->real : h->f->virt;
-	__be16 port = to_real ? h->f->rport : h->f->vport;
-	__be32 old_addr = to_real ? q->ip.saddr : q->ip.daddr;
-	__be16 old_port = to_real ? q->sport : q->dport;
-	__u32 addr_at = q->ip_at + (to_real ? __builtin_offsetof(struct iphdr, saddr) :
-					      __builtin_offsetof(struct iphdr, daddr));
-	__u32 port_at = q->l4_at + (to_real ? 0 : 2);
-	__u32 check_at = q->l4_at + (q->ip.protocol == IPPROTO_TCP ?
-					     __builtin_offsetof(struct tcphdr, check) :
-					     __builtin_offsetof(struct udphdr, check));
-	__u16 ip_check, check;
+	int to_real, v6;
+	struct flow *f;
+	__u32 slot;
+	struct addr addr, old;
+	__be16 port, old_port;
+	__u32 addr_at, port_at, check_at, icmp_check;
+	__u64 delta, sum;
+	__u16 check;
 
-	/* Address and header checksum cancel out in the ICMP checksum. */
-	ip_check = check_replace32(q->ip.check, old_addr, addr);
-	if (bpf_skb_store_bytes(skb, addr_at, &addr, 4, 0) ||
-	    bpf_skb_store_bytes(skb, q->ip_at + __builtin_offsetof(struct iphdr, check), &ip_check,
-				2, 0))
+	if (!p || !q || !h)
 		return -1;
-	if (old_port != port) {
-		if (bpf_skb_store_bytes(skb, port_at, &port, 2, 0) ||
-		    bpf_l4_csum_replace(skb, icmp_check, old_port, port, 2))
-			return -1;
-	}
-	/* The quoted transport checksum, if the quotation reaches that far. */
-	if (!bpf_skb_load_bytes(skb, check_at, &check, 2) &&
-	    (check || q->ip.protocol == IPPROTO_TCP)) {
-		__u16 now = check_replace16(check_replace32(check, old_addr, addr), old_port, port);
+	slot = h->slot;
+	f = bpf_map_lookup_elem(&flows, &slot);
+	if (!f)
+		return -1;
+	v6 = p->v6;
+	to_real = h->dir == TO_REAL;
+	addr = to_real ? f->real : f->virt;
+	port = to_real ? f->rport : f->vport;
+	old = to_real ? q->t.dst : q->t.src;
+	old_port = to_real ? q->t.dport : q->t.sport;
+	/* Quoted source is what goes to the real server, quoted destination what comes from it. */
+	addr_at = q->ip_at + (v6 ? (to_real ? 8 : 24) : (to_real ? 12 : 16));
+	port_at = q->l4_at + (to_real ? 0 : 2);
+	check_at = q->l4_at + (q->t.proto == IPPROTO_TCP ? 16 : 6);
+	icmp_check = p->l4 + __builtin_offsetof(struct icmphdr, checksum);
+	delta = addr_delta(&old, &addr, v6);
+	sum = port_delta(old_port, port);
 
-		if (bpf_skb_store_bytes(skb, check_at, &now, 2, 0) ||
-		    bpf_l4_csum_replace(skb, icmp_check, check, now, 2))
+	/* The quoted transport checksum, if the quotation reaches that far. */
+	if (q->t.proto != IPPROTO_SCTP && !bpf_skb_load_bytes(skb, check_at, &check, 2) &&
+	    (check || q->t.proto == IPPROTO_TCP)) {
+		__u16 now = check_add(check, delta + port_delta(old_port, port));
+
+		if (bpf_skb_store_bytes(skb, check_at, &now, 2, 0))
+			return -1;
+		sum += port_delta(check, now);
+	}
+	if (v6) {
+		sum += delta;
+		if (bpf_skb_store_bytes(skb, addr_at, &addr, 16, 0))
+			return -1;
+	} else {
+		__u32 at = q->ip_at + __builtin_offsetof(struct iphdr, check);
+		__be32 a = addr4(&addr);
+
+		/* Address and header checksum cancel out in the ICMP checksum. */
+		if (bpf_skb_load_bytes(skb, at, &check, 2))
+			return -1;
+		check = check_add(check, delta);
+		if (bpf_skb_store_bytes(skb, addr_at, &a, 4, 0) || bpf_skb_store_bytes(skb, at, &check, 2, 0))
 			return -1;
 	}
+	if (bpf_skb_store_bytes(skb, port_at, &port, 2, 0))
+		return -1;
 	/* The client hears of the virtual address only, whoever has sent it. */
-	return rewrite_ip(skb, h->dir, addr, hop);
+	old = to_real ? p->t.dst : p->t.src;
+	delta = addr_delta(&old, &addr, v6);
+	if (v6) /* ICMPv6 covers the addresses of its own header, too */
+		sum += delta;
+	if (bpf_l4_csum_replace(skb, icmp_check, 0, fold32(sum), 0))
+		return -1;
+	if (put_addr(skb, h->dir, &addr, delta, v6))
+		return -1;
+	return hop ? hop_down(skb, v6) : 0;
 }

@@ -10,91 +10,50 @@
 #include "abi.h"
 
 /* Set by Go before loading. */
-const volatile __u32 cpus = 1;      /* possible processors */
-const volatile __u32 max_flows = 1; /* records of the connection table */
+const volatile __u32 cpus = 1;       /* possible processors */
+const volatile __u32 max_flows = 1;  /* records of the connection table; one more is for tracing */
+const volatile __u32 index_mask = 0; /* buckets of the index, a power of two, less one */
+const volatile __u32 hop_mask = 0;   /* likewise of next hops */
+const volatile __u64 seed = 1;       /* control.seed */
+const volatile __u32 tracing = 0;    /* 1: say what would be done to the packet, and keep everything as it is */
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct control);
-} controls SEC(".maps");
+#define ARRAY(name, type_)                                                                         \
+	struct {                                                                                   \
+		__uint(type, BPF_MAP_TYPE_ARRAY);                                                  \
+		__uint(map_flags, BPF_F_MMAPABLE);                                                 \
+		__uint(max_entries, 1);                                                            \
+		__type(key, __u32);                                                                \
+		__type(value, type_);                                                              \
+	} name SEC(".maps")
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1);
-	__type(key, struct service_key);
-	__type(value, __u32);
-} service_slots SEC(".maps");
+#define HASH(name, kind, key_, type_)                                                              \
+	struct {                                                                                   \
+		__uint(type, kind);                                                                \
+		__uint(max_entries, 1);                                                            \
+		__type(key, key_);                                                                 \
+		__type(value, type_);                                                              \
+	} name SEC(".maps")
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct service);
-} services SEC(".maps");
+ARRAY(controls, struct control);
+ARRAY(services, struct service);
+ARRAY(rings, struct ring_entry);
+ARRAY(reals, struct real);
+ARRAY(real_cpus, struct real_cpu);
+ARRAY(flows, struct flow);
+ARRAY(flow_index, struct bucket);
+ARRAY(hops, struct hop);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct ring_entry);
-} rings SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct real);
-} reals SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct real_cpu);
-} real_cpus SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct flow);
-} flows SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1);
-	__type(key, struct tuple);
-	__type(value, struct index);
-} flow_index SEC(".maps");
+HASH(service_slots, BPF_MAP_TYPE_HASH, struct service_key, __u32);
+HASH(addresses, BPF_MAP_TYPE_HASH, struct addr, __u32);
+HASH(stays, BPF_MAP_TYPE_HASH, struct stay_key, struct stay);
+/* Loss is harmless here: a fragment without its entry is dropped and counted. */
+HASH(fragments, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_QUEUE);
 	__uint(max_entries, 1);
 	__type(value, __u32);
 } free_slots SEC(".maps");
-
-/* Loss is harmless here: a fragment without its entry is dropped and counted. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 8192);
-	__type(key, struct fragment_key);
-	__type(value, struct fragment);
-} fragments SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1);
-	__type(key, struct address_key);
-	__type(value, __u32);
-} addresses SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -109,12 +68,23 @@ const enum flow_state *unused_state __attribute__((unused));
 const enum flow_flag *unused_flow_flag __attribute__((unused));
 const enum real_flag *unused_real_flag __attribute__((unused));
 const enum address_role *unused_role __attribute__((unused));
+const enum service_flag *unused_service_flag __attribute__((unused));
+const enum choice *unused_choice __attribute__((unused));
+const enum feature *unused_feature __attribute__((unused));
+const enum trace_cb *unused_cb __attribute__((unused));
+const enum trace_how *unused_how __attribute__((unused));
 const struct counters *unused_counters __attribute__((unused));
+const struct tuple *unused_tuple __attribute__((unused));
 
-static __always_inline void count_reason(__u32 reason)
+static __always_inline void count_reason(struct __sk_buff *skb, __u32 reason)
 {
-	__u64 *n = bpf_map_lookup_elem(&reasons, &reason);
+	__u64 *n;
 
+	if (tracing) {
+		skb->cb[TRACE_REASON] = reason;
+		return;
+	}
+	n = bpf_map_lookup_elem(&reasons, &reason);
 	if (n)
 		*n += 1;
 }
@@ -132,5 +102,53 @@ static __always_inline __u32 ticks(void)
 	return bpf_ktime_get_coarse_ns() >> 20;
 }
 
+/* A function that the verifier looks at once, whoever calls it. */
+#define SEPARATE __attribute__((noinline))
+
 #define READ_ONCE(x) (*(volatile typeof(x) *)&(x))
 #define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))
+
+/* Read by these and not by the compiler's own code, which would reckon with
+ * the context's address; the verifier allows no such thing. */
+static __always_inline void *data_of(struct __sk_buff *skb)
+{
+	void *p;
+
+	asm volatile("%0 = *(u32 *)(%1 + %2)"
+		     : "=r"(p)
+		     : "r"(skb), "i"(__builtin_offsetof(struct __sk_buff, data)));
+	return p;
+}
+
+static __always_inline void *end_of(struct __sk_buff *skb)
+{
+	void *p;
+
+	asm volatile("%0 = *(u32 *)(%1 + %2)"
+		     : "=r"(p)
+		     : "r"(skb), "i"(__builtin_offsetof(struct __sk_buff, data_end)));
+	return p;
+}
+
+static __always_inline int same_addr(const struct addr *a, const struct addr *b)
+{
+	return a->d[0] == b->d[0] && a->d[1] == b->d[1];
+}
+
+/* The upper half of an IPv4 address: ::ffff:0:0/96 in network order. */
+#define MAPPED 0xffff0000ull
+
+static __always_inline struct addr addr_of4(__be32 a)
+{
+	return (struct addr){ { 0, MAPPED | (__u64)a << 32 } };
+}
+
+static __always_inline int is4(const struct addr *a)
+{
+	return !a->d[0] && (__u32)a->d[1] == MAPPED;
+}
+
+static __always_inline __be32 addr4(const struct addr *a)
+{
+	return a->d[1] >> 32;
+}

@@ -1,92 +1,177 @@
 /* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0) */
-/* nat.h: changing one end of a packet, with every checksum that covers it.
+/* nat.h: changing the ends of a packet, with every checksum that covers them.
  *
- * The transport checksum is changed by the kernel's helper, because only the
- * kernel knows what it means now: complete, still to be filled in by the
- * device (then only the pseudo header counts), or summed by the device on
- * receipt (then that sum must follow). */
+ * Sums are changed in place (RFC 1624). What the transport sum means is known
+ * to the kernel only: complete, or still to be filled in by the device, in
+ * which case the field holds the sum of the pseudo header. A field that does
+ * not hold that sum is complete; one that does is left to the kernel's
+ * helper, which is slower and always right. */
 #pragma once
 
 #include "parse.h"
 
-/* One's complement sum with m replaced by n (RFC 1624, equation 3). */
-static __always_inline __u32 sum_replace(__u32 sum, __u16 m, __u16 n)
+static __always_inline __u32 fold32(__u64 sum)
 {
-	return sum + (__u16)~m + n;
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	return (__u32)sum + (__u32)(sum >> 32);
 }
 
-static __always_inline __u16 sum_fold(__u32 sum)
+static __always_inline __u16 fold16(__u64 sum)
 {
+	sum = (sum & 0xffffffff) + (sum >> 32);
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
+	return (sum & 0xffff) + (sum >> 16);
 }
 
-static __always_inline __u16 check_replace16(__u16 check, __u16 m, __u16 n)
+/* check_add is a checksum after delta was added to what it covers. */
+static __always_inline __u16 check_add(__u16 check, __u64 delta)
 {
-	return sum_fold(sum_replace((__u16)~check, m, n));
+	return ~fold16((__u16)~check + delta);
 }
 
-static __always_inline __u16 check_replace32(__u16 check, __u32 m, __u32 n)
+static __always_inline __u64 addr_sum(const struct addr *a, int v6)
 {
-	__u32 sum = sum_replace((__u16)~check, m, n);
+	__u64 sum = a->d[1] >> 32;
 
-	return sum_fold(sum_replace(sum, m >> 16, n >> 16));
+	if (v6)
+		sum += (__u32)a->d[1] + (a->d[0] >> 32) + (__u32)a->d[0];
+	return sum;
 }
 
-/* rewrite_ip changes the source or destination of the IP header and, if hop,
- * counts one hop. */
-static __always_inline int rewrite_ip(struct __sk_buff *skb, enum direction dir, __be32 addr,
-				      int hop)
+/* addr_delta is what a sum gains when one address takes the other's place. */
+static __always_inline __u64 addr_delta(const struct addr *was, const struct addr *is, int v6)
 {
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	struct iphdr *ip = data + ETH_HLEN;
+	/* Three words more than any sum: the complement of up to four words. */
+	return fold32(addr_sum(is, v6) + (~(__u64)fold32(addr_sum(was, v6)) & 0xffffffff));
+}
 
-	if ((void *)(ip + 1) > end)
-		return -1;
-	if (dir == TO_REAL) {
-		ip->check = check_replace32(ip->check, ip->daddr, addr);
-		ip->daddr = addr;
+static __always_inline __u32 port_delta(__be16 was, __be16 is)
+{
+	return (__u32)is + (__u16)~was;
+}
+
+/* hop_down counts one hop. */
+static __always_inline int hop_down(struct __sk_buff *skb, int v6)
+{
+	void *data = data_of(skb), *end = end_of(skb);
+
+	if (v6) {
+		struct ipv6hdr *ip = data + ETH_HLEN;
+		__u16 was, is;
+
+		if ((void *)(ip + 1) > end)
+			return -1;
+		was = *(__u16 *)&ip->nexthdr;
+		ip->hop_limit--;
+		is = *(__u16 *)&ip->nexthdr;
+		/* No sum in the header makes up for it: a device's sum of the packet follows. */
+		bpf_csum_update(skb, port_delta(was, is));
 	} else {
-		ip->check = check_replace32(ip->check, ip->saddr, addr);
-		ip->saddr = addr;
-	}
-	if (hop) {
-		ip->check = check_replace16(ip->check, bpf_htons(ip->ttl << 8),
-					    bpf_htons((ip->ttl - 1) << 8));
+		struct iphdr *ip = data + ETH_HLEN;
+
+		if ((void *)(ip + 1) > end)
+			return -1;
+		ip->check = check_add(ip->check, (__u16)~bpf_htons(0x0100));
 		ip->ttl--;
 	}
 	return 0;
 }
 
-/* rewrite changes destination (to the real server) or source (to the client)
- * of a packet that carries its ports. */
-static __always_inline int rewrite(struct __sk_buff *skb, const struct packet *p,
-				   enum direction dir, __be32 addr, __be16 port, int hop)
+/* put_addr writes the source (towards the client) or the destination. */
+static __always_inline int put_addr(struct __sk_buff *skb, enum direction dir, const struct addr *a,
+				    __u64 delta, int v6)
 {
-	__be32 old_addr = dir == TO_REAL ? p->t.dst : p->t.src;
-	__be16 old_port = dir == TO_REAL ? p->t.dport : p->t.sport;
-	__u32 check = p->l4, flags = 0;
-	void *data, *end;
-	__be16 *l4;
+	void *data = data_of(skb), *end = end_of(skb);
 
-	if (p->t.proto == IPPROTO_TCP) {
-		check += __builtin_offsetof(struct tcphdr, check);
+	if (v6) {
+		__u64 *at = data + ETH_HLEN + (dir == TO_REAL ? 24 : 8);
+
+		if (data + ETH_HLEN + sizeof(struct ipv6hdr) > end)
+			return -1;
+		at[0] = a->d[0];
+		at[1] = a->d[1];
 	} else {
-		check += __builtin_offsetof(struct udphdr, check);
-		flags = BPF_F_MARK_MANGLED_0; /* zero stays zero: no checksum */
+		struct iphdr *ip = data + ETH_HLEN;
+
+		if ((void *)(ip + 1) > end)
+			return -1;
+		ip->check = check_add(ip->check, delta);
+		if (dir == TO_REAL)
+			ip->daddr = addr4(a);
+		else
+			ip->saddr = addr4(a);
 	}
-	if (bpf_l4_csum_replace(skb, check, old_addr, addr, BPF_F_PSEUDO_HDR | flags | 4))
+	return 0;
+}
+
+/* is_partial tells whether the field may hold the sum of the pseudo header. */
+static __always_inline int is_partial(const struct packet *p, __u16 check)
+{
+	__u16 pseudo = fold16(addr_sum(&p->t.src, p->v6) + addr_sum(&p->t.dst, p->v6) +
+			      bpf_htons(p->t.proto) +
+			      bpf_htons((__u16)(p->total + ETH_HLEN - p->l4)));
+
+	return p->gso || check == pseudo || (__u16)(check - 1) >= 0xfffe; /* 0 and 0xffff are one number */
+}
+
+/* rewrite changes destination (to the real server) or source (to the client). */
+static __always_inline int rewrite(struct __sk_buff *skb, const struct packet *p, enum direction dir,
+				   const struct addr *addr, __be16 port, int hop)
+{
+	const struct addr *old = dir == TO_REAL ? &p->t.dst : &p->t.src;
+	__be16 old_port = dir == TO_REAL ? p->t.dport : p->t.sport;
+	__u64 delta = addr_delta(old, addr, p->v6);
+	__u32 l4_at = p->l4 & 0xff, field, need;
+	void *data, *end;
+	__u8 *l4;
+	__u16 *check;
+
+	if (p->later)
+		goto ip;
+	if (p->t.proto == IPPROTO_TCP) {
+		field = __builtin_offsetof(struct tcphdr, check);
+		need = sizeof(struct tcphdr);
+	} else if (p->t.proto == IPPROTO_UDP) {
+		field = __builtin_offsetof(struct udphdr, check);
+		need = sizeof(struct udphdr);
+	} else { /* SCTP's sum covers no addresses, and its ports stay */
+		goto ip;
+	}
+	data = data_of(skb);
+	end = end_of(skb);
+	l4 = data + l4_at;
+	if (need == sizeof(struct tcphdr)) {
+		if (l4 + sizeof(struct tcphdr) > (__u8 *)end)
+			return -1;
+	} else if (l4 + sizeof(struct udphdr) > (__u8 *)end) {
 		return -1;
-	if (old_port != port) {
-		if (bpf_l4_csum_replace(skb, check, old_port, port, flags | 2))
-			return -1;
-		data = (void *)(long)skb->data;
-		end = (void *)(long)skb->data_end;
-		l4 = data + (p->l4 & 0x7f);
-		if ((void *)(l4 + 2) > end)
-			return -1;
-		l4[dir == TO_REAL ? 1 : 0] = port;
 	}
-	return rewrite_ip(skb, dir, addr, hop);
+	*(__be16 *)(l4 + (dir == TO_REAL ? 2 : 0)) = port;
+	check = (__u16 *)(l4 + field);
+	if (p->t.proto == IPPROTO_UDP && !*check) {
+		/* No checksum, and so it stays. */
+	} else if (!is_partial(p, *check)) {
+		__u16 sum = check_add(*check, delta + port_delta(old_port, port));
+
+		if (p->t.proto == IPPROTO_UDP && !sum)
+			sum = 0xffff;
+		*check = sum;
+		/* A device's sum of the packet follows: header and transport sums
+		 * make up for what changed, IPv4's twice. */
+		if (!p->v6)
+			bpf_csum_update(skb, ~(__u32)delta);
+	} else {
+		__u64 flags = p->t.proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+
+		if (bpf_l4_csum_replace(skb, l4_at + field, 0, (__u32)delta, BPF_F_PSEUDO_HDR | flags))
+			return -1;
+		if (old_port != port &&
+		    bpf_l4_csum_replace(skb, l4_at + field, old_port, port, flags | 2))
+			return -1;
+	}
+ip:
+	if (put_addr(skb, dir, addr, delta, p->v6))
+		return -1;
+	return hop ? hop_down(skb, p->v6) : 0;
 }

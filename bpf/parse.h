@@ -6,13 +6,15 @@
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "abi.h"
+#include "maps.h"
 
+#define IP_DF 0x4000
 #define IP_MF 0x2000
 #define IP_OFFSET 0x1fff
 
@@ -22,10 +24,25 @@
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
 
-/* ICMP (RFC 792); the kernel's own header needs a C library. */
+/* SCTP (RFC 9260): ports, tag and checksum, then chunks. */
+#ifndef IPPROTO_SCTP
+#define IPPROTO_SCTP 132
+#endif
+#define SCTP_HEADER 12
+#define SCTP_INIT 1
+#define SCTP_ABORT 6
+#define SCTP_SHUTDOWN 7
+#define SCTP_SHUTDOWN_ACK 8
+#define SCTP_SHUTDOWN_COMPLETE 14
+
+/* ICMP (RFC 792) and ICMPv6 (RFC 4443); their headers begin alike. */
 #define ICMP_DEST_UNREACH 3
+#define ICMP_FRAG_NEEDED 4
 #define ICMP_TIME_EXCEEDED 11
 #define ICMP_PARAMETERPROB 12
+#define ICMPV6_PKT_TOOBIG 2
+#define ICMPV6_TIME_EXCEED 3
+#define ICMPV6_PARAMPROB 4
 struct icmphdr {
 	__u8 type;
 	__u8 code;
@@ -33,8 +50,21 @@ struct icmphdr {
 	__u32 rest;
 };
 
+/* IPv6 extension headers that may come before the transport (RFC 8200). */
+#ifndef NEXTHDR_HOP
+#define NEXTHDR_HOP 0
+#define NEXTHDR_ROUTING 43
+#define NEXTHDR_FRAGMENT 44
+#define NEXTHDR_DEST 60
+#endif
+#define EXTENSIONS 4 /* more of them are nobody's honest packet */
+
+/* The transport header begins before this offset: IP's options and IPv6's
+ * extension headers are bounded. */
+#define L4_LIMIT 0xbf
+
 enum parsed {
-	PARSED_OTHER,    /* none of ours: not TCP, UDP or an ICMP error */
+	PARSED_OTHER,    /* none of ours: not TCP, UDP, SCTP or an ICMP error */
 	PARSED_BAD,      /* cut short */
 	PARSED_PORTS,    /* tuple is complete */
 	PARSED_FRAGMENT, /* a later fragment: tuple without ports */
@@ -44,85 +74,176 @@ enum parsed {
 struct packet {
 	struct tuple t;
 	__u32 l4;       /* offset of the transport header */
+	__u32 total;    /* IP length */
 	__u32 segment;  /* IP length on the wire: of one segment where the packet is many */
-	__be16 id;
+	__be32 id;      /* of the fragments */
+	__u8 v6;
 	__u8 ttl;
 	__u8 tos;
-	__u8 tcp_flags;
+	__u8 flags;     /* TCP's, or as TCP's for SCTP */
 	__u8 first;     /* first of several fragments */
+	__u8 later;     /* a later one: no ports */
+	__u8 whole;     /* IPv4: must not be fragmented */
+	__u8 gso;
 };
 
-static __always_inline enum parsed parse(struct __sk_buff *skb, struct packet *p)
+/* Makes the first bytes directly readable. */
+static __always_inline int pull(struct __sk_buff *skb, __u32 len)
 {
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	if (data_of(skb) + len <= end_of(skb))
+		return 0;
+	return len > skb->len || bpf_skb_pull_data(skb, len);
+}
+
+static __always_inline enum parsed parse_ipv4(struct __sk_buff *skb, struct packet *p)
+{
+	void *data = data_of(skb);
 	struct iphdr *ip = data + ETH_HLEN;
-	__u32 ihl, frag, l4_len;
-	void *l4;
+	__u32 ihl, frag;
 
-	/* Most packets have their headers in the linear part. */
-	if (data + ETH_HLEN + sizeof(*ip) + sizeof(struct tcphdr) > end) {
-		__u32 want = ETH_HLEN + 60 + sizeof(struct tcphdr);
-
-		if (want > skb->len)
-			want = skb->len;
-		if (bpf_skb_pull_data(skb, want))
-			return PARSED_OTHER;
-		data = (void *)(long)skb->data;
-		end = (void *)(long)skb->data_end;
-		ip = data + ETH_HLEN;
-		if ((void *)(ip + 1) > end)
-			return PARSED_OTHER;
-	}
+	if ((void *)(ip + 1) > end_of(skb))
+		return PARSED_OTHER;
 	ihl = ip->ihl * 4;
 	if (ip->version != 4 || ihl < sizeof(*ip))
 		return PARSED_OTHER;
-	p->t.src = ip->saddr;
-	p->t.dst = ip->daddr;
+	p->t.src = addr_of4(ip->saddr);
+	p->t.dst = addr_of4(ip->daddr);
 	p->t.proto = ip->protocol;
 	p->ttl = ip->ttl;
 	p->tos = ip->tos;
 	p->id = ip->id;
-	p->segment = bpf_ntohs(ip->tot_len);
+	p->total = bpf_ntohs(ip->tot_len);
 	p->l4 = ETH_HLEN + ihl;
-	frag = bpf_ntohs(ip->frag_off) & (IP_MF | IP_OFFSET);
-	if (frag & IP_OFFSET) {
-		if (p->t.proto == IPPROTO_TCP || p->t.proto == IPPROTO_UDP)
-			return PARSED_FRAGMENT;
+	frag = bpf_ntohs(ip->frag_off);
+	p->whole = (frag & IP_DF) != 0;
+	p->later = (frag & IP_OFFSET) != 0;
+	p->first = (frag & IP_MF) && !p->later;
+	return PARSED_PORTS;
+}
+
+static __always_inline enum parsed parse_ipv6(struct __sk_buff *skb, struct packet *p)
+{
+	void *data = data_of(skb);
+	struct ipv6hdr *ip = data + ETH_HLEN;
+	__u8 next;
+	int i;
+
+	if ((void *)(ip + 1) > end_of(skb))
 		return PARSED_OTHER;
-	}
-	p->first = frag != 0;
+	if (ip->version != 6)
+		return PARSED_OTHER;
+	p->t.src.d[0] = ((__u64 *)&ip->saddr)[0];
+	p->t.src.d[1] = ((__u64 *)&ip->saddr)[1];
+	p->t.dst.d[0] = ((__u64 *)&ip->daddr)[0];
+	p->t.dst.d[1] = ((__u64 *)&ip->daddr)[1];
+	/* On the wire these mean nothing (RFC 4291, 2.5.5.2); in our tables they are IPv4. */
+	if (is4(&p->t.src) || is4(&p->t.dst))
+		return PARSED_OTHER;
+	p->v6 = 1;
+	p->ttl = ip->hop_limit;
+	p->tos = (bpf_ntohs(*(__be16 *)ip) >> 4) & 0xff;
+	p->total = sizeof(*ip) + bpf_ntohs(ip->payload_len);
+	p->l4 = ETH_HLEN + sizeof(*ip);
+	next = ip->nexthdr;
+	for (i = 0; i < EXTENSIONS; i++) {
+		__u8 h[8];
 
-	l4 = (void *)ip + ihl;
-	if (p->t.proto == IPPROTO_TCP) {
-		struct tcphdr *tcp = l4;
-
-		if ((void *)(tcp + 1) > end)
-			return PARSED_BAD;
-		p->t.sport = tcp->source;
-		p->t.dport = tcp->dest;
-		p->tcp_flags = ((__u8 *)tcp)[13];
-		l4_len = tcp->doff * 4;
-	} else if (p->t.proto == IPPROTO_UDP) {
-		struct udphdr *udp = l4;
-
-		if ((void *)(udp + 1) > end)
-			return PARSED_BAD;
-		p->t.sport = udp->source;
-		p->t.dport = udp->dest;
-		l4_len = sizeof(*udp);
-	} else if (p->t.proto == IPPROTO_ICMP) {
-		struct icmphdr *icmp = l4;
-
-		if ((void *)(icmp + 1) > end || p->first)
+		if (next != NEXTHDR_HOP && next != NEXTHDR_ROUTING && next != NEXTHDR_DEST &&
+		    next != NEXTHDR_FRAGMENT)
+			break;
+		if (p->l4 > L4_LIMIT || bpf_skb_load_bytes(skb, p->l4, h, sizeof(h)))
 			return PARSED_OTHER;
-		if (icmp->type == ICMP_DEST_UNREACH || icmp->type == ICMP_TIME_EXCEEDED ||
-		    icmp->type == ICMP_PARAMETERPROB)
-			return PARSED_ICMP;
-		return PARSED_OTHER;
+		if (next == NEXTHDR_FRAGMENT) {
+			__u32 frag = h[2] << 8 | h[3];
+
+			__builtin_memcpy(&p->id, h + 4, 4);
+			p->later = frag >> 3 != 0;
+			p->first = (frag & 1) && !p->later;
+			p->l4 += 8;
+		} else {
+			p->l4 += 8 + h[1] * 8;
+		}
+		next = h[0];
+		if (p->later)
+			break;
+	}
+	p->t.proto = next;
+	return p->l4 > L4_LIMIT ? PARSED_OTHER : PARSED_PORTS;
+}
+
+static __always_inline int is_error(const struct packet *p, __u8 type)
+{
+	if (p->v6)
+		return type >= 1 && type <= ICMPV6_PARAMPROB;
+	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
+}
+
+static __always_inline enum parsed parse(struct __sk_buff *skb, struct packet *p)
+{
+	__u32 l4_len, need;
+	__u8 *l4;
+
+	/* Most packets have their headers in the linear part. */
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		if (pull(skb, ETH_HLEN + sizeof(struct iphdr)) || parse_ipv4(skb, p) == PARSED_OTHER)
+			return PARSED_OTHER;
+	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		if (pull(skb, ETH_HLEN + sizeof(struct ipv6hdr)) || parse_ipv6(skb, p) == PARSED_OTHER)
+			return PARSED_OTHER;
 	} else {
 		return PARSED_OTHER;
 	}
-	if (skb->gso_size)
-		p->segment = ihl + l4_len + skb->gso_size;
+	p->segment = p->total;
+
+	if (p->t.proto == IPPROTO_TCP)
+		need = sizeof(struct tcphdr);
+	else if (p->t.proto == IPPROTO_UDP)
+		need = sizeof(struct udphdr);
+	else if (p->t.proto == IPPROTO_SCTP)
+		need = SCTP_HEADER + 4;
+	else if (p->t.proto == (p->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP) && !p->first && !p->later)
+		need = sizeof(struct icmphdr);
+	else
+		return PARSED_OTHER;
+	if (p->later)
+		return PARSED_FRAGMENT;
+	if (pull(skb, (p->l4 & 0xff) + need))
+		return PARSED_BAD;
+	l4 = data_of(skb) + (p->l4 & 0xff);
+	if (need == sizeof(struct udphdr)) { /* also ICMP */
+		if (l4 + sizeof(struct udphdr) > (__u8 *)end_of(skb))
+			return PARSED_BAD;
+		if (p->t.proto != IPPROTO_UDP)
+			return is_error(p, l4[0]) ? PARSED_ICMP : PARSED_OTHER;
+		l4_len = sizeof(struct udphdr);
+	} else if (need == sizeof(struct tcphdr)) {
+		if (l4 + sizeof(struct tcphdr) > (__u8 *)end_of(skb))
+			return PARSED_BAD;
+		p->flags = l4[13];
+		l4_len = (l4[12] >> 4) * 4;
+	} else {
+		__u8 chunk;
+
+		if (l4 + SCTP_HEADER + 4 > (__u8 *)end_of(skb))
+			return PARSED_BAD;
+		chunk = l4[SCTP_HEADER];
+		p->flags = chunk == SCTP_INIT ? TCP_SYN :
+			   chunk == SCTP_ABORT || chunk == SCTP_SHUTDOWN_COMPLETE ? TCP_RST :
+			   chunk == SCTP_SHUTDOWN || chunk == SCTP_SHUTDOWN_ACK ? TCP_FIN | TCP_ACK :
+										  TCP_ACK;
+		l4_len = SCTP_HEADER;
+	}
+	p->t.sport = *(__be16 *)l4;
+	p->t.dport = *(__be16 *)(l4 + 2);
+	if (skb->gso_size) {
+		p->gso = 1;
+		p->segment = p->l4 - ETH_HLEN + l4_len + skb->gso_size;
+	}
 	return PARSED_PORTS;
+}
+
+/* opens tells whether the packet may begin a connection. */
+static __always_inline int opens(const struct packet *p)
+{
+	return p->t.proto == IPPROTO_UDP || (p->flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
 }

@@ -8,49 +8,89 @@
 
 #include "maps.h"
 #include "parse.h"
+#include "table.h"
 
 #ifndef AF_INET
 #define AF_INET 2
+#define AF_INET6 10
 #endif
 
-/* find_route gives REASON_NONE and a route, or the reason why the stack has
- * to carry the packet. src and dst are those the packet will have. Only a
- * route with a non-zero mtu may be remembered. */
-static __always_inline enum reason find_route(struct __sk_buff *skb, const struct packet *p,
-					      __be32 src, __be32 dst, __be16 sport, __be16 dport,
-					      struct route *r)
-{
-	struct bpf_fib_lookup fib = {
-		.family = AF_INET,
-		.l4_protocol = p->t.proto,
-		.sport = sport,
-		.dport = dport,
-		.tot_len = p->segment,
-		.ifindex = skb->ifindex,
-		.tos = p->tos,
-		.ipv4_src = src,
-		.ipv4_dst = dst,
-	};
-	long rc = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+/* How long after its last look-up a next hop may be overwritten: longer than
+ * any connection remembers it. */
+#define HOP_TICKS 8000
+#define HOP_TRIES 8
 
+struct way {
+	struct addr nexthop;
+	__u32 ifindex;
+	__u32 mtu;
+};
+
+/* find_route gives REASON_NONE and a way, or the reason why there is none. n
+ * holds the ends that the packet will have. Only a way with an mtu may be
+ * remembered. */
+SEPARATE enum reason find_route(struct __sk_buff *skb, const struct packet *p,
+				const struct tuple *n, __u32 len, struct way *w)
+{
+	struct bpf_fib_lookup fib = {};
+	int v6;
+	long rc;
+
+	if (!p || !n || !w)
+		return REASON_NO_ROUTE;
+	v6 = !is4(&n->dst);
+	fib.l4_protocol = n->proto;
+	fib.sport = n->sport;
+	fib.dport = n->dport;
+	fib.tot_len = len > 0xffff ? 0xffff : len;
+	fib.ifindex = skb->ifindex;
+	if (v6) {
+		fib.family = AF_INET6;
+		fib.flowinfo = bpf_htonl((__u32)p->tos << 20);
+		__builtin_memcpy(fib.ipv6_src, &n->src, 16);
+		__builtin_memcpy(fib.ipv6_dst, &n->dst, 16);
+	} else {
+		fib.family = AF_INET;
+		fib.tos = p->tos & ~3; /* without ECN */
+		fib.ipv4_src = addr4(&n->src);
+		fib.ipv4_dst = addr4(&n->dst);
+	}
+	rc = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	w->mtu = fib.mtu_result;
 	if (rc == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return REASON_TOO_BIG;
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return REASON_NO_ROUTE;
-	if (fib.family != AF_INET) /* an IPv6 next hop: the stack can */
+	if (fib.family != (v6 ? AF_INET6 : AF_INET)) /* an IPv6 next hop for IPv4: the stack can */
 		return REASON_NO_ROUTE;
-	r->ifindex = fib.ifindex;
-	r->nexthop = fib.ipv4_dst;
-	r->mtu = rc == BPF_FIB_LKUP_RET_SUCCESS ? fib.mtu_result : 0;
+	w->ifindex = fib.ifindex;
+	if (v6)
+		__builtin_memcpy(&w->nexthop, fib.ipv6_dst, 16);
+	else
+		w->nexthop = addr_of4(fib.ipv4_dst);
+	if (rc == BPF_FIB_LKUP_RET_NO_NEIGH)
+		w->mtu = 0;
 	return REASON_NONE;
 }
 
-static __always_inline int send(const struct route *r)
-{
-	struct bpf_redir_neigh nh = { .nh_family = AF_INET };
+/* Carried in tc_index from ingress to egress: this packet is done. */
+#define DONE 0xba7a
 
-	nh.ipv4_nh = r->nexthop;
-	return bpf_redirect_neigh(r->ifindex, &nh, sizeof(nh), 0);
+static __always_inline long send(struct __sk_buff *skb, const struct way *w)
+{
+	struct bpf_redir_neigh nh = {};
+
+	skb->tc_index = DONE;
+	if (tracing)
+		skb->cb[TRACE_IFINDEX] = w->ifindex;
+	if (is4(&w->nexthop)) {
+		nh.nh_family = AF_INET;
+		nh.ipv4_nh = addr4(&w->nexthop);
+	} else {
+		nh.nh_family = AF_INET6;
+		__builtin_memcpy(nh.ipv6_nh, &w->nexthop, 16);
+	}
+	return bpf_redirect_neigh(w->ifindex, &nh, sizeof(nh), 0);
 }
 
 /* route_stamp changes at least every 2^30 ns and whenever the daemon says so. */
@@ -61,31 +101,77 @@ static __always_inline __u16 route_stamp(const struct control *c, __u32 now)
 	return stamp ? stamp : 1; /* 0 is "never" */
 }
 
-/* flow_route is find_route with the connection's memory. */
+/* keep_hop gives the place of a next hop in the shared table, 0xffff if it is full. */
+SEPARATE __u32 keep_hop(const struct way *w, __u32 now)
+{
+	__u64 key;
+	__u32 i;
+
+	if (!w)
+		return 0xffff;
+	key = mix(mix(mix(seed, w->nexthop.d[0]), w->nexthop.d[1]), w->ifindex) | 1;
+	for (i = 0; i < HOP_TRIES; i++) {
+		__u32 at = ((__u32)key + i) & hop_mask, seen;
+		struct hop *h = bpf_map_lookup_elem(&hops, &at);
+
+		if (!h)
+			return 0xffff;
+		seen = READ_ONCE(h->seen);
+		if (READ_ONCE(h->key) == key) {
+			if (h->ifindex != w->ifindex || !same_addr(&h->nexthop, &w->nexthop))
+				continue;
+			h->seen = now;
+			return at;
+		}
+		if (h->key && now - seen < HOP_TICKS)
+			continue;
+		if (__sync_val_compare_and_swap(&h->seen, seen, now) != seen)
+			continue;
+		WRITE_ONCE(h->key, 0);
+		h->nexthop = w->nexthop;
+		h->ifindex = w->ifindex;
+		asm volatile("" ::: "memory");
+		__sync_val_compare_and_swap(&h->key, 0, key);
+		return at;
+	}
+	return 0xffff;
+}
+
+/* flow_route is find_route with the connection's memory. room is what will be
+ * put before the packet. */
 static __always_inline enum reason flow_route(struct __sk_buff *skb, const struct packet *p,
-					      struct flow *f, enum direction dir, __u32 now,
-					      __be32 src, __be32 dst, __be16 sport, __be16 dport,
-					      struct route *r)
+					      struct route *mine, __u32 now, const struct tuple *n,
+					      __u32 room, struct way *w)
 {
 	struct control *c = get_control();
-	struct route *mine = &f->route[dir];
 	enum reason why;
 	__u16 stamp;
+	__u32 at;
 
 	if (!c)
 		return REASON_NO_ROUTE;
 	stamp = route_stamp(c, now);
 	if (READ_ONCE(mine->stamp) == stamp) {
-		*r = *mine;
-		return p->segment > r->mtu ? REASON_TOO_BIG : REASON_NONE;
+		struct hop *h;
+
+		at = mine->hop;
+		h = bpf_map_lookup_elem(&hops, &at);
+		if (h) {
+			w->mtu = mine->mtu;
+			w->ifindex = h->ifindex;
+			w->nexthop = h->nexthop;
+			return p->segment + room > w->mtu ? REASON_TOO_BIG : REASON_NONE;
+		}
 	}
-	why = find_route(skb, p, src, dst, sport, dport, r);
-	if (why == REASON_NONE && r->mtu) {
-		WRITE_ONCE(mine->stamp, 0);
-		mine->ifindex = r->ifindex;
-		mine->nexthop = r->nexthop;
-		mine->mtu = r->mtu;
-		WRITE_ONCE(mine->stamp, stamp);
+	why = find_route(skb, p, n, p->segment + room, w);
+	if (why == REASON_NONE && w->mtu && !tracing) {
+		at = keep_hop(w, now);
+		if (at != 0xffff) {
+			WRITE_ONCE(mine->stamp, 0);
+			mine->hop = at;
+			mine->mtu = w->mtu > 0xffff ? 0xffff : w->mtu;
+			WRITE_ONCE(mine->stamp, stamp);
+		}
 	}
 	return why;
 }

@@ -1,18 +1,38 @@
 /* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0) */
-/* schedule.h: a new connection and the real server that it gets. */
+/* schedule.h: a new connection and the real server that it gets.
+ *
+ * A service's ring holds its real servers with a weight above 0: as many
+ * turns as weights say (rr wrr twos), a Maglev table (sh mh dh), or one turn
+ * each in the order of addresses (those that look for the least). The
+ * scheduler chooses a place in the ring; if the real server there cannot take
+ * the connection (overloaded, deleted this moment, or it has another of the
+ * same client address and port), the next places are tried. */
 #pragma once
 
 #include "conn.h"
 
-/* How many turns of the ring are tried for a real server that has no other
- * connection of the same client address and port. */
-#define TURNS 4
+/* How many places of the ring are tried. */
+#define TRIES 64
+/* How many real servers a service that looks for the least may have. */
+#define LEAST_OF 4096
+
+/* Behind the records of the table are those that are in no index: one for
+ * tracing, and one for each processor, for datagrams of services that keep
+ * no connections. */
+static __always_inline __u32 passing_slot(void)
+{
+	return max_flows + 1 + bpf_get_smp_processor_id();
+}
 
 /* take_slot gives a free record: one that was given back, or one never used. */
 static __always_inline int take_slot(__u32 *slot)
 {
 	struct control *c;
 
+	if (tracing) {
+		*slot = max_flows;
+		return 0;
+	}
 	if (!bpf_map_pop_elem(&free_slots, slot))
 		return 0;
 	c = get_control();
@@ -25,20 +45,227 @@ static __always_inline int take_slot(__u32 *slot)
 	return -1;
 }
 
-/* claim enters the way back into the index. An entry of a connection that is
- * over gives way. */
-static __noinline int claim(struct tuple *t, struct index *ix, __u32 now)
+/* overloaded applies a real server's thresholds (ipvsadm -x, -y): no new
+ * connections once there are upper, until there are fewer than lower. */
+static __always_inline int overloaded(struct real *r)
 {
-	struct hit old = {};
+	__u32 upper = r->upper, lower = r->lower, n, is;
 
-	if (!t || !ix)
-		return -1;
-	if (!bpf_map_update_elem(&flow_index, t, ix, BPF_NOEXIST))
+	if (!upper)
 		return 0;
-	if (!find_flow(t, &old) || !over(&old, now))
+	if (!lower)
+		lower = (__u32)((__u64)upper * 3 / 4);
+	n = READ_ONCE(r->active) + READ_ONCE(r->inactive);
+	is = READ_ONCE(r->overloaded) ? n >= lower : n >= upper;
+	if (is != r->overloaded && !tracing)
+		r->overloaded = is;
+	return is;
+}
+
+static __always_inline int finished(const struct flow *f, __u32 now)
+{
+	struct control *c = get_control();
+	__u32 state = STATE(READ_ONCE(f->word));
+
+	return state == FLOW_TIME_WAIT || state == FLOW_CLOSE || !alive(f->real_slot, f->real_gen) ||
+	       (c && (__s32)(now - f->seen) > (__s32)c->timeout[state & 7]);
+}
+
+/* claim enters the way back into the index. A connection that is over gives way. */
+static __always_inline int claim(struct flow *f, __u32 slot, __u32 now)
+{
+	__u64 hash = ends_hash(&f->real, &f->client, f->rport, f->cport, PROTO(f->word)), e;
+	__u32 at = PLACE_TWIN, other, gen;
+	struct flow *old;
+
+	if (slot != max_flows) { /* not tracing */
+		at = place(hash, slot | INDEX_TO_CLIENT);
+		if (at != PLACE_TWIN)
+			goto out;
+	}
+	e = find_entry(hash);
+	other = (__u32)e & ~INDEX_TO_CLIENT;
+	old = e ? bpf_map_lookup_elem(&flows, &other) : 0;
+	gen = old ? READ_ONCE(old->gen) : 0;
+	if (slot == max_flows)
+		return gen && !finished(old, now);
+	if (!(gen & 1) || !finished(old, now))
 		return -1;
-	end_flow(old.f, old.slot, old.gen);
-	return bpf_map_update_elem(&flow_index, t, ix, BPF_NOEXIST);
+	end_flow(other, gen);
+	at = place(hash, slot | INDEX_TO_CLIENT);
+out:
+	if (at == PLACE_FULL || at == PLACE_TWIN)
+		return -1;
+	f->at[TO_CLIENT] = at;
+	return 0;
+}
+
+/* try_real gives the record to a real server, or says why not. */
+SEPARATE enum reason try_real(__u32 slot, __u32 real, __u32 now)
+{
+	struct flow *f = bpf_map_lookup_elem(&flows, &slot);
+	struct real *r = bpf_map_lookup_elem(&reals, &real);
+	struct real_cpu *rc = real_on_this_cpu(real);
+	__u32 gen, word;
+
+	if (!f || !r || !rc)
+		return REASON_NO_REAL;
+	gen = READ_ONCE(rc->gen);
+	if (!(gen & 1) || r->weight <= 0) /* deleted or quiesced this moment */
+		return REASON_NO_REAL;
+	if (overloaded(r))
+		return REASON_OVERLOADED;
+	f->real_slot = real;
+	f->real_gen = gen;
+	f->at[TO_CLIENT] = 0;
+	word = (f->word & 0x00ffffff & ~FLOW_LOCAL) | (__u32)r->forward << 24;
+	if (r->flags & REAL_LOCAL)
+		word |= FLOW_LOCAL;
+	f->word = word;
+	if (r->forward == FORWARD_MASQ) {
+		f->real = r->addr;
+		f->rport = r->port ? r->port : f->vport;
+	} else {
+		f->real = f->virt;
+		f->rport = f->vport;
+	}
+	if (slot <= max_flows && (r->forward == FORWARD_MASQ || (r->flags & REAL_LOCAL)) && claim(f, slot, now))
+		return REASON_COLLISION;
+	return REASON_NONE;
+}
+
+struct tries {
+	__u32 slot;
+	__u32 first;
+	__u32 count;
+	__u32 start;
+	__u32 now;
+	__u32 why;
+};
+
+static long try_place(__u64 i, struct tries *t)
+{
+	__u32 at = t->first + (t->start + (__u32)i) % t->count;
+	struct ring_entry *e = bpf_map_lookup_elem(&rings, &at);
+	__u32 why;
+
+	if (!e)
+		return 1;
+	why = try_real(t->slot, e->real, t->now);
+	/* Of several reasons the one that says most is told. */
+	if (i == 0 || why == REASON_NONE || t->why == REASON_NO_REAL)
+		t->why = why;
+	return why == REASON_NONE;
+}
+
+/* The least of all: costs are compared as fractions, the first of equals wins. */
+struct least {
+	__u32 first;
+	__u32 choice;
+	__u32 best;
+	__u32 found;
+	__u64 cost;
+	__u64 per;
+};
+
+static __always_inline void cost_of(const struct real *r, __u32 choice, __u64 *cost, __u64 *per)
+{
+	__u64 active = READ_ONCE(r->active), weight = (__u32)r->weight;
+
+	*per = 1;
+	if (choice == CHOOSE_LC || choice == CHOOSE_WLC || choice == CHOOSE_TWO) {
+		/* An inactive connection is a small part of an active one. */
+		*cost = active * 256 + READ_ONCE(r->inactive);
+		if (choice != CHOOSE_LC)
+			*per = weight;
+	} else if (choice == CHOOSE_SED) {
+		*cost = active + 1;
+		*per = weight;
+	} else if (choice == CHOOSE_NQ) {
+		*cost = active ? active + 1 : 0;
+		*per = weight;
+	} else { /* fo, ovf: the heaviest; ovf: that is not full */
+		*cost = (1 << 16) - weight;
+		if (choice == CHOOSE_OVF && active >= weight)
+			*cost = 1ull << 20;
+	}
+}
+
+static __always_inline int less(__u32 choice, __u64 cost, __u64 per, __u64 than, __u64 its_per)
+{
+	if (choice == CHOOSE_NQ && !cost && !than) /* of idle ones the heaviest */
+		return per > its_per;
+	return cost * its_per < than * per;
+}
+
+static long least_of(__u64 i, struct least *l)
+{
+	__u32 at = l->first + (__u32)i;
+	struct ring_entry *e = bpf_map_lookup_elem(&rings, &at);
+	struct real *r = e ? bpf_map_lookup_elem(&reals, &e->real) : 0;
+	__u64 cost, per;
+
+	if (!r)
+		return 1;
+	if (r->weight <= 0 || overloaded(r))
+		return 0;
+	cost_of(r, l->choice, &cost, &per);
+	if (!l->found || less(l->choice, cost, per, l->cost, l->per)) {
+		l->found = 1;
+		l->best = (__u32)i;
+		l->cost = cost;
+		l->per = per;
+	}
+	return 0;
+}
+
+static __always_inline __u32 less_loaded(__u32 first, __u32 a, __u32 b)
+{
+	__u32 at_a = first + a, at_b = first + b;
+	struct ring_entry *ea = bpf_map_lookup_elem(&rings, &at_a), *eb = bpf_map_lookup_elem(&rings, &at_b);
+	struct real *ra = ea ? bpf_map_lookup_elem(&reals, &ea->real) : 0;
+	struct real *rb = eb ? bpf_map_lookup_elem(&reals, &eb->real) : 0;
+	__u64 cost_a, per_a, cost_b, per_b;
+
+	if (!ra || !rb)
+		return a;
+	cost_of(ra, CHOOSE_TWO, &cost_a, &per_a);
+	cost_of(rb, CHOOSE_TWO, &cost_b, &per_b);
+	return less(CHOOSE_TWO, cost_b, per_b, cost_a, per_a) ? b : a;
+}
+
+static __always_inline __u64 hash_addr(const struct addr *a, __u32 port)
+{
+	return mix(mix(mix(0x5bd1e995, a->d[0]), a->d[1]), port);
+}
+
+/* choose gives the place in the ring. */
+SEPARATE __u32 choose(struct service *s, const struct tuple *t, __u32 first, __u32 count)
+{
+	struct least l = { .first = first };
+	__u64 h;
+
+	if (!s || !t || !count)
+		return 0;
+	l.choice = s->choice;
+	if (l.choice == CHOOSE_TURN) {
+		if (tracing)
+			return READ_ONCE(s->next);
+		return __sync_fetch_and_add(&s->next, 1);
+	}
+	if (l.choice == CHOOSE_SOURCE || l.choice == CHOOSE_DESTINATION) {
+		if (l.choice == CHOOSE_SOURCE)
+			h = hash_addr(&t->src, s->flags & SERVICE_HASH_PORT ? t->sport : 0);
+		else
+			h = hash_addr(&t->dst, 0);
+		return (__u32)(h >> 32) % count;
+	}
+	if (l.choice == CHOOSE_TWO) {
+		h = tracing ? 0 : (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
+		return less_loaded(first, (__u32)h % count, (__u32)(h >> 32) % count);
+	}
+	bpf_loop(count > LEAST_OF ? LEAST_OF : count, least_of, &l, 0);
+	return l.best;
 }
 
 /* find_service gives the service that a packet is addressed to. */
@@ -47,35 +274,108 @@ static __always_inline struct service *find_service(const struct tuple *t)
 	struct service_key key = { .addr = t->dst, .port = t->dport, .proto = t->proto };
 	__u32 *slot = bpf_map_lookup_elem(&service_slots, &key);
 
+	if (!slot) {
+		struct control *c = get_control();
+
+		if (!c || !(c->features & FEATURE_ANY_PORT))
+			return 0;
+		key.port = 0;
+		slot = bpf_map_lookup_elem(&service_slots, &key);
+	}
 	return slot ? bpf_map_lookup_elem(&services, slot) : 0;
+}
+
+static __always_inline void stay_key(const struct tuple *t, const struct service *s, __u32 slot,
+				     struct stay_key *k)
+{
+	k->client.d[0] = t->src.d[0] & s->mask.d[0];
+	k->client.d[1] = t->src.d[1] & s->mask.d[1];
+	k->service = slot;
+}
+
+/* home gives the slot + 1 of the real server that a client had before, 0 for none. */
+static __always_inline __u32 home(const struct stay_key *k, __u32 now)
+{
+	struct stay *s = bpf_map_lookup_elem(&stays, k);
+
+	if (!s || (__s32)(now - s->expires) >= 0 || !alive(s->real, s->real_gen))
+		return 0;
+	return s->real + 1;
+}
+
+/* schedule gives record slot to a real server. */
+static __always_inline enum reason schedule(struct __sk_buff *skb, const struct tuple *to, struct service *s,
+					    __u32 slot, __u32 now)
+{
+	struct tries t = { .slot = slot, .now = now, .why = REASON_NO_REAL };
+	struct stay_key k = {};
+	struct stay stay = {};
+	__u64 ring = READ_ONCE(s->ring);
+	__u32 had = 0;
+	struct flow *f;
+
+	t.first = ring >> 32;
+	t.count = (__u32)ring;
+	if (!t.count)
+		return REASON_NO_REAL;
+	if (s->flags & SERVICE_STAYS) {
+		/* A service is known by its slot, which its real servers know. */
+		__u32 at = t.first;
+		struct ring_entry *e = bpf_map_lookup_elem(&rings, &at);
+		struct real *r = e ? bpf_map_lookup_elem(&reals, &e->real) : 0;
+
+		if (!r)
+			return REASON_NO_REAL;
+		stay_key(to, s, r->service, &k);
+		had = home(&k, now);
+		if (had)
+			t.why = try_real(slot, had - 1, now);
+	}
+	if (!had || t.why != REASON_NONE) {
+		had = 0;
+		t.why = REASON_NO_REAL;
+		t.start = choose(s, to, t.first, t.count);
+		bpf_loop(t.count > TRIES ? TRIES : t.count, try_place, &t, 0);
+		if (t.why != REASON_NONE)
+			return t.why;
+	}
+	if (tracing)
+		skb->cb[TRACE_HOW] = had ? TRACE_STAYED : TRACE_NEW;
+	if (!(s->flags & SERVICE_STAYS) || tracing)
+		return REASON_NONE;
+	f = bpf_map_lookup_elem(&flows, &slot);
+	if (!f)
+		return REASON_NONE;
+	f->word |= FLOW_STAYS;
+	stay.real = f->real_slot;
+	stay.real_gen = f->real_gen;
+	stay.expires = now + s->stays;
+	if (bpf_map_update_elem(&stays, &k, &stay, BPF_ANY))
+		count_reason(skb, REASON_STAYS_FULL);
+	return REASON_NONE;
 }
 
 /* open_flow schedules a new connection of service s and enters it into the
  * table. Nothing is left behind when it fails. */
-static __always_inline enum reason open_flow(const struct packet *p, struct service *s,
+static __always_inline enum reason open_flow(struct __sk_buff *skb, const struct packet *p, struct service *s,
 					     __u32 now, struct hit *h)
 {
-	struct tuple out = p->t, back = {};
-	struct index to_real, to_client;
-	enum reason why = REASON_NO_REAL;
-	__u32 slot, first, count, turn, i;
+	enum reason why;
 	struct flow *f;
-	__u64 ring;
+	__u32 at = 0;
 
-	ring = READ_ONCE(s->ring);
-	first = ring >> 32;
-	count = (__u32)ring;
-	if (!count)
+	if (!(__u32)READ_ONCE(s->ring))
 		return REASON_NO_REAL;
-	if (take_slot(&slot))
+	if (s->flags & SERVICE_ONE_PACKET)
+		h->slot = passing_slot();
+	else if (take_slot(&h->slot))
 		return REASON_TABLE_FULL;
-	f = bpf_map_lookup_elem(&flows, &slot);
+	f = bpf_map_lookup_elem(&flows, &h->slot);
 	if (!f)
 		return REASON_TABLE_FULL;
 
 	/* Nobody else knows this record: it is in no index and its generation is even. */
-	f->proto = p->t.proto;
-	f->state = p->t.proto == IPPROTO_TCP ? FLOW_SYN_RECV : FLOW_UDP;
+	f->word = (p->t.proto == IPPROTO_UDP ? FLOW_UDP : FLOW_SYN_RECV) | (__u32)p->t.proto << 16;
 	f->seen = now;
 	f->client = p->t.src;
 	f->cport = p->t.sport;
@@ -84,63 +384,36 @@ static __always_inline enum reason open_flow(const struct packet *p, struct serv
 	f->route[0].stamp = 0;
 	f->route[1].stamp = 0;
 	h->f = f;
-	h->slot = slot;
 	h->gen = f->gen + 1;
 	h->dir = TO_REAL;
 	h->dead = 0;
-	to_real.slot = slot;
-	to_client.slot = slot | INDEX_TO_CLIENT;
-	to_real.gen = to_client.gen = h->gen;
 
-	/* Both entries are made before the generation is: until then nobody can
-	 * follow them, and what has both is alive at once. */
-	if (bpf_map_update_elem(&flow_index, &out, &to_real, BPF_NOEXIST)) {
-		bpf_map_push_elem(&free_slots, &slot, 0);
-		return REASON_RACE; /* another processor has opened it meanwhile */
-	}
-	turn = __sync_fetch_and_add(&s->next, 1);
-	for (i = 0; i < TURNS; i++) {
-		__u32 at = first + (turn + i) % count;
-		struct ring_entry *e = bpf_map_lookup_elem(&rings, &at);
-		struct real_cpu *rc;
-		struct real *r;
-		__u32 gen;
-
-		if (!e)
-			break;
-		r = bpf_map_lookup_elem(&reals, &e->real);
-		rc = real_on_this_cpu(e->real);
-		if (!r || !rc)
-			break;
-		gen = READ_ONCE(rc->gen);
-		if (!(gen & 1)) /* deleted this moment */
-			continue;
-		f->real_slot = e->real;
-		f->real_gen = gen;
-		if (r->flags & REAL_LOCAL) {
-			f->flags = FLOW_LOCAL;
-			f->real = f->virt;
-			f->rport = f->vport;
-		} else {
-			f->flags = 0;
-			f->real = r->addr;
-			f->rport = r->port;
+	/* All entries are made before the generation is: until then nobody
+	 * follows them, and what has all is alive at once. */
+	if (h->slot < max_flows) {
+		at = place(tuple_hash(&p->t), h->slot);
+		if (at == PLACE_FULL || at == PLACE_TWIN) {
+			bpf_map_push_elem(&free_slots, &h->slot, 0);
+			return at == PLACE_FULL ? REASON_TABLE_FULL : REASON_RACE;
 		}
-		h->rc = rc;
-		tuple_to_client(f, &back);
-		if (!claim(&back, &to_client, now)) {
-			why = REASON_NONE;
-			break;
-		}
-		why = REASON_COLLISION;
+		f->at[TO_REAL] = at;
 	}
-	if (why != REASON_NONE) {
-		bpf_map_delete_elem(&flow_index, &out);
-		bpf_map_push_elem(&free_slots, &slot, 0);
-		return why;
+	why = schedule(skb, &p->t, s, h->slot, now);
+	h->word = f->word;
+	h->rc = real_on_this_cpu(f->real_slot);
+	if (h->slot >= max_flows) {
+		if (!why && h->rc && !tracing)
+			h->rc->count.connections++;
+		return !why && !h->rc ? REASON_NO_REAL : why;
+	}
+	if (why != REASON_NONE || !h->rc) {
+		unplace(at, h->slot);
+		bpf_map_push_elem(&free_slots, &h->slot, 0);
+		return why != REASON_NONE ? why : REASON_NO_REAL;
 	}
 	/* Ordered after all of the above (an atomic with a result is a barrier). */
 	__sync_val_compare_and_swap(&f->gen, h->gen - 1, h->gen);
+	count_connections(f->real_slot, 0, 1);
 	h->rc->count.connections++;
 	return REASON_NONE;
 }

@@ -12,29 +12,51 @@
 #define PRESSED(live) ((live) > max_flows - max_flows / 8)
 #define PRESSED_TICKS 5000
 
+/* One sweep in so many looks after the clients of persistent services. */
+#define STAYS_EVERY 16
+#define STAYS_TICKS (3 * STAYS_EVERY * 1000)
+
 struct sweep {
 	__u32 high;
 	__u32 now;
 	__u32 pressed;
 	__u32 live;
+	__u32 stays;
 	__u32 timeout[8];
 };
 
+/* keep_home lets a persistent client's entry live as long as its connections. */
+static __always_inline void keep_home(const struct flow *f, __u32 now)
+{
+	struct real *r = bpf_map_lookup_elem(&reals, &f->real_slot);
+	struct service *s = r ? bpf_map_lookup_elem(&services, &r->service) : 0;
+	struct stay_key k = {};
+	struct stay *stay;
+
+	if (!s)
+		return;
+	k.client.d[0] = f->client.d[0] & s->mask.d[0];
+	k.client.d[1] = f->client.d[1] & s->mask.d[1];
+	k.service = r->service;
+	stay = bpf_map_lookup_elem(&stays, &k);
+	if (stay && stay->real == f->real_slot && stay->real_gen == f->real_gen &&
+	    (__s32)(now + STAYS_TICKS - stay->expires) > 0)
+		stay->expires = now + STAYS_TICKS;
+}
+
 static long sweep_one(void *map, const __u32 *key, struct flow *f, struct sweep *s)
 {
-	__u32 slot = *key, gen, state, at, limit;
-	struct real_cpu *rc;
+	__u32 slot = *key, gen, word, state, limit;
 
 	if (slot >= s->high)
 		return 1;
 	gen = READ_ONCE(f->gen);
 	if (!(gen & 1))
 		return 0;
-	state = f->state & 7;
+	word = READ_ONCE(f->word);
+	state = word & 7;
 	limit = s->timeout[state];
-	at = f->real_slot * cpus;
-	rc = bpf_map_lookup_elem(&real_cpus, &at);
-	if (!rc || READ_ONCE(rc->gen) != f->real_gen) {
+	if (!alive(f->real_slot, f->real_gen)) {
 		/* Its later packets are to be dropped, not reset, for a while. */
 		limit = s->pressed ? 0 : s->timeout[FLOW_TIME_WAIT];
 	} else if (s->pressed && state != FLOW_ESTABLISHED && state != FLOW_UDP && limit > PRESSED_TICKS) {
@@ -43,9 +65,18 @@ static long sweep_one(void *map, const __u32 *key, struct flow *f, struct sweep 
 	/* A packet may have come since now was read. */
 	if ((__s32)(s->now - f->seen) <= (__s32)limit) {
 		s->live++;
+		if (s->stays && (word & FLOW_STAYS))
+			keep_home(f, s->now);
 		return 0;
 	}
-	end_flow(f, slot, gen);
+	end_flow(slot, gen);
+	return 0;
+}
+
+static long sweep_stay(void *map, const struct stay_key *key, struct stay *stay, struct sweep *s)
+{
+	if ((__s32)(s->now - stay->expires) >= 0 || !alive(stay->real, stay->real_gen))
+		bpf_map_delete_elem(&stays, key);
 	return 0;
 }
 
@@ -62,8 +93,11 @@ int sweep(void *ctx)
 		s.high = max_flows;
 	s.now = bpf_ktime_get_ns() >> 20; /* the clock of ticks(), which is not to be had here */
 	s.pressed = PRESSED(c->live);
+	s.stays = c->swept % STAYS_EVERY == 0;
 	__builtin_memcpy(s.timeout, c->timeout, sizeof(s.timeout));
 	bpf_for_each_map_elem(&flows, sweep_one, &s, 0);
+	if (s.stays)
+		bpf_for_each_map_elem(&stays, sweep_stay, &s, 0);
 	c->live = s.live;
 	c->swept++;
 	return 0;

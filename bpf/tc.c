@@ -1,114 +1,186 @@
 // SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0)
 /* tc.c: the programs on network interfaces.
  *
- * ingress balances: it translates packets of virtual services and of their
- * connections and sends them on. What only the stack can do well (fragment,
- * answer with ICMP, deliver here) goes through it: towards real servers
- * translated, towards clients untranslated, since the stack would not accept
- * a virtual address as source. egress then translates what comes out: those
- * replies, the replies of real servers on the director itself, and the ICMP
- * errors of the director's own stack. */
+ * ingress balances: it takes packets of virtual services and of their
+ * connections and sends them on. With masq, what only the stack can do well
+ * (fragment, answer with ICMP, deliver here) goes through it: towards real
+ * servers translated, towards clients untranslated, since the stack would not
+ * accept a virtual address as source. egress then translates what comes out:
+ * those replies, the replies of real servers on the director itself, and the
+ * ICMP errors of the director's own stack. With gate and ipip the stack would
+ * take the packets for its own, so ingress does all. */
 #include <linux/bpf.h>
 #include <linux/if_packet.h>
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "maps.h"
+#include "parse.h"
+#include "table.h"
 #include "conn.h"
+#include "schedule.h"
+#include "nat.h"
+#include "route.h"
+#include "tunnel.h"
+#include "answer.h"
 #include "fragment.h"
 #include "icmp.h"
-#include "maps.h"
-#include "nat.h"
-#include "parse.h"
-#include "route.h"
-#include "schedule.h"
 
-/* Carried in tc_index from ingress to egress: this packet is done. */
-#define DONE 0xba7a
-
-static __always_inline int drop(enum reason why)
+static __always_inline int drop(struct __sk_buff *skb, enum reason why)
 {
-	count_reason(why);
+	count_reason(skb, why);
 	return TC_ACT_SHOT;
 }
 
-static __always_inline int pass(enum reason why)
+static __always_inline int pass(struct __sk_buff *skb, enum reason why)
 {
 	if (why != REASON_NONE)
-		count_reason(why);
+		count_reason(skb, why);
 	return TC_ACT_UNSPEC;
 }
 
-static __always_inline int redirect(struct __sk_buff *skb, const struct route *r)
+/* ends_after says where a packet of a connection is to go, and in whose name:
+ * for ipip these are the outer ends. 0 if its real server has gone. */
+static __always_inline int ends_after(const struct packet *p, const struct hit *h, struct tuple *n)
 {
-	skb->tc_index = DONE;
-	return send(r);
+	const struct flow *f = h->f;
+	struct real *r;
+
+	*n = p->t;
+	if (h->dir == TO_CLIENT) {
+		n->src = f->virt;
+		n->sport = f->vport;
+		return 1;
+	}
+	if (FORWARD(h->word) == FORWARD_MASQ) {
+		n->dst = f->real;
+		n->dport = f->rport;
+		return 1;
+	}
+	r = bpf_map_lookup_elem(&reals, &f->real_slot);
+	if (!r)
+		return 0;
+	n->dst = r->addr;
+	if (FORWARD(h->word) == FORWARD_IPIP) {
+		n->src = r->source;
+		n->sport = 0;
+		n->dport = 0;
+		n->proto = p->v6 ? IPPROTO_IPV6 : IPPROTO_IPIP;
+	}
+	return 1;
 }
 
-/* carry takes a packet of connection h onward. ports is 0 for later fragments. */
-static __always_inline int carry(struct __sk_buff *skb, struct packet *p, struct hit *h, __u32 now,
-				 int ports)
+/* refuse tells the sender what the stack would tell it, were it masq. */
+static __always_inline int refuse(struct __sk_buff *skb, const struct packet *p, enum reason why, __u32 mtu,
+				  struct tuple *n, struct way *w)
+{
+	if (why == REASON_NO_ROUTE)
+		return drop(skb, REASON_UNREACHABLE);
+	count_reason(skb, why == REASON_TOO_BIG ? REASON_OVERSIZE : REASON_LAST_HOP);
+	n->src = p->t.dst;
+	n->dst = p->t.src;
+	n->sport = 0;
+	n->dport = 0;
+	n->proto = p->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
+	if (find_route(skb, p, n, 0, w) != REASON_NONE ||
+	    answer(skb, p, why == REASON_TOO_BIG ? ANSWER_TOO_BIG : ANSWER_TTL, mtu))
+		return TC_ACT_SHOT;
+	return send(skb, w);
+}
+
+/* carry_as_is takes a packet to its real server by gate or ipip. */
+static __always_inline int carry_as_is(struct __sk_buff *skb, const struct packet *p, const struct hit *h,
+				       const struct tuple *n, const struct way *w)
+{
+	if (hop_down(skb, p->v6))
+		return drop(skb, REASON_REWRITE);
+	if (FORWARD(h->word) == FORWARD_IPIP && encapsulate(skb, p, &n->src, &n->dst))
+		return drop(skb, REASON_REWRITE);
+	return send(skb, w);
+}
+
+/* carry takes a packet of connection h onward. */
+static __always_inline int carry(struct __sk_buff *skb, struct packet *p, struct hit *h, __u32 now)
 {
 	struct flow *f = h->f;
-	int to_real = h->dir == TO_REAL;
-	__be32 addr = to_real ? f->real : f->virt;
-	__be16 port = to_real ? f->rport : f->vport;
+	int masq = FORWARD(h->word) == FORWARD_MASQ;
 	enum reason why = REASON_TTL;
-	struct route r = {};
-	int rc;
+	struct way w = {};
+	struct tuple n;
+	__u32 room = 0;
 
-	if (f->flags & FLOW_LOCAL) {
+	if (tracing) {
+		skb->cb[TRACE_REAL] = f->real_slot + 1;
+		if (!skb->cb[TRACE_HOW])
+			skb->cb[TRACE_HOW] = TRACE_KNOWN;
+		if (h->slot < max_flows)
+			skb->cb[TRACE_FLOW] = h->slot + 1;
+	}
+	if (h->word & FLOW_LOCAL) {
 		/* Replies are counted on their way out. */
-		if (to_real)
+		if (h->dir == TO_REAL)
 			account(skb, p, h, now);
 		return TC_ACT_UNSPEC;
 	}
+	if (!ends_after(p, h, &n))
+		return drop(skb, REASON_DEAD_FLOW);
+	if (FORWARD(h->word) == FORWARD_IPIP)
+		room = tunnel_room(&n.dst);
 	if (p->ttl > 1)
-		why = to_real ? flow_route(skb, p, f, TO_REAL, now, p->t.src, addr, p->t.sport,
-					   port, &r) :
-				flow_route(skb, p, f, TO_CLIENT, now, addr, p->t.dst, port,
-					   p->t.dport, &r);
+		why = flow_route(skb, p, &f->route[h->dir == TO_CLIENT], now, &n, room, &w);
 	/* The record was ours while we read it, or it was not: a slot given to
 	 * another connection has another generation. */
 	asm volatile("" ::: "memory");
-	if (READ_ONCE(f->gen) != h->gen)
-		return drop(REASON_RACE);
-	if (why != REASON_NONE && !to_real)
-		return pass(why); /* egress does the rest */
+	if (h->slot < max_flows && READ_ONCE(f->gen) != h->gen)
+		return drop(skb, REASON_RACE);
+	if (why != REASON_NONE && h->dir == TO_CLIENT)
+		return pass(skb, why); /* egress does the rest */
 
 	account(skb, p, h, now);
-	if (ports)
-		rc = rewrite(skb, p, h->dir, addr, port, why == REASON_NONE);
-	else
-		rc = rewrite_ip(skb, h->dir, addr, why == REASON_NONE);
-	if (rc)
-		return drop(REASON_REWRITE);
+	if (!masq) {
+		if (why != REASON_NONE)
+			return refuse(skb, p, why, w.mtu - room, &n, &w);
+		return carry_as_is(skb, p, h, &n, &w);
+	}
+	if (rewrite(skb, p, h->dir, h->dir == TO_REAL ? &n.dst : &n.src,
+		    h->dir == TO_REAL ? n.dport : n.sport, why == REASON_NONE))
+		return drop(skb, REASON_REWRITE);
 	if (why != REASON_NONE)
-		return pass(why);
-	return redirect(skb, &r);
+		return pass(skb, why);
+	return send(skb, &w);
 }
 
 static __always_inline int carry_error(struct __sk_buff *skb, struct packet *p)
 {
+	enum reason why = REASON_TTL;
 	struct quote q = {};
 	struct hit h = {};
-	struct route r = {};
-	enum reason why = REASON_TTL;
+	struct way w = {};
+	struct tuple n;
+	__u32 room = 0;
 
-	if (!find_quoted(skb, p, &q, &h) || (h.f->flags & FLOW_LOCAL))
+	if (!find_quoted(skb, p, &q, &h) || (h.word & FLOW_LOCAL))
 		return TC_ACT_UNSPEC;
 	if (h.dead)
-		return drop(REASON_DEAD_FLOW);
+		return drop(skb, REASON_DEAD_FLOW);
+	if (!ends_after(p, &h, &n))
+		return drop(skb, REASON_DEAD_FLOW);
+	if (FORWARD(h.word) == FORWARD_IPIP)
+		room = tunnel_room(&n.dst);
+	n.sport = 0;
+	n.dport = 0;
 	if (p->ttl > 1)
-		why = h.dir == TO_REAL ? find_route(skb, p, p->t.src, h.f->real, 0, 0, &r) :
-					 find_route(skb, p, h.f->virt, p->t.dst, 0, 0, &r);
+		why = find_route(skb, p, &n, p->segment + room, &w);
+	if (FORWARD(h.word) != FORWARD_MASQ) /* nobody is told about an error (RFC 1122, 3.2.2) */
+		return why != REASON_NONE ? drop(skb, REASON_UNREACHABLE) : carry_as_is(skb, p, &h, &n, &w);
 	if (why != REASON_NONE && h.dir == TO_CLIENT)
-		return pass(why); /* egress does the rest */
+		return pass(skb, why); /* egress does the rest */
 	if (rewrite_error(skb, p, &q, &h, why == REASON_NONE))
-		return drop(REASON_REWRITE);
+		return drop(skb, REASON_REWRITE);
 	if (why != REASON_NONE)
-		return pass(why);
-	return redirect(skb, &r);
+		return pass(skb, why);
+	return send(skb, &w);
 }
 
 SEC("tc")
@@ -118,11 +190,10 @@ int ingress(struct __sk_buff *skb)
 	struct hit h = {};
 	struct service *s;
 	enum reason why;
-	int known;
 	__u32 now;
 
 	/* Tagged frames come by again on their VLAN's own interface. */
-	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST || skb->vlan_present)
+	if (skb->pkt_type != PACKET_HOST || skb->vlan_present)
 		return TC_ACT_UNSPEC;
 	if (skb->tc_index == DONE)
 		skb->tc_index = 0;
@@ -139,51 +210,50 @@ int ingress(struct __sk_buff *skb)
 			return TC_ACT_UNSPEC;
 		case 1:
 			if (h.dead)
-				return drop(REASON_DEAD_FLOW);
-			return carry(skb, &p, &h, now, 0);
+				return drop(skb, REASON_DEAD_FLOW);
+			goto carry;
 		}
-		return drop(REASON_LATE_FRAGMENT);
+		return drop(skb, REASON_LATE_FRAGMENT);
 	case PARSED_BAD:
-		return fragment_matters(&p) ? drop(REASON_BAD_PACKET) : TC_ACT_UNSPEC;
+		return fragment_matters(&p) ? drop(skb, REASON_BAD_PACKET) : TC_ACT_UNSPEC;
 	default:
 		return TC_ACT_UNSPEC;
 	}
 
 	now = ticks();
-	known = find_flow(&p.t, &h);
-	if (known) {
-		int opens = p.t.proto == IPPROTO_UDP ||
-			    (p.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
-
-		if (h.dir == TO_REAL && opens && (h.dead || p.t.proto == IPPROTO_TCP) &&
+	if (find_flow(&p.t, &h)) {
+		if (h.dir == TO_REAL && opens(&p) && (h.dead || p.t.proto != IPPROTO_UDP) &&
 		    over(&h, now)) {
 			s = find_service(&p.t);
 			if (!s)
-				return drop(REASON_DEAD_FLOW);
-			end_flow(h.f, h.slot, h.gen);
+				return drop(skb, REASON_DEAD_FLOW);
+			if (!tracing)
+				end_flow(h.slot, h.gen);
 			goto fresh;
 		}
 		if (h.dead)
-			return drop(REASON_DEAD_FLOW);
+			return drop(skb, REASON_DEAD_FLOW);
+		if (p.first)
+			note_first(&p, slot_of(&h), h.gen, now);
 		goto carry;
 	}
 
 	s = find_service(&p.t);
 	if (!s) {
 		if (p.first)
-			note_first(&p, 0, now);
+			note_first(&p, 0, 0, now);
 		return TC_ACT_UNSPEC;
 	}
-	if (p.t.proto == IPPROTO_TCP && (p.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) != TCP_SYN)
-		return pass(REASON_NO_FLOW);
+	if (!opens(&p))
+		return pass(skb, REASON_NO_FLOW);
 fresh:
-	why = open_flow(&p, s, now, &h);
+	why = open_flow(skb, &p, s, now, &h);
 	if (why != REASON_NONE)
-		return drop(why);
-carry:
+		return drop(skb, why);
 	if (p.first)
-		note_first(&p, &h, now);
-	return carry(skb, &p, &h, now, 1);
+		note_first(&p, slot_of(&h), h.gen, now);
+carry:
+	return carry(skb, &p, &h, now);
 }
 
 SEC("tc")
@@ -192,11 +262,8 @@ int egress(struct __sk_buff *skb)
 	struct packet p = {};
 	struct quote q = {};
 	struct hit h = {};
-	int ports = 1;
 	__u32 now;
 
-	if (skb->protocol != bpf_htons(ETH_P_IP))
-		return TC_ACT_UNSPEC;
 	if (skb->tc_index == DONE) {
 		skb->tc_index = 0;
 		return TC_ACT_UNSPEC;
@@ -206,7 +273,7 @@ int egress(struct __sk_buff *skb)
 	case PARSED_PORTS:
 		if (!find_flow(&p.t, &h)) {
 			if (p.first)
-				note_first(&p, 0, now);
+				note_first(&p, 0, 0, now);
 			return TC_ACT_UNSPEC;
 		}
 		break;
@@ -215,17 +282,17 @@ int egress(struct __sk_buff *skb)
 		case 0:
 			return TC_ACT_UNSPEC;
 		case 1:
-			ports = 0;
 			break;
 		default:
-			return drop(REASON_LATE_FRAGMENT);
+			return drop(skb, REASON_LATE_FRAGMENT);
 		}
 		break;
 	case PARSED_ICMP:
-		if (!find_quoted(skb, &p, &q, &h) || (h.f->flags & FLOW_LOCAL))
+		if (!find_quoted(skb, &p, &q, &h) || (h.word & FLOW_LOCAL) ||
+		    FORWARD(h.word) != FORWARD_MASQ)
 			return TC_ACT_UNSPEC;
 		if (rewrite_error(skb, &p, &q, &h, 0))
-			return drop(REASON_REWRITE);
+			return drop(skb, REASON_REWRITE);
 		return TC_ACT_UNSPEC;
 	default:
 		return TC_ACT_UNSPEC;
@@ -234,15 +301,14 @@ int egress(struct __sk_buff *skb)
 	if (h.dir != TO_CLIENT)
 		return TC_ACT_UNSPEC;
 	if (h.dead)
-		return drop(REASON_DEAD_FLOW);
-	if (ports && p.first)
-		note_first(&p, &h, now);
+		return drop(skb, REASON_DEAD_FLOW);
+	if (p.first)
+		note_first(&p, slot_of(&h), h.gen, now);
 	account(skb, &p, &h, now);
-	if (h.f->flags & FLOW_LOCAL)
+	if (h.word & FLOW_LOCAL)
 		return TC_ACT_UNSPEC;
-	if (ports ? rewrite(skb, &p, TO_CLIENT, h.f->virt, h.f->vport, 0) :
-		    rewrite_ip(skb, TO_CLIENT, h.f->virt, 0))
-		return drop(REASON_REWRITE);
+	if (rewrite(skb, &p, TO_CLIENT, &h.f->virt, h.f->vport, 0))
+		return drop(skb, REASON_REWRITE);
 	return TC_ACT_UNSPEC;
 }
 

@@ -14,16 +14,19 @@ import (
 // against the type information of both objects.
 func TestSizes(t *testing.T) {
 	sizes := map[string]struct{ want, got uintptr }{
-		"control":      {64, unsafe.Sizeof(tcControl{})},
-		"service_key":  {8, unsafe.Sizeof(tcServiceKey{})},
-		"service":      {112, unsafe.Sizeof(tcService{})},
+		"control":      {128, unsafe.Sizeof(tcControl{})},
+		"service_key":  {24, unsafe.Sizeof(tcServiceKey{})},
+		"service":      {128, unsafe.Sizeof(tcService{})},
 		"ring_entry":   {8, unsafe.Sizeof(tcRingEntry{})},
-		"real":         {32, unsafe.Sizeof(tcReal{})},
+		"real":         {128, unsafe.Sizeof(tcReal{})},
 		"real_cpu":     {64, unsafe.Sizeof(tcRealCpu{})},
-		"flow":         {64, unsafe.Sizeof(tcFlow{})},
-		"tuple":        {16, unsafe.Sizeof(tcTuple{})},
-		"index":        {8, unsafe.Sizeof(tcIndex{})},
-		"fragment_key": {12, unsafe.Sizeof(tcFragmentKey{})},
+		"flow":         {96, unsafe.Sizeof(tcFlow{})},
+		"tuple":        {40, unsafe.Sizeof(tcTuple{})},
+		"bucket":       {64, unsafe.Sizeof(tcBucket{})},
+		"hop":          {32, unsafe.Sizeof(tcHop{})},
+		"stay_key":     {24, unsafe.Sizeof(tcStayKey{})},
+		"stay":         {16, unsafe.Sizeof(tcStay{})},
+		"fragment_key": {40, unsafe.Sizeof(tcFragmentKey{})},
 		"fragment":     {16, unsafe.Sizeof(tcFragment{})},
 	}
 	tc, err := loadTc()
@@ -48,11 +51,11 @@ func TestSizes(t *testing.T) {
 			t.Errorf("struct %s: %d bytes in sweep, want %d", name, typ.Size, s.want)
 		}
 	}
-	if off := unsafe.Offsetof(tcFlow{}.Route); off != 40 {
-		t.Errorf("flow.route at %d, want 40", off)
+	if off := unsafe.Offsetof(tcFlow{}.Route); off != 84 {
+		t.Errorf("flow.route at %d, want 84", off)
 	}
-	if off := unsafe.Offsetof(tcService{}.Past); off != 32 {
-		t.Errorf("service.past at %d, want 32", off)
+	if off := unsafe.Offsetof(tcService{}.Past); off != 72 {
+		t.Errorf("service.past at %d, want 72", off)
 	}
 	if abiHash(tc) == 0 {
 		t.Error("the hash of the layout is 0, which means unfinished maps")

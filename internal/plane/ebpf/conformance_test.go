@@ -13,14 +13,9 @@ import (
 	"github.com/batuta-ha/batuta/internal/plane/planetest"
 )
 
-var lacks = map[planetest.Feature]string{
-	planetest.Gate:       "gate is carried to the director itself only, so far",
-	planetest.Persistent: "no persistence yet",
-}
-
 func TestConformance(t *testing.T) {
 	requireRoot(t)
-	planetest.Run(t, planetest.Harness{New: newBench(testOptions), Without: lacks})
+	planetest.Run(t, planetest.Harness{New: newBench(testOptions)})
 }
 
 // Checksums: with transmit offload off every packet carries its sum, and
@@ -28,12 +23,12 @@ func TestConformance(t *testing.T) {
 func TestConformanceWithoutOffload(t *testing.T) {
 	requireRoot(t)
 	withoutOffload(t)
-	planetest.Run(t, planetest.Harness{New: newBench(testOptions), Without: lacks})
+	planetest.Run(t, planetest.Harness{New: newBench(testOptions)})
 }
 
 func TestConformanceClsact(t *testing.T) {
 	requireRoot(t)
-	planetest.Run(t, planetest.Harness{Without: lacks, New: newBench(func() Options {
+	planetest.Run(t, planetest.Harness{New: newBench(func() Options {
 		o := testOptions()
 		o.NoTCX = true
 		return o

@@ -20,12 +20,14 @@ var stateText = [...]string{
 	tcFlowStateFLOW_SYN_RECV:    "SYN_RECV",
 	tcFlowStateFLOW_ESTABLISHED: "ESTABLISHED",
 	tcFlowStateFLOW_FIN_WAIT:    "FIN_WAIT",
+	tcFlowStateFLOW_CLOSE_WAIT:  "CLOSE_WAIT",
 	tcFlowStateFLOW_TIME_WAIT:   "TIME_WAIT",
 	tcFlowStateFLOW_CLOSE:       "CLOSE",
 	tcFlowStateFLOW_UDP:         "UDP",
 }
 
-// Counters sums up what the processors have counted. It makes no system call.
+// Counters sums up what the processors have counted. It makes no system call,
+// and takes no longer when there are more connections.
 // A service's totals include those of real servers that have been deleted.
 func (p *Plane) Counters(context.Context) ([]model.ServiceCounters, error) {
 	p.mu.Lock()
@@ -33,31 +35,15 @@ func (p *Plane) Counters(context.Context) ([]model.ServiceCounters, error) {
 	if p.closed {
 		return nil, plane.ErrClosed
 	}
-	type gauge struct{ active, inactive uint64 }
-	open := map[uint32]*gauge{}
-	p.t.eachFlow(func(f *tcFlow) {
-		g := open[f.RealSlot]
-		if g == nil {
-			g = &gauge{}
-			open[f.RealSlot] = g
-		}
-		if tcFlowState(f.State) == tcFlowStateFLOW_ESTABLISHED {
-			g.active++
-		} else {
-			g.inactive++
-		}
-	})
-
 	var out []model.ServiceCounters
-	for _, v := range slices.SortedFunc(maps.Values(p.state.services), func(x, y *service) int { return x.key.Compare(y.key) }) {
+	for _, v := range slices.SortedFunc(maps.Values(p.state.services), func(x, y *service) int { return x.Key.Compare(y.Key) }) {
 		past := &p.t.services[v.slot].Past
-		sc := model.ServiceCounters{Key: v.key, Counters: model.Counters{
+		sc := model.ServiceCounters{Key: v.Key, Counters: model.Counters{
 			Connections: past[0], PacketsIn: past[1], PacketsOut: past[2], BytesIn: past[3], BytesOut: past[4]}}
 		for _, r := range slices.SortedFunc(maps.Values(v.reals), func(x, y *real) int { return x.Addr.Compare(y.Addr) }) {
 			rc := model.RealCounters{Addr: r.Addr, Counters: p.t.realCounters(r.slot)}
-			if g := open[r.slot]; g != nil {
-				rc.Active, rc.Inactive = g.active, g.inactive
-			}
+			row := &p.t.reals[r.slot]
+			rc.Active, rc.Inactive = uint64(atomic.LoadUint32(&row.Active)), uint64(atomic.LoadUint32(&row.Inactive))
 			sc.Counters = sc.Add(rc.Counters)
 			sc.Reals = append(sc.Reals, rc)
 		}
@@ -68,7 +54,7 @@ func (p *Plane) Counters(context.Context) ([]model.ServiceCounters, error) {
 
 // eachFlow calls fn with a copy of each connection whose real server is there.
 func (t *tables) eachFlow(fn func(*tcFlow)) {
-	high := min(int(atomic.LoadUint32(&t.control.NextSlot)), len(t.flows))
+	high := min(int(atomic.LoadUint32(&t.control.NextSlot)), t.maxFlows)
 	for i := range high {
 		at := &t.flows[i]
 		gen := atomic.LoadUint32(&at.Gen)
@@ -95,14 +81,17 @@ func (p *Plane) Flows(context.Context) ([]model.Flow, error) {
 	now := ticksNow()
 	var out []model.Flow
 	p.t.eachFlow(func(f *tcFlow) {
-		state := min(int(f.State), len(stateText)-1)
-		r := &p.t.reals[f.RealSlot]
+		state := min(int(f.Word&0xff), len(stateText)-1)
+		real := realOf(&p.t.reals[f.RealSlot]).Addr
+		if real.Port() == 0 {
+			real = netip.AddrPortFrom(real.Addr(), portOfWire(f.Rport))
+		}
 		left := int32(p.t.control.Timeout[state]) - int32(now-f.Seen)
 		out = append(out, model.Flow{
-			Proto:   protocolOf(f.Proto),
+			Proto:   protocolOf(uint8(f.Word >> 16)),
 			Client:  netip.AddrPortFrom(addrOfWire(f.Client), portOfWire(f.Cport)),
 			Virtual: netip.AddrPortFrom(addrOfWire(f.Virt), portOfWire(f.Vport)),
-			Real:    netip.AddrPortFrom(addrOfWire(r.Addr), portOfWire(r.Port)),
+			Real:    real,
 			State:   stateText[state],
 			Expires: time.Duration(max(left, 0)) << tickShift,
 		})

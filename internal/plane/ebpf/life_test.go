@@ -80,12 +80,16 @@ func TestFullTable(t *testing.T) {
 func entries(t *testing.T, p *Plane) (n int) {
 	t.Helper()
 	var (
-		k tcTuple
-		v tcIndex
+		k uint32
+		b tcBucket
 	)
 	it := p.t.FlowIndex.Iterate()
-	for it.Next(&k, &v) {
-		n++
+	for it.Next(&k, &b) {
+		for _, e := range b.Entry {
+			if e != 0 {
+				n++
+			}
+		}
 	}
 	if err := it.Err(); err != nil {
 		t.Fatal(err)

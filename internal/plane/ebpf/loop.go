@@ -96,6 +96,7 @@ func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news) {
 				<-n.routes
 			}
 		}
+		p.findSources()
 		atomic.AddUint32(&p.t.control.RouteEpoch, 1)
 		if lost && ctx.Err() == nil { // the socket overflowed: listen anew
 			n.stop()
@@ -128,7 +129,7 @@ func (p *Plane) warnFull(before uint64) uint64 {
 	if now > before {
 		p.event(model.LevelError, "table-full", fmt.Sprintf(
 			"connection table is full: %d new connections refused in the last second; open connections go on; raise the number of flows (now %d)",
-			now-before, len(p.t.flows)))
+			now-before, p.t.maxFlows))
 	}
 	return now
 }

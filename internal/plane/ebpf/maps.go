@@ -1,12 +1,14 @@
 package ebpf
 
 import (
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/fnv"
 	"io/fs"
 	"maps"
+	"math/bits"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,7 +19,7 @@ import (
 )
 
 // abiVersion is BATUTA_ABI of bpf/abi.h.
-const abiVersion = 1
+const abiVersion = 2
 
 // ErrOtherVersion is wrapped by Open when the pinned maps have another layout
 // than this program's.
@@ -36,8 +38,9 @@ type tables struct {
 	rings    []tcRingEntry
 	reals    []tcReal
 	realCPUs []tcRealCpu // cpus for each real server
-	flows    []tcFlow
+	flows    []tcFlow    // maxFlows, and some that are in no index
 	cpus     int
+	maxFlows int
 	adopted  bool // found pinned, not made
 	mapped   [][]byte
 }
@@ -57,8 +60,20 @@ func abiHash(spec *ebpf.CollectionSpec) uint64 {
 	return h.Sum64()
 }
 
-// pinned tells the plane's own maps from the compiler's (.rodata).
-func pinned(name string) bool { return name[0] != '.' }
+// pinned tells what outlives the programs from the compiler's maps (.rodata)
+// and from scratch room.
+func pinned(name string) bool { return name[0] != '.' && name != tcMapScratch }
+
+// hops is how many next hops connections may have at a time, a power of two
+// (bpf/route.h); beyond that routes are looked up for each packet.
+const hops = 4096
+
+// buckets is how many cache lines of eight entries the index gets: places for
+// twice the two entries of each connection, rounded up to a power of two.
+func buckets(flows int) int { return 1 << bits.Len(uint(max(flows/2, 1)-1)) }
+
+// passing is how many records lie behind those of the table (bpf/schedule.h).
+func passing(cpus int) int { return 1 + cpus }
 
 // openTables adopts the maps pinned in dir, or makes and pins them. spec is
 // given their sizes.
@@ -71,8 +86,8 @@ func openTables(dir string, spec *ebpf.CollectionSpec, o Options, netns uint64) 
 	sizes := map[string]int{
 		tcMapControls: 1, tcMapServices: o.MaxServices, tcMapServiceSlots: o.MaxServices,
 		tcMapReals: o.MaxReals, tcMapRealCpus: o.MaxReals * cpus, tcMapRings: o.MaxTurns,
-		tcMapFlows: o.MaxFlows, tcMapFlowIndex: 2 * o.MaxFlows, tcMapFreeSlots: o.MaxFlows,
-		tcMapAddresses: o.MaxServices + o.MaxReals,
+		tcMapFlows: o.MaxFlows + passing(cpus), tcMapFlowIndex: buckets(o.MaxFlows), tcMapFreeSlots: o.MaxFlows,
+		tcMapAddresses: o.MaxServices + o.MaxReals, tcMapStays: o.MaxClients, tcMapHops: hops, tcMapFragments: 8192,
 	}
 	for name, n := range sizes {
 		spec.Maps[name].MaxEntries = uint32(n)
@@ -111,6 +126,9 @@ func openTables(dir string, spec *ebpf.CollectionSpec, o Options, netns uint64) 
 	case t.control.Netns != netns:
 		t.close()
 		return nil, fmt.Errorf("%s: %w; give each namespace a directory of its own", dir, ErrOtherNamespace)
+	}
+	if !t.adopted {
+		t.control.Seed = newSeed()
 	}
 	t.control.Netns = netns
 	t.control.Abi = want // last: from now on the maps are complete
@@ -196,8 +214,8 @@ func (t *tables) assign(m map[string]*ebpf.Map) {
 	t.tcMaps = tcMaps{
 		Addresses: m[tcMapAddresses], Controls: m[tcMapControls], FlowIndex: m[tcMapFlowIndex],
 		Flows: m[tcMapFlows], Fragments: m[tcMapFragments], FreeSlots: m[tcMapFreeSlots],
-		RealCpus: m[tcMapRealCpus], Reals: m[tcMapReals], Reasons: m[tcMapReasons],
-		Rings: m[tcMapRings], ServiceSlots: m[tcMapServiceSlots], Services: m[tcMapServices],
+		Hops: m[tcMapHops], RealCpus: m[tcMapRealCpus], Reals: m[tcMapReals], Reasons: m[tcMapReasons],
+		Rings: m[tcMapRings], ServiceSlots: m[tcMapServiceSlots], Services: m[tcMapServices], Stays: m[tcMapStays],
 	}
 }
 
@@ -206,9 +224,37 @@ func (t *tables) replacements() map[string]*ebpf.Map {
 	return map[string]*ebpf.Map{
 		tcMapAddresses: t.Addresses, tcMapControls: t.Controls, tcMapFlowIndex: t.FlowIndex,
 		tcMapFlows: t.Flows, tcMapFragments: t.Fragments, tcMapFreeSlots: t.FreeSlots,
-		tcMapRealCpus: t.RealCpus, tcMapReals: t.Reals, tcMapReasons: t.Reasons,
-		tcMapRings: t.Rings, tcMapServiceSlots: t.ServiceSlots, tcMapServices: t.Services,
+		tcMapHops: t.Hops, tcMapRealCpus: t.RealCpus, tcMapReals: t.Reals, tcMapReasons: t.Reasons,
+		tcMapRings: t.Rings, tcMapServiceSlots: t.ServiceSlots, tcMapServices: t.Services, tcMapStays: t.Stays,
 	}
+}
+
+// newSeed makes the hash of the index unforeseeable.
+func newSeed() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // which never fails
+	return binary.NativeEndian.Uint64(b[:])
+}
+
+// variables are the constants of the programs.
+func (t *tables) variables(spec *ebpf.CollectionSpec, tracing bool) error {
+	trace := uint32(0)
+	if tracing {
+		trace = 1
+	}
+	for name, value := range map[string]any{
+		tcVarCpus: uint32(t.cpus), tcVarMaxFlows: uint32(t.maxFlows), tcVarIndexMask: t.FlowIndex.MaxEntries() - 1,
+		tcVarHopMask: t.Hops.MaxEntries() - 1, tcVarSeed: t.control.Seed, tcVarTracing: trace,
+	} {
+		v := spec.Variables[name]
+		if v == nil {
+			continue // this object has no use for it
+		}
+		if err := v.Set(value); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // mapAll maps the arrays into memory.
@@ -230,8 +276,11 @@ func (t *tables) mapAll() error {
 	if t.realCPUs, err = mapArray[tcRealCpu](t, t.RealCpus); err != nil {
 		return err
 	}
-	t.flows, err = mapArray[tcFlow](t, t.Flows)
-	return err
+	if t.flows, err = mapArray[tcFlow](t, t.Flows); err != nil {
+		return err
+	}
+	t.maxFlows = len(t.flows) - passing(t.cpus)
+	return nil
 }
 
 // mapArray maps one array map into memory, as elements of type T.

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,6 +17,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/rlimit"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/batuta-ha/batuta/internal/model"
@@ -29,13 +31,16 @@ const DefaultDir = "/sys/fs/bpf/batuta"
 type Options struct {
 	// Dir is the directory of the pins, on a BPF file system. "" is DefaultDir.
 	Dir string
-	// MaxFlows is how many connections the table holds (208 bytes each); 0 is
-	// 262144. Sizes of an adopted table stay as they are.
+	// MaxFlows is how many connections the table holds (128 to 160 bytes each);
+	// 0 is 262144. Sizes of an adopted table stay as they are.
 	MaxFlows int
 	// MaxServices, MaxReals (a row under each of two services counts twice) and
-	// MaxTurns (of all wrr and rr rings together) bound the table; 0 is 4096,
-	// 8192 and 262144.
+	// MaxTurns (of all rings together) bound the table; 0 is 4096, 65536 (fewer
+	// on machines with more than 16 processors, down to 8192) and 1048576.
 	MaxServices, MaxReals, MaxTurns int
+	// MaxClients is how many clients of persistent services are remembered; 0
+	// is a quarter of MaxFlows. Those beyond are served, but not remembered.
+	MaxClients int
 	// Interfaces tells which interfaces to attach to, among those that are
 	// Ethernet-like, not loopback and not ports of a bridge or bond. nil is all.
 	Interfaces func(name string) bool
@@ -51,7 +56,8 @@ type Options struct {
 type Timeouts struct {
 	SynRecv     time.Duration // half open; 60 s
 	Established time.Duration // 15 min
-	Closing     time.Duration // one side or both have ended, or its real server was deleted; 2 min
+	CloseWait   time.Duration // the client has ended; 1 min
+	Closing     time.Duration // the real server or both have ended, or the real server was deleted; 2 min
 	Closed      time.Duration // reset; 10 s
 	UDP         time.Duration // 5 min
 }
@@ -74,6 +80,8 @@ type Plane struct {
 	sweep  *ebpf.Program
 	hooks  *hooks
 	state  *state // what the maps hold, in this process's words
+	warned map[model.Family]bool
+	net    *netlink.Handle // of the namespace that the plane was opened in
 
 	stop context.CancelFunc
 	done sync.WaitGroup
@@ -101,11 +109,12 @@ func supportedByKernel() error {
 		{ebpf.SchedCLS, asm.FnRedirectNeigh, "5.10"},
 		{ebpf.SchedCLS, asm.FnKtimeGetCoarseNs, "5.11"},
 		{ebpf.Syscall, asm.FnForEachMapElem, "5.14"},
+		{ebpf.SchedCLS, asm.FnLoop, "5.17"},
 	} {
 		err := features.HaveProgramHelper(h.typ, h.fn)
 		switch {
 		case errors.Is(err, ebpf.ErrNotSupported):
-			return fmt.Errorf("%w: the eBPF plane needs Linux 5.15 with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF (%v for %v came with %s); use the proxy plane",
+			return fmt.Errorf("%w: the eBPF plane needs Linux 5.17 with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF (%v for %v came with %s); use the proxy plane",
 				plane.ErrNotSupported, h.fn, h.typ, h.since)
 		case errors.Is(err, unix.EPERM):
 			return fmt.Errorf("%w: the eBPF plane needs root, or the capabilities BPF and NET_ADMIN; --plane proxy needs neither", plane.ErrNotSupported)
@@ -148,8 +157,9 @@ func (o *Options) fill() {
 	}
 	set(&o.MaxFlows, 262144)
 	set(&o.MaxServices, 4096)
-	set(&o.MaxReals, 8192)
-	set(&o.MaxTurns, 262144)
+	set(&o.MaxReals, max(8192, min(65536, 1048576/runtime.NumCPU())))
+	set(&o.MaxTurns, 1048576)
+	set(&o.MaxClients, max(o.MaxFlows/4, 64))
 	after := func(t *time.Duration, d time.Duration) {
 		if *t <= 0 {
 			*t = d
@@ -158,6 +168,7 @@ func (o *Options) fill() {
 	// The values of IPVS (ipvsadm -L --timeout, and its states' own).
 	after(&o.Timeouts.SynRecv, time.Minute)
 	after(&o.Timeouts.Established, 15*time.Minute)
+	after(&o.Timeouts.CloseWait, time.Minute)
 	after(&o.Timeouts.Closing, 2*time.Minute)
 	after(&o.Timeouts.Closed, 10*time.Second)
 	after(&o.Timeouts.UDP, 5*time.Minute)
@@ -189,15 +200,19 @@ func Open(o Options) (_ *Plane, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Plane{o: o, sink: o.Sink}
-	if p.t, err = openTables(o.Dir, spec, o, ns); err != nil {
-		return nil, explain(err)
+	nl, err := netlink.NewHandle()
+	if err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
 	}
+	p := &Plane{o: o, sink: o.Sink, net: nl, warned: map[model.Family]bool{}}
 	defer func() {
 		if err != nil {
 			p.release()
 		}
 	}()
+	if p.t, err = openTables(o.Dir, spec, o, ns); err != nil {
+		return nil, explain(err)
+	}
 	p.setTimeouts()
 	if err := p.load(spec); err != nil {
 		return nil, explain(err)
@@ -214,7 +229,9 @@ func Open(o Options) (_ *Plane, err error) {
 		stop()
 		return nil, err
 	}
-	p.warnForwarding()
+	for k := range p.state.services {
+		p.warnForwarding(k.Family())
+	}
 	return p, nil
 }
 
@@ -247,10 +264,7 @@ func (p *Plane) load(spec *ebpf.CollectionSpec) error {
 		}
 	}
 	get := func(spec *ebpf.CollectionSpec, names ...string) ([]*ebpf.Program, error) {
-		if err := spec.Variables[tcVarCpus].Set(uint32(p.t.cpus)); err != nil {
-			return nil, err
-		}
-		if err := spec.Variables[tcVarMaxFlows].Set(uint32(len(p.t.flows))); err != nil {
+		if err := p.t.variables(spec, false); err != nil {
 			return nil, err
 		}
 		shared := map[string]*ebpf.Map{}
@@ -287,6 +301,7 @@ func (p *Plane) setTimeouts() {
 		tcFlowStateFLOW_SYN_RECV:    p.o.Timeouts.SynRecv,
 		tcFlowStateFLOW_ESTABLISHED: p.o.Timeouts.Established,
 		tcFlowStateFLOW_FIN_WAIT:    p.o.Timeouts.Closing,
+		tcFlowStateFLOW_CLOSE_WAIT:  p.o.Timeouts.CloseWait,
 		tcFlowStateFLOW_TIME_WAIT:   p.o.Timeouts.Closing,
 		tcFlowStateFLOW_CLOSE:       p.o.Timeouts.Closed,
 		tcFlowStateFLOW_UDP:         p.o.Timeouts.UDP,
@@ -295,12 +310,17 @@ func (p *Plane) setTimeouts() {
 	}
 }
 
-// warnForwarding says when the stack would not do its part.
-func (p *Plane) warnForwarding() {
-	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
+// warnForwarding says, once a family, when the stack would not do its part.
+func (p *Plane) warnForwarding(f model.Family) {
+	key := map[model.Family]string{model.IPv4: "net.ipv4.ip_forward", model.IPv6: "net.ipv6.conf.all.forwarding"}[f]
+	if p.warned[f] {
+		return
+	}
+	b, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(key, ".", "/"))
 	if err == nil && strings.TrimSpace(string(b)) == "0" {
-		p.event(model.LevelWarning, "forwarding-off",
-			"net.ipv4.ip_forward is 0: no packet reaches a real server by masq; set it: sysctl -w net.ipv4.ip_forward=1")
+		p.warned[f] = true
+		p.event(model.LevelWarning, "forwarding-off", fmt.Sprintf(
+			"%s is 0: no packet of that family reaches a real server by masq; set it: sysctl -w %s=1", key, key))
 	}
 }
 
@@ -317,7 +337,7 @@ func (p *Plane) Info() model.PlaneInfo {
 		i.Detail = "closed"
 		return i
 	}
-	i.Size = len(p.t.flows)
+	i.Size = p.t.maxFlows
 	i.Detail = p.hooks.String()
 	if p.t.adopted {
 		i.Detail += "; table adopted from " + p.o.Dir
@@ -352,6 +372,7 @@ func (p *Plane) release() {
 	if p.t != nil {
 		p.t.close()
 	}
+	p.net.Close()
 }
 
 // Remove closes the plane and takes everything away that it left in the

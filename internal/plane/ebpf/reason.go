@@ -9,7 +9,7 @@ import (
 // Reason is why a packet did not simply go its way: enum reason of bpf/abi.h.
 type Reason uint32
 
-// Reasons up to ReasonRewrite are drops; those from ReasonNoFlow on were
+// Reasons up to ReasonLastHop are drops; those from ReasonNoFlow on were
 // carried by the director's own stack instead.
 const (
 	ReasonNone         = Reason(tcReasonREASON_NONE)
@@ -21,10 +21,15 @@ const (
 	ReasonLateFragment = Reason(tcReasonREASON_LATE_FRAGMENT)
 	ReasonBadPacket    = Reason(tcReasonREASON_BAD_PACKET)
 	ReasonRewrite      = Reason(tcReasonREASON_REWRITE)
+	ReasonOverloaded   = Reason(tcReasonREASON_OVERLOADED)
+	ReasonUnreachable  = Reason(tcReasonREASON_UNREACHABLE)
+	ReasonOversize     = Reason(tcReasonREASON_OVERSIZE)
+	ReasonLastHop      = Reason(tcReasonREASON_LAST_HOP)
 	ReasonNoFlow       = Reason(tcReasonREASON_NO_FLOW)
 	ReasonTTL          = Reason(tcReasonREASON_TTL)
 	ReasonTooBig       = Reason(tcReasonREASON_TOO_BIG)
 	ReasonNoRoute      = Reason(tcReasonREASON_NO_ROUTE)
+	ReasonStaysFull    = Reason(tcReasonREASON_STAYS_FULL)
 
 	reasons = int(tcReasonREASONS)
 )
@@ -39,11 +44,16 @@ var reasonText = [reasons]string{
 	ReasonLateFragment:   "late-fragment",
 	ReasonBadPacket:      "bad-packet",
 	ReasonRewrite:        "rewrite-failed",
+	ReasonOverloaded:     "overloaded",
+	ReasonUnreachable:    "unreachable",
+	ReasonOversize:       "oversize",
+	ReasonLastHop:        "last-hop",
 	tcReasonREASON_STACK: "stack",
 	ReasonNoFlow:         "no-connection",
 	ReasonTTL:            "ttl-expired",
 	ReasonTooBig:         "too-big",
 	ReasonNoRoute:        "no-route",
+	ReasonStaysFull:      "not-remembered",
 }
 
 func (r Reason) String() string {

@@ -2,61 +2,49 @@ package ebpf
 
 import (
 	"cmp"
-	"fmt"
+	"net/netip"
 	"slices"
-
-	"github.com/batuta-ha/batuta/internal/plane"
 )
 
-// scheduler is the number of a scheduler in the services map.
-type scheduler uint8
-
-// Schedulers that this plane has.
-const (
-	schedulerUnset scheduler = iota
-	roundRobin
-	weightedRoundRobin
-)
-
-func (s scheduler) String() string {
-	switch s {
-	case roundRobin:
-		return "rr"
-	case weightedRoundRobin:
-		return "wrr"
-	case schedulerUnset:
-	}
-	return "unset"
-}
-
-func parseScheduler(s string) (scheduler, error) {
-	switch s {
-	case "rr":
-		return roundRobin, nil
-	case "wrr":
-		return weightedRoundRobin, nil
-	}
-	return schedulerUnset, fmt.Errorf("scheduler %q: the eBPF plane has rr and wrr: %w", s, plane.ErrNotSupported)
-}
-
-// minRing is the number of turns below which wrr keeps every ratio exactly.
+// minRing is the number of turns below which wrr keeps every ratio exactly: its
+// shares are exact while the weights, divided by their common divisor, add up
+// to at most that or 16 turns a server; above it each is off by less than one
+// turn, and none is left out.
 const minRing = 4096
 
-// ring gives the order of turns: indices into weights, which are not
-// negative. rr gives every positive weight one turn. wrr gives each its share,
-// spread evenly: turn k of n for a server falls at (k+1/2)/n of the ring. The
-// shares are exact while the weights, divided by their common divisor, add up
-// to at most minRing or 16 turns a server; above that each is off by less than
-// one turn, and none is left out.
-func ring(s scheduler, weights []int) []int {
-	turns := make([]int, len(weights))
-	for i, w := range weights {
-		turns[i] = min(w, 1)
+// ring is the order of turns of a service: indices into reals, which are
+// sorted by address. Those without weight get none.
+func ring(scheduler string, reals []*real) []int {
+	weights := make([]int, len(reals))
+	for i, r := range reals {
+		weights[i] = r.Weight
 	}
-	if s == weightedRoundRobin {
-		turns = shares(weights, max(minRing, 16*len(weights)))
+	n, err := schedulerNumber(scheduler)
+	if err != nil {
+		return nil
 	}
+	switch schedulers[n].ring {
+	case ringEqual:
+		for i, w := range weights {
+			weights[i] = min(w, 1)
+		}
+		return spread(weights)
+	case ringShares:
+		return spread(shares(weights, max(minRing, 16*len(weights))))
+	case ringMaglev:
+		names := make([]netip.AddrPort, len(reals))
+		for i, r := range reals {
+			names[i] = r.Addr
+		}
+		return maglev(names, weights, maglevSize(len(names)))
+	case ringUnset:
+	}
+	return nil
+}
 
+// spread gives so many turns to each, spread evenly: turn k of n falls at
+// (k+1/2)/n of the ring.
+func spread(turns []int) []int {
 	type turn struct{ server, k int }
 	var order []turn
 	for i, n := range turns {

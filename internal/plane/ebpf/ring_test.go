@@ -2,31 +2,44 @@ package ebpf
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
+
+	"github.com/batuta-ha/batuta/internal/model"
 )
+
+// realsOf makes real servers with these weights.
+func realsOf(weights []int) []*real {
+	var out []*real
+	for i, w := range weights {
+		out = append(out, &real{RealServer: model.RealServer{
+			Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 80), Weight: w}})
+	}
+	return out
+}
 
 func TestRing(t *testing.T) {
 	for _, c := range []struct {
-		sched   scheduler
+		sched   string
 		weights []int
 		want    []int
 	}{
-		{roundRobin, nil, []int{}},
-		{roundRobin, []int{0, 0}, []int{}},
-		{roundRobin, []int{1, 1, 1}, []int{0, 1, 2}},
-		{roundRobin, []int{5, 0, 1}, []int{0, 2}},
-		{weightedRoundRobin, []int{0}, []int{}},
-		{weightedRoundRobin, []int{1, 1}, []int{0, 1}},
-		{weightedRoundRobin, []int{300, 100}, []int{0, 0, 1, 0}},
-		{weightedRoundRobin, []int{4, 3, 2, 1}, []int{0, 1, 2, 0, 1, 3, 0, 2, 1, 0}},
-		{weightedRoundRobin, []int{5, 1, 1}, []int{0, 0, 0, 1, 2, 0, 0}},
+		{"rr", nil, []int{}},
+		{"rr", []int{0, 0}, []int{}},
+		{"rr", []int{1, 1, 1}, []int{0, 1, 2}},
+		{"rr", []int{5, 0, 1}, []int{0, 2}},
+		{"wrr", []int{0}, []int{}},
+		{"wrr", []int{1, 1}, []int{0, 1}},
+		{"wrr", []int{300, 100}, []int{0, 0, 1, 0}},
+		{"wrr", []int{4, 3, 2, 1}, []int{0, 1, 2, 0, 1, 3, 0, 2, 1, 0}},
+		{"wrr", []int{5, 1, 1}, []int{0, 0, 0, 1, 2, 0, 0}},
 	} {
 		t.Run(fmt.Sprintf("%s %v", c.sched, c.weights), func(t *testing.T) {
-			if d := cmp.Diff(c.want, ring(c.sched, c.weights)); d != "" {
+			if d := cmp.Diff(c.want, ring(c.sched, realsOf(c.weights))); d != "" {
 				t.Errorf("(-want +got):\n%s", d)
 			}
 		})
@@ -36,7 +49,7 @@ func TestRing(t *testing.T) {
 func TestRingShares(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		weights := rapid.SliceOfN(rapid.IntRange(0, maxWeight), 1, 40).Draw(t, "weights")
-		turns := ring(weightedRoundRobin, weights)
+		turns := ring("wrr", realsOf(weights))
 		if len(turns) > max(minRing, 16*len(weights))+len(weights) {
 			t.Fatalf("%d turns for %d servers", len(turns), len(weights))
 		}

@@ -17,6 +17,7 @@ import (
 type state struct {
 	services map[model.ServiceKey]*service
 	roles    map[netip.Addr]*[2]int // how many services and reals have the address
+	anyPort  int                    // how many services are for all ports
 
 	serviceSpace *space
 	realSpace    *space
@@ -25,11 +26,10 @@ type state struct {
 
 // service is one virtual service and its places in the maps.
 type service struct {
-	key       model.ServiceKey
-	scheduler scheduler
-	slot      uint32
-	reals     map[netip.AddrPort]*real
-	listed    bool // its key is in service_slots
+	model.VirtualService // without its real servers
+	slot                 uint32
+	reals                map[netip.AddrPort]*real
+	listed               bool // its key is in service_slots
 }
 
 type real struct {
@@ -40,15 +40,20 @@ type real struct {
 
 // Addresses and ports lie in the maps as they lie in packets: their bytes, in
 // network order, whatever integer the type shows.
-func wireAddr(a netip.Addr) uint32 {
-	b := a.As4()
-	return binary.NativeEndian.Uint32(b[:])
+func wireAddr(a netip.Addr) (out tcAddr) {
+	b := a.As16() // IPv4 as IPv4-mapped
+	for i := range out.D {
+		out.D[i] = binary.NativeEndian.Uint64(b[8*i:])
+	}
+	return out
 }
 
-func addrOfWire(v uint32) netip.Addr {
-	var b [4]byte
-	binary.NativeEndian.PutUint32(b[:], v)
-	return netip.AddrFrom4(b)
+func addrOfWire(v tcAddr) netip.Addr {
+	var b [16]byte
+	for i := range v.D {
+		binary.NativeEndian.PutUint64(b[8*i:], v.D[i])
+	}
+	return netip.AddrFrom16(b).Unmap()
 }
 
 func wirePort(p uint16) uint16 {
@@ -107,14 +112,17 @@ func (t *tables) readState() (*state, error) {
 			row.Used = 0
 			continue
 		}
-		v := &service{key: keyOfWire(row.Key), scheduler: scheduler(row.Scheduler), slot: slot, reals: map[netip.AddrPort]*real{}, listed: true}
+		v := &service{VirtualService: serviceOf(row), slot: slot, reals: map[netip.AddrPort]*real{}, listed: true}
 		ring := atomic.LoadUint64(&row.Ring)
 		if !s.serviceSpace.reserve(slot, 1) || !s.ringSpace.reserve(uint32(ring>>32), uint32(ring)) {
-			return nil, fmt.Errorf("service %s: its ring lies in another's: the pinned table is damaged; remove it to start with an empty one", v.key)
+			return nil, fmt.Errorf("service %s: its ring lies in another's: the pinned table is damaged; remove it to start with an empty one", v.Key)
 		}
 		bySlot[slot] = v
-		s.services[v.key] = v
-		if err := s.role(t, v.key.Addr.Addr(), 0, +1); err != nil {
+		if v.Key.Addr.Port() == 0 {
+			s.anyPort++
+		}
+		s.services[v.Key] = v
+		if err := s.role(t, v.Key.Addr.Addr(), 0, +1); err != nil {
 			return nil, err
 		}
 	}
@@ -143,6 +151,7 @@ func (t *tables) readState() (*state, error) {
 			return nil, err
 		}
 	}
+	s.ports(t, 0)
 	return s, nil
 }
 
@@ -157,6 +166,17 @@ func realOf(row *tcReal) real {
 		},
 		local: row.Flags&uint8(tcRealFlagREAL_LOCAL) != 0,
 	}
+}
+
+// ports counts the services for all ports, and tells the programs whether
+// there are any.
+func (s *state) ports(t *tables, by int) {
+	s.anyPort += by
+	var features uint32
+	if s.anyPort > 0 {
+		features |= uint32(tcFeatureFEATURE_ANY_PORT)
+	}
+	atomic.StoreUint32(&t.control.Features, features)
 }
 
 // role counts the services (0) and real servers (1) of an address, and tells
@@ -182,7 +202,7 @@ func (s *state) role(t *tables, a netip.Addr, which, by int) error {
 	if now == before {
 		return nil
 	}
-	key := tcAddressKey{Addr: wireAddr(a)}
+	key := wireAddr(a)
 	if now != 0 {
 		return t.Addresses.Put(key, now)
 	}
@@ -217,6 +237,8 @@ func (t *tables) begin(slot uint32) {
 	for i := range per {
 		per[i].Count = tcCounters{}
 	}
+	row := &t.reals[slot]
+	row.Active, row.Inactive, row.Overloaded = 0, 0, 0
 	for i := range per {
 		if g := atomic.LoadUint32(&per[i].Gen); g&1 == 0 {
 			atomic.StoreUint32(&per[i].Gen, g+1)

@@ -13,45 +13,50 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type sweepAddressKey struct {
-	_    structs.HostLayout
-	Addr uint32
+type sweepAddr struct {
+	_ structs.HostLayout
+	D [2]uint64
+}
+
+type sweepBucket struct {
+	_     structs.HostLayout
+	Entry [8]uint64
 }
 
 type sweepControl struct {
 	_          structs.HostLayout
 	Abi        uint64
 	Netns      uint64
-	NextSlot   uint32
+	Seed       uint64
 	RouteEpoch uint32
+	Features   uint32
+	Timeout    [8]uint32
+	NextSlot   uint32
 	Live       uint32
 	Swept      uint32
-	Timeout    [8]uint32
+	Reserved   [13]uint32
 }
 
 type sweepFlow struct {
 	_        structs.HostLayout
+	Client   sweepAddr
+	Virt     sweepAddr
+	Real     sweepAddr
 	Gen      uint32
-	State    uint8
-	Flags    uint8
-	Proto    uint8
-	Pad      uint8
+	Word     uint32
 	Seen     uint32
-	Client   uint32
-	Virt     uint32
-	Real     uint32
 	Cport    uint16
 	Vport    uint16
 	Rport    uint16
-	Pad2     uint16
+	Reserved uint16
 	RealSlot uint32
 	RealGen  uint32
+	At       [2]uint32
 	Route    [2]struct {
-		_       structs.HostLayout
-		Ifindex uint32
-		Nexthop uint32
-		Mtu     uint16
-		Stamp   uint16
+		_     structs.HostLayout
+		Hop   uint16
+		Mtu   uint16
+		Stamp uint16
 	}
 }
 
@@ -65,31 +70,38 @@ type sweepFragment struct {
 
 type sweepFragmentKey struct {
 	_     structs.HostLayout
-	Src   uint32
-	Dst   uint32
-	Id    uint16
+	Src   sweepAddr
+	Dst   sweepAddr
+	Id    uint32
 	Proto uint8
-	Zero  uint8
+	Zero  [3]uint8
 }
 
-type sweepIndex struct {
-	_    structs.HostLayout
-	Slot uint32
-	Gen  uint32
+type sweepHop struct {
+	_       structs.HostLayout
+	Nexthop sweepAddr
+	Ifindex uint32
+	Seen    uint32
+	Key     uint64
 }
 
 type sweepReal struct {
-	_        structs.HostLayout
-	Addr     uint32
-	Port     uint16
-	Flags    uint8
-	Forward  uint8
-	Service  uint32
-	Weight   int32
-	Upper    uint32
-	Lower    uint32
-	Used     uint32
-	Reserved uint32
+	_          structs.HostLayout
+	Addr       sweepAddr
+	Source     sweepAddr
+	Port       uint16
+	Flags      uint8
+	Forward    uint8
+	Service    uint32
+	Weight     int32
+	Upper      uint32
+	Lower      uint32
+	Used       uint32
+	Reserved   [2]uint32
+	Active     uint32
+	Inactive   uint32
+	Overloaded uint32
+	Reserved2  [13]uint32
 }
 
 type sweepRealCpu struct {
@@ -114,62 +126,84 @@ type sweepRingEntry struct {
 }
 
 type sweepService struct {
-	_         structs.HostLayout
-	Ring      uint64
-	Next      uint32
-	Used      uint32
-	Key       sweepServiceKey
-	Scheduler uint8
-	Flags     uint8
-	Pad       uint16
-	Pad2      uint32
-	Past      [5]uint64
-	Reserved  [5]uint64
+	_              structs.HostLayout
+	Ring           uint64
+	Key            sweepServiceKey
+	Mask           sweepAddr
+	Stays          uint32
+	Choice         uint8
+	Flags          uint8
+	Scheduler      uint8
+	SchedFlags     uint8
+	Reserved       uint64
+	Next           uint32
+	Used           uint32
+	Past           [5]uint64
+	PersistSeconds uint32
+	Masked         uint32
+	Reserved2      uint64
 }
 
 type sweepServiceKey struct {
 	_     structs.HostLayout
-	Addr  uint32
+	Addr  sweepAddr
 	Port  uint16
 	Proto uint8
-	Zero  uint8
+	Zero  [5]uint8
 }
 
-type sweepTuple struct {
-	_     structs.HostLayout
-	Src   uint32
-	Dst   uint32
-	Sport uint16
-	Dport uint16
-	Proto uint8
-	Zero  [3]uint8
+type sweepStay struct {
+	_        structs.HostLayout
+	Real     uint32
+	RealGen  uint32
+	Expires  uint32
+	Reserved uint32
+}
+
+type sweepStayKey struct {
+	_       structs.HostLayout
+	Client  sweepAddr
+	Service uint32
+	Zero    uint32
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	sweepMapAddresses      = "addresses"
-	sweepMapControls       = "controls"
-	sweepMapFlowIndex      = "flow_index"
-	sweepMapFlows          = "flows"
-	sweepMapFragments      = "fragments"
-	sweepMapFreeSlots      = "free_slots"
-	sweepMapRealCpus       = "real_cpus"
-	sweepMapReals          = "reals"
-	sweepMapReasons        = "reasons"
-	sweepMapRings          = "rings"
-	sweepMapServiceSlots   = "service_slots"
-	sweepMapServices       = "services"
-	sweepProgSweep         = "sweep"
-	sweepVarCpus           = "cpus"
-	sweepVarMaxFlows       = "max_flows"
-	sweepVarUnusedCounters = "unused_counters"
-	sweepVarUnusedFlowFlag = "unused_flow_flag"
-	sweepVarUnusedRealFlag = "unused_real_flag"
-	sweepVarUnusedReason   = "unused_reason"
-	sweepVarUnusedRole     = "unused_role"
-	sweepVarUnusedState    = "unused_state"
+	sweepMapAddresses         = "addresses"
+	sweepMapControls          = "controls"
+	sweepMapFlowIndex         = "flow_index"
+	sweepMapFlows             = "flows"
+	sweepMapFragments         = "fragments"
+	sweepMapFreeSlots         = "free_slots"
+	sweepMapHops              = "hops"
+	sweepMapRealCpus          = "real_cpus"
+	sweepMapReals             = "reals"
+	sweepMapReasons           = "reasons"
+	sweepMapRings             = "rings"
+	sweepMapServiceSlots      = "service_slots"
+	sweepMapServices          = "services"
+	sweepMapStays             = "stays"
+	sweepProgSweep            = "sweep"
+	sweepVarCpus              = "cpus"
+	sweepVarHopMask           = "hop_mask"
+	sweepVarIndexMask         = "index_mask"
+	sweepVarMaxFlows          = "max_flows"
+	sweepVarSeed              = "seed"
+	sweepVarTracing           = "tracing"
+	sweepVarUnusedCb          = "unused_cb"
+	sweepVarUnusedChoice      = "unused_choice"
+	sweepVarUnusedCounters    = "unused_counters"
+	sweepVarUnusedFeature     = "unused_feature"
+	sweepVarUnusedFlowFlag    = "unused_flow_flag"
+	sweepVarUnusedHow         = "unused_how"
+	sweepVarUnusedRealFlag    = "unused_real_flag"
+	sweepVarUnusedReason      = "unused_reason"
+	sweepVarUnusedRole        = "unused_role"
+	sweepVarUnusedServiceFlag = "unused_service_flag"
+	sweepVarUnusedState       = "unused_state"
+	sweepVarUnusedTuple       = "unused_tuple"
 )
 
 // loadSweep returns the embedded CollectionSpec for sweep.
@@ -227,26 +261,38 @@ type sweepMapSpecs struct {
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	FreeSlots    *ebpf.MapSpec `ebpf:"free_slots"`
+	Hops         *ebpf.MapSpec `ebpf:"hops"`
 	RealCpus     *ebpf.MapSpec `ebpf:"real_cpus"`
 	Reals        *ebpf.MapSpec `ebpf:"reals"`
 	Reasons      *ebpf.MapSpec `ebpf:"reasons"`
 	Rings        *ebpf.MapSpec `ebpf:"rings"`
 	ServiceSlots *ebpf.MapSpec `ebpf:"service_slots"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
+	Stays        *ebpf.MapSpec `ebpf:"stays"`
 }
 
 // sweepVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sweepVariableSpecs struct {
-	Cpus           *ebpf.VariableSpec `ebpf:"cpus"`
-	MaxFlows       *ebpf.VariableSpec `ebpf:"max_flows"`
-	UnusedCounters *ebpf.VariableSpec `ebpf:"unused_counters"`
-	UnusedFlowFlag *ebpf.VariableSpec `ebpf:"unused_flow_flag"`
-	UnusedRealFlag *ebpf.VariableSpec `ebpf:"unused_real_flag"`
-	UnusedReason   *ebpf.VariableSpec `ebpf:"unused_reason"`
-	UnusedRole     *ebpf.VariableSpec `ebpf:"unused_role"`
-	UnusedState    *ebpf.VariableSpec `ebpf:"unused_state"`
+	Cpus              *ebpf.VariableSpec `ebpf:"cpus"`
+	HopMask           *ebpf.VariableSpec `ebpf:"hop_mask"`
+	IndexMask         *ebpf.VariableSpec `ebpf:"index_mask"`
+	MaxFlows          *ebpf.VariableSpec `ebpf:"max_flows"`
+	Seed              *ebpf.VariableSpec `ebpf:"seed"`
+	Tracing           *ebpf.VariableSpec `ebpf:"tracing"`
+	UnusedCb          *ebpf.VariableSpec `ebpf:"unused_cb"`
+	UnusedChoice      *ebpf.VariableSpec `ebpf:"unused_choice"`
+	UnusedCounters    *ebpf.VariableSpec `ebpf:"unused_counters"`
+	UnusedFeature     *ebpf.VariableSpec `ebpf:"unused_feature"`
+	UnusedFlowFlag    *ebpf.VariableSpec `ebpf:"unused_flow_flag"`
+	UnusedHow         *ebpf.VariableSpec `ebpf:"unused_how"`
+	UnusedRealFlag    *ebpf.VariableSpec `ebpf:"unused_real_flag"`
+	UnusedReason      *ebpf.VariableSpec `ebpf:"unused_reason"`
+	UnusedRole        *ebpf.VariableSpec `ebpf:"unused_role"`
+	UnusedServiceFlag *ebpf.VariableSpec `ebpf:"unused_service_flag"`
+	UnusedState       *ebpf.VariableSpec `ebpf:"unused_state"`
+	UnusedTuple       *ebpf.VariableSpec `ebpf:"unused_tuple"`
 }
 
 // sweepObjects contains all objects after they have been loaded into the kernel.
@@ -275,12 +321,14 @@ type sweepMaps struct {
 	Flows        *ebpf.Map `ebpf:"flows"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	FreeSlots    *ebpf.Map `ebpf:"free_slots"`
+	Hops         *ebpf.Map `ebpf:"hops"`
 	RealCpus     *ebpf.Map `ebpf:"real_cpus"`
 	Reals        *ebpf.Map `ebpf:"reals"`
 	Reasons      *ebpf.Map `ebpf:"reasons"`
 	Rings        *ebpf.Map `ebpf:"rings"`
 	ServiceSlots *ebpf.Map `ebpf:"service_slots"`
 	Services     *ebpf.Map `ebpf:"services"`
+	Stays        *ebpf.Map `ebpf:"stays"`
 }
 
 func (m *sweepMaps) Close() error {
@@ -291,12 +339,14 @@ func (m *sweepMaps) Close() error {
 		m.Flows,
 		m.Fragments,
 		m.FreeSlots,
+		m.Hops,
 		m.RealCpus,
 		m.Reals,
 		m.Reasons,
 		m.Rings,
 		m.ServiceSlots,
 		m.Services,
+		m.Stays,
 	)
 }
 
@@ -304,14 +354,24 @@ func (m *sweepMaps) Close() error {
 //
 // It can be passed to loadSweepObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sweepVariables struct {
-	Cpus           *ebpf.Variable `ebpf:"cpus"`
-	MaxFlows       *ebpf.Variable `ebpf:"max_flows"`
-	UnusedCounters *ebpf.Variable `ebpf:"unused_counters"`
-	UnusedFlowFlag *ebpf.Variable `ebpf:"unused_flow_flag"`
-	UnusedRealFlag *ebpf.Variable `ebpf:"unused_real_flag"`
-	UnusedReason   *ebpf.Variable `ebpf:"unused_reason"`
-	UnusedRole     *ebpf.Variable `ebpf:"unused_role"`
-	UnusedState    *ebpf.Variable `ebpf:"unused_state"`
+	Cpus              *ebpf.Variable `ebpf:"cpus"`
+	HopMask           *ebpf.Variable `ebpf:"hop_mask"`
+	IndexMask         *ebpf.Variable `ebpf:"index_mask"`
+	MaxFlows          *ebpf.Variable `ebpf:"max_flows"`
+	Seed              *ebpf.Variable `ebpf:"seed"`
+	Tracing           *ebpf.Variable `ebpf:"tracing"`
+	UnusedCb          *ebpf.Variable `ebpf:"unused_cb"`
+	UnusedChoice      *ebpf.Variable `ebpf:"unused_choice"`
+	UnusedCounters    *ebpf.Variable `ebpf:"unused_counters"`
+	UnusedFeature     *ebpf.Variable `ebpf:"unused_feature"`
+	UnusedFlowFlag    *ebpf.Variable `ebpf:"unused_flow_flag"`
+	UnusedHow         *ebpf.Variable `ebpf:"unused_how"`
+	UnusedRealFlag    *ebpf.Variable `ebpf:"unused_real_flag"`
+	UnusedReason      *ebpf.Variable `ebpf:"unused_reason"`
+	UnusedRole        *ebpf.Variable `ebpf:"unused_role"`
+	UnusedServiceFlag *ebpf.Variable `ebpf:"unused_service_flag"`
+	UnusedState       *ebpf.Variable `ebpf:"unused_state"`
+	UnusedTuple       *ebpf.Variable `ebpf:"unused_tuple"`
 }
 
 // sweepPrograms contains all programs after they have been loaded into the kernel.

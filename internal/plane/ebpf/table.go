@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 
 	"github.com/cilium/ebpf"
-	"github.com/vishvananda/netlink"
 
 	"github.com/batuta-ha/batuta/internal/model"
 	"github.com/batuta-ha/batuta/internal/plane"
@@ -32,7 +31,7 @@ func (p *Plane) Read(context.Context) (model.Table, error) {
 			continue
 		}
 		at[uint32(i)] = len(t.Services)
-		t.Services = append(t.Services, model.VirtualService{Key: keyOfWire(row.Key), Scheduler: scheduler(row.Scheduler).String()})
+		t.Services = append(t.Services, serviceOf(row))
 	}
 	for i := range p.t.reals {
 		row := &p.t.reals[i]
@@ -95,16 +94,17 @@ func (p *Plane) change(b *batch, c model.Change) error {
 	v := p.state.services[c.Service.Key]
 	switch c.Op {
 	case model.ServiceAdd, model.ServiceEdit:
-		sched, err := acceptService(c.Service)
-		if err != nil {
+		if err := acceptService(c.Service, v); err != nil {
 			return err
 		}
 		if v == nil {
+			var err error
 			if v, err = p.addService(c.Service.Key); err != nil {
 				return err
 			}
 		}
-		v.scheduler = sched
+		v.VirtualService = c.Service
+		v.Reals = nil
 		b.touched[v] = append(b.touched[v], c)
 	case model.ServiceDelete:
 		if v == nil {
@@ -124,7 +124,7 @@ func (p *Plane) change(b *batch, c model.Change) error {
 		if v == nil {
 			return errors.New("no such service in the table")
 		}
-		local, err := p.acceptReal(b, c.Real)
+		local, err := p.acceptReal(b, v, c.Real)
 		if err != nil {
 			return err
 		}
@@ -142,107 +142,29 @@ func (p *Plane) change(b *batch, c model.Change) error {
 	return nil
 }
 
-func notYet(format string, a ...any) error {
-	return fmt.Errorf("the eBPF plane has no "+format+" yet: %w", append(a, plane.ErrNotSupported)...)
-}
-
-// acceptService says what this plane cannot carry.
-func acceptService(v model.VirtualService) (scheduler, error) {
-	switch {
-	case v.Key.IsMark():
-		return 0, notYet("firewall-mark services")
-	case v.Key.Family() != model.IPv4:
-		return 0, notYet("IPv6")
-	case v.Key.Proto != model.TCP && v.Key.Proto != model.UDP:
-		return 0, notYet("%s", v.Key.Proto)
-	case v.Key.Addr.Port() == 0:
-		return 0, notYet("services for all ports")
-	case v.Persistence.Enabled:
-		return 0, notYet("persistence")
-	case v.OnePacket:
-		return 0, notYet("one-packet scheduling")
-	case v.SchedFlags != "":
-		return 0, notYet("scheduler flags (%s)", v.SchedFlags)
-	}
-	return parseScheduler(v.Scheduler)
-}
-
-// maxWeight is that of ipvsadm(8).
-const maxWeight = 65535
-
-// acceptReal says what this plane cannot carry, and whether the real server
-// is the director itself.
-func (p *Plane) acceptReal(b *batch, r model.RealServer) (local bool, err error) {
-	a := r.Addr.Addr()
-	switch {
-	case !a.Is4():
-		return false, notYet("IPv6")
-	case r.Weight < 0 || r.Weight > maxWeight:
-		return false, fmt.Errorf("weight %d: must be between 0 and %d", r.Weight, maxWeight)
-	case r.Upper != 0 || r.Lower != 0:
-		return false, notYet("connection thresholds")
-	}
-	switch r.Forward {
-	case model.Masq:
-		if a.IsLoopback() {
-			return false, fmt.Errorf("masq to %s: clients' packets cannot be sent to a loopback address; use gate, with the server listening on the virtual address or on all: %w", a, plane.ErrNotSupported)
-		}
-		if r.Addr.Port() == 0 {
-			return false, errors.New("masq needs the real server's port")
-		}
-		return false, nil
-	case model.Gate:
-		own := a.IsLoopback()
-		if !own {
-			if own, err = b.own(a); err != nil {
-				return false, err
-			}
-		}
-		if !own {
-			return false, notYet("gate to other hosts than the director itself")
-		}
-		return true, nil
-	case model.IPIP, model.ForwardNone:
-	}
-	return false, notYet("forwarding method %s", r.Forward)
-}
-
-// own tells whether an address is the director's.
-func (b *batch) own(a netip.Addr) (bool, error) {
-	if b.local == nil {
-		have, err := netlink.AddrList(nil, netlink.FAMILY_V4)
-		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return false, fmt.Errorf("list own addresses: %w", err)
-		}
-		b.local = map[netip.Addr]bool{}
-		for _, x := range have {
-			if ip, ok := netip.AddrFromSlice(x.IP.To4()); ok {
-				b.local[ip] = true
-			}
-		}
-	}
-	return b.local[a], nil
-}
-
 func (p *Plane) addService(k model.ServiceKey) (*service, error) {
 	slot, ok := p.state.serviceSpace.take(1)
 	if !ok {
 		return nil, fmt.Errorf("no room for more than %d services: open the plane with more", len(p.t.services))
 	}
-	v := &service{key: k, slot: slot, reals: map[netip.AddrPort]*real{}}
+	v := &service{VirtualService: model.VirtualService{Key: k}, slot: slot, reals: map[netip.AddrPort]*real{}}
 	row := &p.t.services[slot]
 	*row = tcService{Key: wireKey(k)}
 	if err := p.state.role(p.t, k.Addr.Addr(), 0, +1); err != nil {
 		p.state.serviceSpace.give(slot, 1)
 		return nil, err
 	}
+	if k.Addr.Port() == 0 {
+		p.state.ports(p.t, +1)
+	}
 	p.state.services[k] = v
+	p.warnForwarding(k.Family())
 	return v, nil
 }
 
 func (p *Plane) deleteService(v *service) error {
 	if v.listed {
-		if err := p.t.ServiceSlots.Delete(wireKey(v.key)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		if err := p.t.ServiceSlots.Delete(wireKey(v.Key)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return err
 		}
 	}
@@ -256,10 +178,13 @@ func (p *Plane) deleteService(v *service) error {
 			return err
 		}
 	}
+	if v.Key.Addr.Port() == 0 {
+		p.state.ports(p.t, -1)
+	}
 	p.state.ringSpace.give(uint32(ring>>32), uint32(ring))
 	p.state.serviceSpace.give(v.slot, 1)
-	delete(p.state.services, v.key)
-	return p.state.role(p.t, v.key.Addr.Addr(), 0, -1)
+	delete(p.state.services, v.Key)
+	return p.state.role(p.t, v.Key.Addr.Addr(), 0, -1)
 }
 
 // setReal adds or edits a row. A changed forwarding method is another way for
@@ -286,7 +211,11 @@ func (p *Plane) setReal(b *batch, v *service, c model.Change, local bool) error 
 	if local {
 		row.Flags = uint8(tcRealFlagREAL_LOCAL)
 	}
-	row.Service, row.Weight, row.Upper, row.Lower = v.slot, int32(r.Weight), r.Upper, r.Lower
+	row.Service, row.Upper, row.Lower = v.slot, r.Upper, r.Lower
+	atomic.StoreInt32(&row.Weight, int32(r.Weight))
+	if r.Forward == model.IPIP {
+		p.findSource(row)
+	}
 	if fresh {
 		p.t.begin(r.slot)
 	}
@@ -298,15 +227,11 @@ func (p *Plane) setReal(b *batch, v *service, c model.Change, local bool) error 
 // publish gives a service its ring by one store, and enters its key once the
 // row is complete.
 func (s *state) publish(t *tables, v *service) error {
-	order := slices.SortedFunc(maps.Values(v.reals), func(x, y *real) int { return x.Addr.Compare(y.Addr) })
-	weights := make([]int, len(order))
-	for i, r := range order {
-		weights[i] = r.Weight
-	}
-	turns := ring(v.scheduler, weights)
+	order := v.order()
+	turns := ring(v.Scheduler, order)
 
 	row := &t.services[v.slot]
-	row.Scheduler = uint8(v.scheduler)
+	writeService(row, v.VirtualService)
 	if !t.ringIs(row, order, turns) {
 		at := uint32(0)
 		if len(turns) > 0 {
@@ -331,6 +256,11 @@ func (s *state) publish(t *tables, v *service) error {
 	}
 	v.listed = true
 	return nil
+}
+
+// order is the service's real servers as rings are made of them.
+func (v *service) order() []*real {
+	return slices.SortedFunc(maps.Values(v.reals), func(x, y *real) int { return x.Addr.Compare(y.Addr) })
 }
 
 // ringIs tells whether the published ring is already the one wanted.

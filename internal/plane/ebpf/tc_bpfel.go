@@ -13,9 +13,9 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type tcAddressKey struct {
-	_    structs.HostLayout
-	Addr uint32
+type tcAddr struct {
+	_ structs.HostLayout
+	D [2]uint64
 }
 
 type tcAddressRole uint32
@@ -25,15 +25,39 @@ const (
 	tcAddressRoleADDRESS_REAL    tcAddressRole = 2
 )
 
+type tcBucket struct {
+	_     structs.HostLayout
+	Entry [8]uint64
+}
+
+type tcChoice uint32
+
+const (
+	tcChoiceCHOOSE_NONE        tcChoice = 0
+	tcChoiceCHOOSE_TURN        tcChoice = 1
+	tcChoiceCHOOSE_SOURCE      tcChoice = 2
+	tcChoiceCHOOSE_DESTINATION tcChoice = 3
+	tcChoiceCHOOSE_TWO         tcChoice = 4
+	tcChoiceCHOOSE_LC          tcChoice = 5
+	tcChoiceCHOOSE_WLC         tcChoice = 6
+	tcChoiceCHOOSE_SED         tcChoice = 7
+	tcChoiceCHOOSE_NQ          tcChoice = 8
+	tcChoiceCHOOSE_FO          tcChoice = 9
+	tcChoiceCHOOSE_OVF         tcChoice = 10
+)
+
 type tcControl struct {
 	_          structs.HostLayout
 	Abi        uint64
 	Netns      uint64
-	NextSlot   uint32
+	Seed       uint64
 	RouteEpoch uint32
+	Features   uint32
+	Timeout    [8]uint32
+	NextSlot   uint32
 	Live       uint32
 	Swept      uint32
-	Timeout    [8]uint32
+	Reserved   [13]uint32
 }
 
 type tcCounters struct {
@@ -45,39 +69,38 @@ type tcCounters struct {
 	BytesOut    uint64
 }
 
+type tcFeature uint32
+
+const (
+	tcFeatureFEATURE_ANY_PORT tcFeature = 1
+)
+
 type tcFlow struct {
 	_        structs.HostLayout
+	Client   tcAddr
+	Virt     tcAddr
+	Real     tcAddr
 	Gen      uint32
-	State    uint8
-	Flags    uint8
-	Proto    uint8
-	Pad      uint8
+	Word     uint32
 	Seen     uint32
-	Client   uint32
-	Virt     uint32
-	Real     uint32
 	Cport    uint16
 	Vport    uint16
 	Rport    uint16
-	Pad2     uint16
+	Reserved uint16
 	RealSlot uint32
 	RealGen  uint32
-	Route    [2]struct {
-		_       structs.HostLayout
-		Ifindex uint32
-		Nexthop uint32
-		Mtu     uint16
-		Stamp   uint16
-	}
+	At       [2]uint32
+	Route    [2]tcRoute
 }
 
 type tcFlowFlag uint32
 
 const (
-	tcFlowFlagFLOW_LOCAL      tcFlowFlag = 1
-	tcFlowFlagFLOW_ANSWERED   tcFlowFlag = 2
-	tcFlowFlagFLOW_FIN_CLIENT tcFlowFlag = 4
-	tcFlowFlagFLOW_FIN_REAL   tcFlowFlag = 8
+	tcFlowFlagFLOW_LOCAL      tcFlowFlag = 256
+	tcFlowFlagFLOW_ANSWERED   tcFlowFlag = 512
+	tcFlowFlagFLOW_FIN_CLIENT tcFlowFlag = 1024
+	tcFlowFlagFLOW_FIN_REAL   tcFlowFlag = 2048
+	tcFlowFlagFLOW_STAYS      tcFlowFlag = 4096
 )
 
 type tcFlowState uint32
@@ -87,10 +110,11 @@ const (
 	tcFlowStateFLOW_SYN_RECV    tcFlowState = 1
 	tcFlowStateFLOW_ESTABLISHED tcFlowState = 2
 	tcFlowStateFLOW_FIN_WAIT    tcFlowState = 3
-	tcFlowStateFLOW_TIME_WAIT   tcFlowState = 4
-	tcFlowStateFLOW_CLOSE       tcFlowState = 5
-	tcFlowStateFLOW_UDP         tcFlowState = 6
-	tcFlowStateFLOW_STATES      tcFlowState = 7
+	tcFlowStateFLOW_CLOSE_WAIT  tcFlowState = 4
+	tcFlowStateFLOW_TIME_WAIT   tcFlowState = 5
+	tcFlowStateFLOW_CLOSE       tcFlowState = 6
+	tcFlowStateFLOW_UDP         tcFlowState = 7
+	tcFlowStateFLOW_STATES      tcFlowState = 8
 )
 
 type tcFragment struct {
@@ -103,31 +127,38 @@ type tcFragment struct {
 
 type tcFragmentKey struct {
 	_     structs.HostLayout
-	Src   uint32
-	Dst   uint32
-	Id    uint16
+	Src   tcAddr
+	Dst   tcAddr
+	Id    uint32
 	Proto uint8
-	Zero  uint8
+	Zero  [3]uint8
 }
 
-type tcIndex struct {
-	_    structs.HostLayout
-	Slot uint32
-	Gen  uint32
+type tcHop struct {
+	_       structs.HostLayout
+	Nexthop tcAddr
+	Ifindex uint32
+	Seen    uint32
+	Key     uint64
 }
 
 type tcReal struct {
-	_        structs.HostLayout
-	Addr     uint32
-	Port     uint16
-	Flags    uint8
-	Forward  uint8
-	Service  uint32
-	Weight   int32
-	Upper    uint32
-	Lower    uint32
-	Used     uint32
-	Reserved uint32
+	_          structs.HostLayout
+	Addr       tcAddr
+	Source     tcAddr
+	Port       uint16
+	Flags      uint8
+	Forward    uint8
+	Service    uint32
+	Weight     int32
+	Upper      uint32
+	Lower      uint32
+	Used       uint32
+	Reserved   [2]uint32
+	Active     uint32
+	Inactive   uint32
+	Overloaded uint32
+	Reserved2  [13]uint32
 }
 
 type tcRealCpu struct {
@@ -156,12 +187,17 @@ const (
 	tcReasonREASON_LATE_FRAGMENT tcReason = 6
 	tcReasonREASON_BAD_PACKET    tcReason = 7
 	tcReasonREASON_REWRITE       tcReason = 8
-	tcReasonREASON_STACK         tcReason = 9
-	tcReasonREASON_NO_FLOW       tcReason = 10
-	tcReasonREASON_TTL           tcReason = 11
-	tcReasonREASON_TOO_BIG       tcReason = 12
-	tcReasonREASON_NO_ROUTE      tcReason = 13
-	tcReasonREASONS              tcReason = 14
+	tcReasonREASON_OVERLOADED    tcReason = 9
+	tcReasonREASON_UNREACHABLE   tcReason = 10
+	tcReasonREASON_OVERSIZE      tcReason = 11
+	tcReasonREASON_LAST_HOP      tcReason = 12
+	tcReasonREASON_STACK         tcReason = 13
+	tcReasonREASON_NO_FLOW       tcReason = 14
+	tcReasonREASON_TTL           tcReason = 15
+	tcReasonREASON_TOO_BIG       tcReason = 16
+	tcReasonREASON_NO_ROUTE      tcReason = 17
+	tcReasonREASON_STAYS_FULL    tcReason = 18
+	tcReasonREASONS              tcReason = 19
 )
 
 type tcRingEntry struct {
@@ -170,32 +206,86 @@ type tcRingEntry struct {
 	Reserved uint32
 }
 
-type tcService struct {
-	_         structs.HostLayout
-	Ring      uint64
-	Next      uint32
-	Used      uint32
-	Key       tcServiceKey
-	Scheduler uint8
-	Flags     uint8
-	Pad       uint16
-	Pad2      uint32
-	Past      [5]uint64
-	Reserved  [5]uint64
+type tcRoute struct {
+	_     structs.HostLayout
+	Hop   uint16
+	Mtu   uint16
+	Stamp uint16
 }
+
+type tcService struct {
+	_              structs.HostLayout
+	Ring           uint64
+	Key            tcServiceKey
+	Mask           tcAddr
+	Stays          uint32
+	Choice         uint8
+	Flags          uint8
+	Scheduler      uint8
+	SchedFlags     uint8
+	Reserved       uint64
+	Next           uint32
+	Used           uint32
+	Past           [5]uint64
+	PersistSeconds uint32
+	Masked         uint32
+	Reserved2      uint64
+}
+
+type tcServiceFlag uint32
+
+const (
+	tcServiceFlagSERVICE_ONE_PACKET tcServiceFlag = 1
+	tcServiceFlagSERVICE_STAYS      tcServiceFlag = 2
+	tcServiceFlagSERVICE_HASH_PORT  tcServiceFlag = 4
+)
 
 type tcServiceKey struct {
 	_     structs.HostLayout
-	Addr  uint32
+	Addr  tcAddr
 	Port  uint16
 	Proto uint8
-	Zero  uint8
+	Zero  [5]uint8
 }
+
+type tcStay struct {
+	_        structs.HostLayout
+	Real     uint32
+	RealGen  uint32
+	Expires  uint32
+	Reserved uint32
+}
+
+type tcStayKey struct {
+	_       structs.HostLayout
+	Client  tcAddr
+	Service uint32
+	Zero    uint32
+}
+
+type tcTraceCb uint32
+
+const (
+	tcTraceCbTRACE_REASON  tcTraceCb = 0
+	tcTraceCbTRACE_HOW     tcTraceCb = 1
+	tcTraceCbTRACE_REAL    tcTraceCb = 2
+	tcTraceCbTRACE_FLOW    tcTraceCb = 3
+	tcTraceCbTRACE_IFINDEX tcTraceCb = 4
+)
+
+type tcTraceHow uint32
+
+const (
+	tcTraceHowTRACE_NOTHING tcTraceHow = 0
+	tcTraceHowTRACE_KNOWN   tcTraceHow = 1
+	tcTraceHowTRACE_NEW     tcTraceHow = 2
+	tcTraceHowTRACE_STAYED  tcTraceHow = 3
+)
 
 type tcTuple struct {
 	_     structs.HostLayout
-	Src   uint32
-	Dst   uint32
+	Src   tcAddr
+	Dst   tcAddr
 	Sport uint16
 	Dport uint16
 	Proto uint8
@@ -206,28 +296,41 @@ type tcTuple struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	tcMapAddresses      = "addresses"
-	tcMapControls       = "controls"
-	tcMapFlowIndex      = "flow_index"
-	tcMapFlows          = "flows"
-	tcMapFragments      = "fragments"
-	tcMapFreeSlots      = "free_slots"
-	tcMapRealCpus       = "real_cpus"
-	tcMapReals          = "reals"
-	tcMapReasons        = "reasons"
-	tcMapRings          = "rings"
-	tcMapServiceSlots   = "service_slots"
-	tcMapServices       = "services"
-	tcProgEgress        = "egress"
-	tcProgIngress       = "ingress"
-	tcVarCpus           = "cpus"
-	tcVarMaxFlows       = "max_flows"
-	tcVarUnusedCounters = "unused_counters"
-	tcVarUnusedFlowFlag = "unused_flow_flag"
-	tcVarUnusedRealFlag = "unused_real_flag"
-	tcVarUnusedReason   = "unused_reason"
-	tcVarUnusedRole     = "unused_role"
-	tcVarUnusedState    = "unused_state"
+	tcMapAddresses         = "addresses"
+	tcMapControls          = "controls"
+	tcMapFlowIndex         = "flow_index"
+	tcMapFlows             = "flows"
+	tcMapFragments         = "fragments"
+	tcMapFreeSlots         = "free_slots"
+	tcMapHops              = "hops"
+	tcMapRealCpus          = "real_cpus"
+	tcMapReals             = "reals"
+	tcMapReasons           = "reasons"
+	tcMapRings             = "rings"
+	tcMapScratch           = "scratch"
+	tcMapServiceSlots      = "service_slots"
+	tcMapServices          = "services"
+	tcMapStays             = "stays"
+	tcProgEgress           = "egress"
+	tcProgIngress          = "ingress"
+	tcVarCpus              = "cpus"
+	tcVarHopMask           = "hop_mask"
+	tcVarIndexMask         = "index_mask"
+	tcVarMaxFlows          = "max_flows"
+	tcVarSeed              = "seed"
+	tcVarTracing           = "tracing"
+	tcVarUnusedCb          = "unused_cb"
+	tcVarUnusedChoice      = "unused_choice"
+	tcVarUnusedCounters    = "unused_counters"
+	tcVarUnusedFeature     = "unused_feature"
+	tcVarUnusedFlowFlag    = "unused_flow_flag"
+	tcVarUnusedHow         = "unused_how"
+	tcVarUnusedRealFlag    = "unused_real_flag"
+	tcVarUnusedReason      = "unused_reason"
+	tcVarUnusedRole        = "unused_role"
+	tcVarUnusedServiceFlag = "unused_service_flag"
+	tcVarUnusedState       = "unused_state"
+	tcVarUnusedTuple       = "unused_tuple"
 )
 
 // loadTc returns the embedded CollectionSpec for tc.
@@ -286,26 +389,39 @@ type tcMapSpecs struct {
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	FreeSlots    *ebpf.MapSpec `ebpf:"free_slots"`
+	Hops         *ebpf.MapSpec `ebpf:"hops"`
 	RealCpus     *ebpf.MapSpec `ebpf:"real_cpus"`
 	Reals        *ebpf.MapSpec `ebpf:"reals"`
 	Reasons      *ebpf.MapSpec `ebpf:"reasons"`
 	Rings        *ebpf.MapSpec `ebpf:"rings"`
+	Scratch      *ebpf.MapSpec `ebpf:"scratch"`
 	ServiceSlots *ebpf.MapSpec `ebpf:"service_slots"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
+	Stays        *ebpf.MapSpec `ebpf:"stays"`
 }
 
 // tcVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcVariableSpecs struct {
-	Cpus           *ebpf.VariableSpec `ebpf:"cpus"`
-	MaxFlows       *ebpf.VariableSpec `ebpf:"max_flows"`
-	UnusedCounters *ebpf.VariableSpec `ebpf:"unused_counters"`
-	UnusedFlowFlag *ebpf.VariableSpec `ebpf:"unused_flow_flag"`
-	UnusedRealFlag *ebpf.VariableSpec `ebpf:"unused_real_flag"`
-	UnusedReason   *ebpf.VariableSpec `ebpf:"unused_reason"`
-	UnusedRole     *ebpf.VariableSpec `ebpf:"unused_role"`
-	UnusedState    *ebpf.VariableSpec `ebpf:"unused_state"`
+	Cpus              *ebpf.VariableSpec `ebpf:"cpus"`
+	HopMask           *ebpf.VariableSpec `ebpf:"hop_mask"`
+	IndexMask         *ebpf.VariableSpec `ebpf:"index_mask"`
+	MaxFlows          *ebpf.VariableSpec `ebpf:"max_flows"`
+	Seed              *ebpf.VariableSpec `ebpf:"seed"`
+	Tracing           *ebpf.VariableSpec `ebpf:"tracing"`
+	UnusedCb          *ebpf.VariableSpec `ebpf:"unused_cb"`
+	UnusedChoice      *ebpf.VariableSpec `ebpf:"unused_choice"`
+	UnusedCounters    *ebpf.VariableSpec `ebpf:"unused_counters"`
+	UnusedFeature     *ebpf.VariableSpec `ebpf:"unused_feature"`
+	UnusedFlowFlag    *ebpf.VariableSpec `ebpf:"unused_flow_flag"`
+	UnusedHow         *ebpf.VariableSpec `ebpf:"unused_how"`
+	UnusedRealFlag    *ebpf.VariableSpec `ebpf:"unused_real_flag"`
+	UnusedReason      *ebpf.VariableSpec `ebpf:"unused_reason"`
+	UnusedRole        *ebpf.VariableSpec `ebpf:"unused_role"`
+	UnusedServiceFlag *ebpf.VariableSpec `ebpf:"unused_service_flag"`
+	UnusedState       *ebpf.VariableSpec `ebpf:"unused_state"`
+	UnusedTuple       *ebpf.VariableSpec `ebpf:"unused_tuple"`
 }
 
 // tcObjects contains all objects after they have been loaded into the kernel.
@@ -334,12 +450,15 @@ type tcMaps struct {
 	Flows        *ebpf.Map `ebpf:"flows"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	FreeSlots    *ebpf.Map `ebpf:"free_slots"`
+	Hops         *ebpf.Map `ebpf:"hops"`
 	RealCpus     *ebpf.Map `ebpf:"real_cpus"`
 	Reals        *ebpf.Map `ebpf:"reals"`
 	Reasons      *ebpf.Map `ebpf:"reasons"`
 	Rings        *ebpf.Map `ebpf:"rings"`
+	Scratch      *ebpf.Map `ebpf:"scratch"`
 	ServiceSlots *ebpf.Map `ebpf:"service_slots"`
 	Services     *ebpf.Map `ebpf:"services"`
+	Stays        *ebpf.Map `ebpf:"stays"`
 }
 
 func (m *tcMaps) Close() error {
@@ -350,12 +469,15 @@ func (m *tcMaps) Close() error {
 		m.Flows,
 		m.Fragments,
 		m.FreeSlots,
+		m.Hops,
 		m.RealCpus,
 		m.Reals,
 		m.Reasons,
 		m.Rings,
+		m.Scratch,
 		m.ServiceSlots,
 		m.Services,
+		m.Stays,
 	)
 }
 
@@ -363,14 +485,24 @@ func (m *tcMaps) Close() error {
 //
 // It can be passed to loadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcVariables struct {
-	Cpus           *ebpf.Variable `ebpf:"cpus"`
-	MaxFlows       *ebpf.Variable `ebpf:"max_flows"`
-	UnusedCounters *ebpf.Variable `ebpf:"unused_counters"`
-	UnusedFlowFlag *ebpf.Variable `ebpf:"unused_flow_flag"`
-	UnusedRealFlag *ebpf.Variable `ebpf:"unused_real_flag"`
-	UnusedReason   *ebpf.Variable `ebpf:"unused_reason"`
-	UnusedRole     *ebpf.Variable `ebpf:"unused_role"`
-	UnusedState    *ebpf.Variable `ebpf:"unused_state"`
+	Cpus              *ebpf.Variable `ebpf:"cpus"`
+	HopMask           *ebpf.Variable `ebpf:"hop_mask"`
+	IndexMask         *ebpf.Variable `ebpf:"index_mask"`
+	MaxFlows          *ebpf.Variable `ebpf:"max_flows"`
+	Seed              *ebpf.Variable `ebpf:"seed"`
+	Tracing           *ebpf.Variable `ebpf:"tracing"`
+	UnusedCb          *ebpf.Variable `ebpf:"unused_cb"`
+	UnusedChoice      *ebpf.Variable `ebpf:"unused_choice"`
+	UnusedCounters    *ebpf.Variable `ebpf:"unused_counters"`
+	UnusedFeature     *ebpf.Variable `ebpf:"unused_feature"`
+	UnusedFlowFlag    *ebpf.Variable `ebpf:"unused_flow_flag"`
+	UnusedHow         *ebpf.Variable `ebpf:"unused_how"`
+	UnusedRealFlag    *ebpf.Variable `ebpf:"unused_real_flag"`
+	UnusedReason      *ebpf.Variable `ebpf:"unused_reason"`
+	UnusedRole        *ebpf.Variable `ebpf:"unused_role"`
+	UnusedServiceFlag *ebpf.Variable `ebpf:"unused_service_flag"`
+	UnusedState       *ebpf.Variable `ebpf:"unused_state"`
+	UnusedTuple       *ebpf.Variable `ebpf:"unused_tuple"`
 }
 
 // tcPrograms contains all programs after they have been loaded into the kernel.

@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0) */
+/* table.h: the index of the connection table.
+ *
+ * A tuple has two buckets, each a cache line of eight entries; an entry goes
+ * into the first free place of the first, else of the second. The index has
+ * twice as many places as all connections need, so that both are full for
+ * about one in a million tuples of a full table (those are refused, as if the
+ * table were full). An entry leads to a record, and the record's own
+ * addresses decide. */
+#pragma once
+
+#include "maps.h"
+
+static __always_inline __u64 mix(__u64 h, __u64 v)
+{
+	h = (h ^ v) * 0x9e3779b97f4a7c15ull;
+	return h ^ h >> 32;
+}
+
+static __always_inline __u64 ends_hash(const struct addr *src, const struct addr *dst, __be16 sport,
+				       __be16 dport, __u8 proto)
+{
+	__u64 h = mix(seed, src->d[1]);
+
+	h = mix(h, dst->d[1]);
+	if (src->d[0] | dst->d[0]) {
+		h = mix(h, src->d[0]);
+		h = mix(h, dst->d[0]);
+	}
+	/* Ports lowest: a product carries upwards only, and they change the most. */
+	return mix(h, (__u64)proto << 32 | (__u64)dport << 16 | sport);
+}
+
+static __always_inline __u64 tuple_hash(const struct tuple *t)
+{
+	return ends_hash(&t->src, &t->dst, t->sport, t->dport, t->proto);
+}
+
+static __always_inline __u32 tag_of(__u64 hash)
+{
+	return (__u32)(hash >> 32) | 1;
+}
+
+static __always_inline __u32 first_bucket(__u64 hash)
+{
+	return (__u32)hash & index_mask;
+}
+
+static __always_inline __u32 second_bucket(__u32 first, __u32 tag)
+{
+	return (first ^ ((tag >> 1) * 0x5bd1e995 | 1)) & index_mask; /* another one: the last bit differs */
+}
+
+/* 1 if the entry has the tag, without a jump. */
+static __always_inline __u64 is_tag(__u64 entry, __u32 tag)
+{
+	return ((entry >> 32 ^ tag) - 1) >> 63;
+}
+
+static __always_inline __u64 find_in(__u32 at, __u32 tag)
+{
+	struct bucket *b = bpf_map_lookup_elem(&flow_index, &at);
+	__u64 found = 0;
+	int i;
+
+	if (!b)
+		return 0;
+#pragma unroll
+	for (i = 0; i < 8; i++) {
+		__u64 e = READ_ONCE(b->entry[i]);
+
+		found |= e & -is_tag(e, tag); /* one at most */
+	}
+	return found;
+}
+
+/* find_entry gives the entry of a tuple's hash, 0 if there is none. */
+static __always_inline __u64 find_entry(__u64 hash)
+{
+	__u32 tag = tag_of(hash), first = first_bucket(hash);
+	__u64 e = find_in(first, tag);
+
+	return e ? e : find_in(second_bucket(first, tag), tag);
+}
+
+static __always_inline __u64 count_tag(struct bucket *b, __u32 tag)
+{
+	__u64 n = 0;
+	int i;
+
+#pragma clang loop unroll(disable)
+	for (i = 0; i < 8; i++)
+		n += is_tag(READ_ONCE(b->entry[i]), tag);
+	return n;
+}
+
+#define PLACE_FULL 0
+#define PLACE_TWIN 0xffffffffu
+
+/* place enters a tuple's hash with a record's slot and direction. It gives
+ * the place, counted from 1, or why there is none: another tuple's entry with
+ * the same tag counts as a twin too. Two processors that enter one tuple at
+ * the same moment may both find a twin, never none. */
+SEPARATE __u32 place(__u64 hash, __u32 slot)
+{
+	__u32 tag = tag_of(hash), first = first_bucket(hash), at = first;
+	__u64 entry = (__u64)tag << 32 | slot;
+	struct bucket *one, *two, *b;
+	__u32 other = second_bucket(first, tag);
+	int half, i;
+
+	one = bpf_map_lookup_elem(&flow_index, &first);
+	two = bpf_map_lookup_elem(&flow_index, &other);
+	if (!one || !two)
+		return PLACE_FULL;
+	if (count_tag(one, tag) + count_tag(two, tag))
+		return PLACE_TWIN;
+	for (half = 0; half < 2; half++) {
+		b = half ? two : one;
+		at = half ? other : first;
+		for (i = 0; i < 8; i++) {
+			if (READ_ONCE(b->entry[i]) ||
+			    __sync_val_compare_and_swap(&b->entry[i], 0, entry))
+				continue;
+			if (count_tag(one, tag) + count_tag(two, tag) > 1) {
+				__sync_val_compare_and_swap(&b->entry[i], entry, 0);
+				return PLACE_TWIN;
+			}
+			return at * 8 + i + 1;
+		}
+	}
+	return PLACE_FULL;
+}
+
+/* unplace removes the entry at a place, if it is that slot's. */
+static __always_inline void unplace(__u32 at, __u32 slot)
+{
+	__u32 bucket = (at - 1) >> 3, i = (at - 1) & 7;
+	struct bucket *b;
+	__u64 e;
+
+	if (!at)
+		return;
+	b = bpf_map_lookup_elem(&flow_index, &bucket);
+	if (!b)
+		return;
+	e = READ_ONCE(b->entry[i]);
+	if ((__u32)e == slot)
+		__sync_val_compare_and_swap(&b->entry[i], e, 0);
+}
