@@ -394,6 +394,7 @@ func (c *Core) settle() {
 	if c.other&Foreign != None {
 		own = None
 	}
+	own |= c.adoptable()
 	if left := c.found &^ own; left != None && (agreed || c.peer.reported) {
 		// What an earlier life left running must be gone before anyone may
 		// take it: the other waits for that.
@@ -410,6 +411,17 @@ func (c *Core) settle() {
 		c.acquire(own, forOwn)
 	}
 	c.report(true, "")
+}
+
+// adoptable is what the other node left to our earlier life and does not claim
+// now either: our daemon came back before it was missed. It stays where it is,
+// so that nothing moves because a process ended. The other will not start it
+// as long as we have not reported that we are settled, and then we claim it.
+func (c *Core) adoptable() Set {
+	if !c.otherStable || !c.peer.reported || c.other&Local != None {
+		return None
+	}
+	return c.found & Foreign
 }
 
 // vacating tells whether something runs here that this node does not claim
