@@ -321,7 +321,7 @@ func (c *Core) Step(now time.Time, in Input) []Effect {
 // Next is when Step must be called at the latest; zero for no time in sight.
 func (c *Core) Next() time.Time {
 	var next time.Time
-	for _, t := range [...]time.Time{c.takeoverAt, c.standbyAt, c.giveUpAt, c.askAt, c.stuckAt} {
+	for _, t := range [...]time.Time{c.takeoverAt, c.standbyAt, c.giveUpAt, c.askAt, c.stuckAt, c.orphanAt} {
 		if !t.IsZero() && t.After(c.now) && (next.IsZero() || t.Before(next)) {
 			next = t
 		}
