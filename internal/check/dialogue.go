@@ -130,6 +130,11 @@ var fromTheStart = []string{"imaps", "pops"}
 // converse connects to a target and holds the dialogue that talk leads. talk
 // returns what is to be said of a server that is up, or why it is down.
 func converse(ctx context.Context, t model.Target, talk func(*dialogue) (string, error)) model.Verdict {
+	return converseWithin(ctx, t, dialogueSteps*t.NegotiateTimeout, talk)
+}
+
+// converseWithin is converse with a time of its own for the whole dialogue.
+func converseWithin(ctx context.Context, t model.Target, whole time.Duration, talk func(*dialogue) (string, error)) model.Verdict {
 	if err := portOf(t); err != nil {
 		return down(err.Error())
 	}
@@ -138,11 +143,6 @@ func converse(ctx context.Context, t model.Target, talk func(*dialogue) (string,
 			return down("login or passwd contains a control character: it cannot be sent")
 		}
 	}
-	return converseWithin(ctx, t, dialogueSteps*t.NegotiateTimeout, talk)
-}
-
-// converseWithin is converse with a time of its own for the whole dialogue.
-func converseWithin(ctx context.Context, t model.Target, whole time.Duration, talk func(*dialogue) (string, error)) model.Verdict {
 	within, cancel := context.WithTimeout(ctx, whole)
 	defer cancel()
 	d := &dialogue{ctx: within, step: t.NegotiateTimeout, at: "connect"}

@@ -29,6 +29,9 @@ var byTCP = []struct {
 	{"mysql", database},
 	{"pgsql", func(t *model.Target) { database(t); t.Application = "pgsql" }},
 	{"oracle", func(t *model.Target) { database(t); t.Application = "oracle" }},
+	{"dialogue", steps(model.Step{Kind: model.StepExpect, Text: "^never$"})},
+	{"dialogue, one line", steps(model.Step{Kind: model.StepExpectNot, Text: "^"}, model.Step{Kind: model.StepExpect, Text: "^never$"})},
+	{"dialogue by TLS", func(t *model.Target) { steps(model.Step{Kind: model.StepExpect, Text: "^never$"})(t); t.TLS = true }},
 }
 
 func database(t *model.Target) {
