@@ -33,8 +33,10 @@ type windowKeeper struct {
 	sink  model.Sink
 	send  func(model.Message) error // nil without a cluster
 	view  func() model.View
-	heard chan model.ClusterEvent
+	heard chan model.ClusterEvent // messages with windows; NodeJoined: a node can be told
 	ready chan struct{}
+
+	reached map[model.NodeName]bool // who can be told; the caller's of hear
 }
 
 func newWindowKeeper(stateDir string, sink model.Sink) *windowKeeper {
@@ -45,16 +47,36 @@ func newWindowKeeper(stateDir string, sink model.Sink) *windowKeeper {
 	return k
 }
 
-// hear takes a cluster event. It never blocks: what is left out in a flood
-// comes again when the node joins the next time.
+// hear takes a cluster event; one goroutine calls it. It never blocks: what is
+// left out in a flood comes again when the node joins the next time.
 func (k *windowKeeper) hear(e model.ClusterEvent) {
-	if e.Kind != model.NodeJoined && (e.Kind != model.MessageReceived || e.Message.Type != windowMessage) {
-		return
+	put := func(e model.ClusterEvent) {
+		select {
+		case k.heard <- e:
+		default:
+		}
 	}
-	select {
-	case k.heard <- e:
-	default:
+	now := map[model.NodeName]bool{}
+	for _, n := range reachable(e.View) {
+		now[n] = true
+		if !k.reached[n] { // a node that joins says only then that it knows windows
+			put(model.ClusterEvent{Kind: model.NodeJoined, Node: n})
+		}
 	}
+	k.reached = now
+	if e.Kind == model.MessageReceived && e.Message.Type == windowMessage {
+		put(e)
+	}
+}
+
+// reachable are the other nodes that know windows and can be told now.
+func reachable(v model.View) (names []model.NodeName) {
+	for _, n := range v.Nodes {
+		if n.Name != v.Self && n.Batuta && (n.State == model.NodeUp || n.State == model.NodeActive) {
+			names = append(names, n.Name)
+		}
+	}
+	return names
 }
 
 // Run writes what other nodes tell, and tells them, until ctx ends.
@@ -99,18 +121,12 @@ func (k *windowKeeper) adopt(m model.Message) {
 // tell sends a window to the other Batuta nodes that are there, and returns
 // their names.
 func (k *windowKeeper) tell(w journal.Window) []model.NodeName {
-	told := []model.NodeName{}
 	if k.send == nil {
-		return told
+		return nil
 	}
-	view := k.view()
-	for _, n := range view.Nodes {
-		if n.Name != view.Self && n.Batuta && (n.State == model.NodeUp || n.State == model.NodeActive) {
-			told = append(told, n.Name)
-		}
-	}
+	told := reachable(k.view())
 	if len(told) == 0 {
-		return told
+		return nil
 	}
 	text, err := json.Marshal(w)
 	if err == nil {

@@ -34,7 +34,7 @@ func newPairOfKeepers(t *testing.T) *pairOfKeepers {
 		}
 		self.send = func(m model.Message) error {
 			if p.linked {
-				other.hear(model.ClusterEvent{Kind: model.MessageReceived, Message: m})
+				other.hear(model.ClusterEvent{Kind: model.MessageReceived, Message: m, View: other.view()})
 			}
 			return nil
 		}
@@ -106,7 +106,8 @@ func TestWindowsAreKnownToBothNodes(t *testing.T) {
 	}
 	p.linked = true
 	for _, k := range []*windowKeeper{p.a, p.b} {
-		k.hear(model.ClusterEvent{Kind: model.NodeJoined, Node: "lvs02"})
+		k.reached = nil
+		k.hear(model.ClusterEvent{Kind: model.NodeJoined, Node: "lvs02", View: k.view()})
 	}
 	p.settle()
 	p.settle()
