@@ -105,7 +105,7 @@ SEPARATE int answer(struct __sk_buff *skb, const struct packet *p, enum answer w
 		h.ip.version = 4;
 		h.ip.ihl = 5;
 		h.ip.tot_len = bpf_htons(sizeof(h) + len);
-		h.ip.id = bpf_get_prandom_u32();
+		h.ip.frag_off = bpf_htons(IP_DF); /* and so needs no id (RFC 6864) */
 		h.ip.ttl = 64;
 		h.ip.protocol = IPPROTO_ICMP;
 		h.ip.saddr = addr4(&p->t.dst);

@@ -42,7 +42,7 @@ SEPARATE int encapsulate(struct __sk_buff *skb, const struct packet *p, const st
 		if (p->v6 || p->whole)
 			ip.frag_off = bpf_htons(IP_DF);
 		else
-			ip.id = bpf_get_prandom_u32();
+			ip.id = p->id; /* as unlike others' as the inner one's */
 		ip.check = ~fold16((__u64)w[0] + w[1] + w[2] + w[3] + w[4]);
 		if (bpf_skb_adjust_room(skb, sizeof(ip), BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4))
 			return -1;

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/google/go-cmp/cmp"
@@ -25,12 +27,13 @@ var rewrite = flag.Bool("rewrite", false, "write testdata/packets anew; review t
 // testdata/packets is commands, "----" and what happened. The network of the
 // drawing is there, so routes are real; nothing is sent.
 //
-//	service tcp 10.1.0.100:80 rr          row of the table
-//	real 10.240.0.20:8000 masq 1          row under the service named last
+//	service tcp 10.1.0.100:80 rr          row of the table; also: persistent=300 mask=255.255.255.0 ops flags=sh-port
+//	real 10.240.0.20:8000 masq 1          row under the service named last; also: upper=10 lower=5
 //	delete real 10.240.0.20:8000          ... or: delete service tcp 10.1.0.100:80
 //	mtu inside0 1400
 //	ingress outside PACKET                through the ingress program of an interface
 //	egress inside0 PACKET
+//	to PACKET                             in short: to which end it goes from outside
 //	flows                                 lists the connections
 func TestGoldenPackets(t *testing.T) {
 	requireRoot(t)
@@ -104,15 +107,42 @@ func (s *story) run(command string) string {
 			s.t.Fatalf("%s: %v", command, err)
 		}
 		s.service = key
-		return s.apply(model.Change{Op: model.ServiceAdd, Service: model.VirtualService{Key: key, Scheduler: f[2]}})
+		v := model.VirtualService{Key: key, Scheduler: f[2]}
+		for _, w := range f[3:] {
+			word, value, _ := strings.Cut(w, "=")
+			n, _ := strconv.Atoi(value)
+			switch word {
+			case "ops":
+				v.OnePacket = true
+			case "flags":
+				v.SchedFlags = value
+			case "persistent":
+				v.Persistence.Enabled, v.Persistence.Timeout = true, time.Duration(n)*time.Second
+			case "mask":
+				if v.Persistence.Netmask, err = model.ParseMask(value); err != nil {
+					s.t.Fatalf("%s: %v", command, err)
+				}
+			}
+		}
+		return s.apply(model.Change{Op: model.ServiceAdd, Service: v})
 	case "real":
 		fwd, err := model.ParseForward(f[1])
 		if err != nil {
 			s.t.Fatalf("%s: %v", command, err)
 		}
 		w, _ := strconv.Atoi(f[2])
+		r := model.RealServer{Addr: netip.MustParseAddrPort(f[0]), Forward: fwd, Weight: w}
+		for _, w := range f[3:] {
+			word, value, _ := strings.Cut(w, "=")
+			n, _ := strconv.Atoi(value)
+			if word == "upper" {
+				r.Upper = uint32(n)
+			} else {
+				r.Lower = uint32(n)
+			}
+		}
 		return s.apply(model.Change{Op: model.RealAdd, Service: model.VirtualService{Key: s.service},
-			Real: model.RealServer{Addr: netip.MustParseAddrPort(f[0]), Forward: fwd, Weight: w}})
+			Real: r})
 	case "delete":
 		if f[0] == "service" {
 			key, err := model.ParseServiceKey(f[1] + " " + f[2])
@@ -138,6 +168,13 @@ func (s *story) run(command string) string {
 		}
 		slices.Sort(lines)
 		return strings.Join(lines, "")
+	case "to":
+		head, _, _ := strings.Cut(s.send("ingress", "outside", rest), "\n")
+		answer := strings.Fields(head)
+		if answer[0] != "redirect" {
+			return head + "\n"
+		}
+		return answer[4] + "\n"
 	case "ingress", "egress":
 		dev, text, _ := strings.Cut(rest, " ")
 		return s.send(word, dev, text)
@@ -198,6 +235,15 @@ type skbContext struct {
 	Hwtstamp                                                                    uint64
 }
 
+// ethernet is the header before an IP packet.
+func ethernet(to net.HardwareAddr, ip []byte) []byte {
+	typ := []byte{0x08, 0x00}
+	if len(ip) >= 40 && ip[0]>>4 == 6 {
+		typ = []byte{0x86, 0xdd}
+	}
+	return slices.Concat(to, []byte{2, 0, 0, 0, 0, 9}, typ)
+}
+
 // testRun gives an IP packet to a program as if it came by on an interface.
 func testRun(t testing.TB, p *Plane, hook, dev string, ip []byte, repeat uint32) (verdict uint32, out []byte) {
 	t.Helper()
@@ -209,10 +255,9 @@ func testRun(t testing.TB, p *Plane, hook, dev string, ip []byte, repeat uint32)
 	if err != nil {
 		t.Fatal(err)
 	}
-	frame := append([]byte(l.Attrs().HardwareAddr), 2, 0, 0, 0, 0, 9, 8, 0)
-	frame = append(frame, ip...)
+	frame := append(ethernet(l.Attrs().HardwareAddr, ip), ip...)
 	ctx := skbContext{Ifindex: uint32(l.Attrs().Index)}
-	o := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256), Context: ctx, Repeat: repeat}
+	o := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+512), Context: ctx, Repeat: repeat}
 	verdict, err = prog.Run(o)
 	if err != nil {
 		t.Fatalf("test-run of %d bytes: %v", len(frame), err)

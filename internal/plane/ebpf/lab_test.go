@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -24,8 +25,8 @@ import (
 // The tests' own building, made once in private namespaces of this process:
 //
 //	 client ──────────── director ─────────┬── rack0   10.240.0.20, .21
-//	 10.1.0.50   10.1.0.1  │ 10.240.0.1    │
-//	             VIPs:     │ 10.241.0.1    ├── rack1   10.241.0.20, .21
+//	 10.1.0.50   10.1.0.1  │ 10.240.0.1    │                        each also in IPv6:
+//	             VIPs:     │ 10.241.0.1    ├── rack1   10.241.0.20, .21      10.a.0.b is 2001:db8:a::b
 //	       10.1.0.100–102  │ 10.242.0.1    │
 //	                       │               └── router ── far   10.243.0.20
 //
@@ -115,6 +116,13 @@ func build() error {
 		if err := up(h, "lo"); err != nil {
 			return err
 		}
+		// No address is of use to others before its duplicates were looked for,
+		// not even the link's own: nobody has any here.
+		for _, which := range []string{"default", "all"} {
+			if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+which+"/accept_dad", []byte("0"), 0); err != nil {
+				return err
+			}
+		}
 		*x.h = h
 	}
 	if err := netns.Set(own); err != nil {
@@ -140,13 +148,17 @@ func build() error {
 		func() error { return director.route("10.243.0.0/24", "10.242.0.2") },
 	}
 	for _, h := range []*host{director, router} {
-		steps = append(steps, func() error { return h.sysctl("net/ipv4/ip_forward", "1") })
+		steps = append(steps, func() error { return h.sysctl("net/ipv4/ip_forward", "1") },
+			func() error { return h.sysctl("net/ipv6/conf/all/forwarding", "1") })
 	}
+	steps = append(steps, func() error { return director.sysctl("net/ipv6/conf/default/accept_dad", "0") })
+	steps = append(steps[len(steps)-1:], steps[:len(steps)-1]...)
 	for _, h := range []*host{director, client, rack0, rack1, router, far} {
 		steps = append(steps,
 			// ICMP errors are what is tested here: no rate limit.
 			func() error { return h.sysctl("net/ipv4/icmp_ratelimit", "0") },
-			func() error { return h.sysctl("net/ipv4/icmp_msgs_per_sec", "1000000") })
+			func() error { return h.sysctl("net/ipv4/icmp_msgs_per_sec", "1000000") },
+			func() error { return h.sysctl("net/ipv6/icmp/ratelimit", "0") })
 	}
 	for i, s := range steps {
 		if err := s(); err != nil {
@@ -190,25 +202,53 @@ func (h *host) address(name, addr string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	a, err := netlink.ParseAddr(addr)
-	if err != nil {
-		return err
-	}
-	if err := h.AddrAdd(l, a); err != nil {
-		return fmt.Errorf("%s on %s: %w", addr, name, err)
+	for _, text := range []string{addr, six(addr)} {
+		a, err := netlink.ParseAddr(text)
+		if err != nil {
+			return err
+		}
+		if a.IP.To4() == nil {
+			a.Flags = 0x02 // IFA_F_NODAD
+		}
+		if err := h.AddrAdd(l, a); err != nil {
+			return fmt.Errorf("%s on %s: %w", text, name, err)
+		}
 	}
 	return nil
+}
+
+// six is the IPv6 address, network or socket that goes with an IPv4 one of the
+// drawing: 10.240.0.20:80 is [2001:db8:240::20]:80.
+func six(text string) string {
+	var a, b int
+	var rest string
+	_, _ = fmt.Sscanf(text, "10.%d.0.%d%s", &a, &b, &rest)
+	switch {
+	case text == "0.0.0.0/0":
+		return "::/0"
+	case text == "0.0.0.0:80":
+		return "[::]:80"
+	case strings.HasPrefix(rest, ":"):
+		return fmt.Sprintf("[2001:db8:%d::%d]%s", a, b, rest)
+	case strings.HasPrefix(rest, "/24"):
+		rest = "/64"
+	case rest != "":
+		rest = "/128"
+	}
+	return fmt.Sprintf("2001:db8:%d::%d%s", a, b, rest)
 }
 
 func (h *host) gateway(via string) error { return h.route("0.0.0.0/0", via) }
 
 func (h *host) route(to, via string) error {
-	_, dst, err := net.ParseCIDR(to)
-	if err != nil {
-		return err
-	}
-	if err := h.RouteReplace(&netlink.Route{Dst: dst, Gw: net.ParseIP(via)}); err != nil {
-		return fmt.Errorf("route to %s via %s: %w", to, via, err)
+	for _, r := range [][2]string{{to, via}, {six(to), six(via)}} {
+		_, dst, err := net.ParseCIDR(r[0])
+		if err != nil {
+			return err
+		}
+		if err := h.RouteReplace(&netlink.Route{Dst: dst, Gw: net.ParseIP(r[1])}); err != nil {
+			return fmt.Errorf("route to %s via %s: %w", r[0], r[1], err)
+		}
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"hash/crc32"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -15,6 +16,8 @@ import (
 //	udp 10.1.0.50:40000 > 10.1.0.100:53 ttl=64 len=10 nosum df
 //	udp 10.1.0.50 > 10.1.0.100 frag=1480 id=7 len=100       a later fragment
 //	icmp 10.240.0.20 > 10.1.0.50 type=3 code=3 about udp ...
+//	tcp [2001:db8:1::50]:40000 > [2001:db8:1::100]:80 S
+//	tunnel 10.1.0.1 > 10.240.0.20 about udp ...     one packet inside another
 //
 // len is the payload's length. Sums are computed when a packet is built, in
 // full, and verified when it is read: by code that shares nothing with the
@@ -50,8 +53,8 @@ func parsePacket(s string) (p packet, err error) {
 		return p, fmt.Errorf("%q: want PROTO SRC > DST and so on", s)
 	}
 	end := func(s string) (netip.AddrPort, error) {
-		if strings.Contains(s, ":") {
-			return netip.ParseAddrPort(s)
+		if a, err := netip.ParseAddrPort(s); err == nil {
+			return a, nil
 		}
 		a, err := netip.ParseAddr(s)
 		return netip.AddrPortFrom(a, 0), err
@@ -110,7 +113,7 @@ func parsePacket(s string) (p packet, err error) {
 func (p packet) String() string {
 	var b strings.Builder
 	end := func(a netip.AddrPort) string {
-		if p.frag > 0 || p.proto == "icmp" {
+		if p.frag > 0 || p.proto == "icmp" || p.proto == "tunnel" {
 			return a.Addr().String()
 		}
 		return a.String()
@@ -165,11 +168,36 @@ func sum16(b []byte, sum uint32) uint32 {
 }
 
 func pseudo(src, dst netip.Addr, proto byte, length int) uint32 {
-	s, d := src.As4(), dst.As4()
-	return sum16(s[:], sum16(d[:], uint32(proto)+uint32(length)))
+	return sum16(src.AsSlice(), sum16(dst.AsSlice(), uint32(proto)+uint32(length)))
 }
 
-var protoNumber = map[string]byte{"tcp": 6, "udp": 17, "icmp": 1, "gre": 47}
+var protoNumber = map[string]byte{"tcp": 6, "udp": 17, "icmp": 1, "gre": 47, "sctp": 132, "tunnel": 4}
+
+// number is the protocol's on the wire.
+func (p packet) number() byte {
+	switch {
+	case p.proto == "icmp" && p.src.Addr().Is6():
+		return 58
+	case p.proto == "tunnel" && p.about != nil && p.about.src.Addr().Is6():
+		return 41
+	}
+	return protoNumber[p.proto]
+}
+
+func nameOf(number byte) string {
+	switch number {
+	case 58:
+		return "icmp"
+	case 41:
+		return "tunnel"
+	}
+	for name, n := range protoNumber {
+		if n == number {
+			return name
+		}
+	}
+	return ""
+}
 
 // ip is the packet from its IP header on. A first fragment's transport sum
 // covers what is to follow: bytes that the packet says nothing of, here zero.
@@ -177,6 +205,9 @@ func (p packet) ip() []byte {
 	l4 := p.transport()
 	if p.truncate > 0 {
 		l4 = l4[:p.truncate]
+	}
+	if p.src.Addr().Is6() {
+		return p.ip6(l4)
 	}
 	ihl := 20 + 4*p.options
 	b := make([]byte, ihl, ihl+len(l4))
@@ -191,7 +222,7 @@ func (p packet) ip() []byte {
 		frag |= 0x2000
 	}
 	binary.BigEndian.PutUint16(b[6:], frag)
-	b[8], b[9] = byte(p.ttl), protoNumber[p.proto]
+	b[8], b[9] = byte(p.ttl), p.number()
 	s, d := p.src.Addr().As4(), p.dst.Addr().As4()
 	copy(b[12:], s[:])
 	copy(b[16:], d[:])
@@ -200,6 +231,36 @@ func (p packet) ip() []byte {
 	}
 	binary.BigEndian.PutUint16(b[10:], ^uint16(sum16(b, 0)))
 	return append(b, l4...)
+}
+
+// ip6 is the same for IPv6: options are eight-byte units of destination
+// options, fragments have their header.
+func (p packet) ip6(l4 []byte) []byte {
+	var more []byte
+	next := p.number()
+	if p.frag > 0 || p.mf {
+		h := make([]byte, 8)
+		h[0], next = next, 44
+		off := uint16(p.frag)
+		if p.mf {
+			off |= 1
+		}
+		binary.BigEndian.PutUint16(h[2:], off)
+		binary.BigEndian.PutUint32(h[4:], uint32(p.id))
+		more = h
+	}
+	if p.options > 0 {
+		h := make([]byte, 8*p.options)
+		h[0], h[1], next = next, byte(p.options-1), 60
+		h[2], h[3] = 1, byte(len(h)-4) // PadN
+		more = append(h, more...)
+	}
+	b := make([]byte, 40, 40+len(more)+len(l4))
+	b[0], b[6], b[7] = 0x60, next, byte(p.ttl)
+	binary.BigEndian.PutUint16(b[4:], uint16(len(more)+len(l4)))
+	copy(b[8:], p.src.Addr().AsSlice())
+	copy(b[24:], p.dst.Addr().AsSlice())
+	return append(append(b, more...), l4...)
 }
 
 func (p packet) transport() []byte {
@@ -229,12 +290,30 @@ func (p packet) transport() []byte {
 	case "icmp":
 		b = make([]byte, 8)
 		b[0], b[1] = byte(p.typ), byte(p.code)
-		binary.BigEndian.PutUint16(b[6:], uint16(p.mtu))
+		binary.BigEndian.PutUint32(b[4:], uint32(p.mtu))
 		if p.about != nil {
 			b = append(b, p.about.ip()...)
 		}
 		b = append(b, payload...)
-		binary.BigEndian.PutUint16(b[2:], ^uint16(sum16(b, 0)))
+		sum := uint32(0)
+		if p.src.Addr().Is6() {
+			sum = pseudo(p.src.Addr(), p.dst.Addr(), 58, len(b))
+		}
+		binary.BigEndian.PutUint16(b[2:], ^uint16(sum16(b, sum)))
+		return b
+	case "tunnel":
+		return p.about.ip()
+	case "sctp": // with an INIT chunk, or DATA
+		b = make([]byte, 16)
+		if p.flags != "S" {
+			b[12] = 0
+		} else {
+			b[12] = 1
+		}
+		b = append(b, payload...)
+		binary.BigEndian.PutUint16(b, p.src.Port())
+		binary.BigEndian.PutUint16(b[2:], p.dst.Port())
+		binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
 		return b
 	default:
 		return payload
@@ -243,7 +322,7 @@ func (p packet) transport() []byte {
 	binary.BigEndian.PutUint16(b[2:], p.dst.Port())
 	b = append(b, payload...)
 	if !p.nosum {
-		sum := ^uint16(sum16(b, pseudo(p.src.Addr(), p.dst.Addr(), protoNumber[p.proto], len(b))))
+		sum := ^uint16(sum16(b, pseudo(p.src.Addr(), p.dst.Addr(), p.number(), len(b))))
 		if sum == 0 && p.proto == "udp" {
 			sum = 0xffff
 		}
@@ -254,44 +333,32 @@ func (p packet) transport() []byte {
 
 // readPacket reads what a program has made, from the IP header on.
 func readPacket(b []byte, quoted bool) (p packet) {
-	if len(b) < 20 {
-		p.sums = "short"
-		return p
-	}
-	ihl := int(b[0]&15) * 4
-	if ihl < 20 || ihl > len(b) {
-		p.sums = "short"
-		return p
-	}
-	p.options = (ihl - 20) / 4
-	total := int(binary.BigEndian.Uint16(b[2:]))
-	p.id = int(binary.BigEndian.Uint16(b[4:]))
-	frag := binary.BigEndian.Uint16(b[6:])
-	p.df, p.mf, p.frag = frag&0x4000 != 0, frag&0x2000 != 0, int(frag&0x1fff)*8
-	p.ttl = int(b[8])
-	for name, n := range protoNumber {
-		if n == b[9] {
-			p.proto = name
-		}
-	}
-	src, dst := netip.AddrFrom4([4]byte(b[12:])), netip.AddrFrom4([4]byte(b[16:]))
-	p.src, p.dst = netip.AddrPortFrom(src, 0), netip.AddrPortFrom(dst, 0)
 	var bad []string
-	if sum16(b[:ihl], 0) != 0xffff {
-		bad = append(bad, "ip")
+	l4, proto, src, dst, total := p.readIP(b, &bad)
+	if l4 == nil {
+		p.sums = "short"
+		return p
 	}
+	p.proto = nameOf(proto)
+	p.src, p.dst = netip.AddrPortFrom(src, 0), netip.AddrPortFrom(dst, 0)
 	if len(b) != total && !quoted {
 		bad = append(bad, "length")
 	}
-	l4 := b[ihl:]
 	whole := len(b) >= total
 	switch {
 	case p.frag > 0:
 		p.length = len(l4)
+	case p.proto == "tunnel":
+		q := readPacket(l4, quoted)
+		p.about = &q
 	case p.proto == "icmp" && len(l4) >= 8:
 		p.typ, p.code = int(l4[0]), int(l4[1])
-		p.mtu = int(binary.BigEndian.Uint16(l4[6:]))
-		if sum16(l4, 0) != 0xffff {
+		p.mtu = int(binary.BigEndian.Uint32(l4[4:]))
+		sum := uint32(0)
+		if src.Is6() {
+			sum = pseudo(src, dst, proto, len(l4))
+		}
+		if sum16(l4, sum) != 0xffff {
 			bad = append(bad, "icmp")
 		}
 		if len(l4) > 28 {
@@ -299,26 +366,7 @@ func readPacket(b []byte, quoted bool) (p packet) {
 			p.about = &q
 		}
 	case len(l4) >= 8:
-		p.src = netip.AddrPortFrom(src, binary.BigEndian.Uint16(l4))
-		p.dst = netip.AddrPortFrom(dst, binary.BigEndian.Uint16(l4[2:]))
-		header := 8
-		if p.proto == "tcp" {
-			header = 20
-		}
-		if p.proto == "tcp" && len(l4) >= 20 {
-			header = int(l4[12]>>4) * 4
-			for _, f := range tcpFlags {
-				if l4[13]&f.bit != 0 {
-					p.flags += f.letter
-				}
-			}
-		}
-		p.length = max(len(l4)-header, 0)
-		if p.proto == "udp" && binary.BigEndian.Uint16(l4[6:]) == 0 {
-			p.nosum = true
-		} else if whole && len(l4) >= header && sum16(l4, pseudo(src, dst, b[9], len(l4))) != 0xffff {
-			bad = append(bad, p.proto)
-		}
+		bad = append(bad, p.readPorts(l4, proto, whole)...)
 	}
 	p.sums = "ok"
 	if len(bad) > 0 {
@@ -330,9 +378,84 @@ func readPacket(b []byte, quoted bool) (p packet) {
 	return p
 }
 
-// hexLines is the packet's bytes, 32 to a line.
+// readIP reads the network header. It returns what follows, nil if that is not there.
+func (p *packet) readIP(b []byte, bad *[]string) (l4 []byte, proto byte, src, dst netip.Addr, total int) {
+	if len(b) >= 40 && b[0]>>4 == 6 {
+		p.ttl, proto, total = int(b[7]), b[6], 40+int(binary.BigEndian.Uint16(b[4:]))
+		src, dst, l4 = netip.AddrFrom16([16]byte(b[8:])), netip.AddrFrom16([16]byte(b[24:])), b[40:]
+		for (proto == 60 || proto == 44) && len(l4) >= 8 && p.frag == 0 {
+			n := 8
+			if proto == 44 {
+				off := binary.BigEndian.Uint16(l4[2:])
+				p.frag, p.mf, p.id = int(off&^7), off&1 != 0, int(binary.BigEndian.Uint32(l4[4:]))
+			} else {
+				n = min(8+8*int(l4[1]), len(l4))
+				p.options = n / 8
+			}
+			proto, l4 = l4[0], l4[n:]
+		}
+		return l4, proto, src, dst, total
+	}
+	if len(b) < 20 {
+		return nil, 0, src, dst, 0
+	}
+	ihl := int(b[0]&15) * 4
+	if ihl < 20 || ihl > len(b) {
+		return nil, 0, src, dst, 0
+	}
+	p.options = (ihl - 20) / 4
+	p.id = int(binary.BigEndian.Uint16(b[4:]))
+	frag := binary.BigEndian.Uint16(b[6:])
+	p.df, p.mf, p.frag = frag&0x4000 != 0, frag&0x2000 != 0, int(frag&0x1fff)*8
+	p.ttl = int(b[8])
+	if sum16(b[:ihl], 0) != 0xffff {
+		*bad = append(*bad, "ip")
+	}
+	return b[ihl:], b[9], netip.AddrFrom4([4]byte(b[12:])), netip.AddrFrom4([4]byte(b[16:])), int(binary.BigEndian.Uint16(b[2:]))
+}
+
+// readPorts reads a transport header.
+func (p *packet) readPorts(l4 []byte, proto byte, whole bool) (bad []string) {
+	src, dst := p.src.Addr(), p.dst.Addr()
+	p.src = netip.AddrPortFrom(src, binary.BigEndian.Uint16(l4))
+	p.dst = netip.AddrPortFrom(dst, binary.BigEndian.Uint16(l4[2:]))
+	header := map[string]int{"tcp": 20, "sctp": 16}[p.proto]
+	if header == 0 {
+		header = 8
+	}
+	if p.proto == "tcp" && len(l4) >= 20 {
+		header = int(l4[12]>>4) * 4
+		for _, f := range tcpFlags {
+			if l4[13]&f.bit != 0 {
+				p.flags += f.letter
+			}
+		}
+	}
+	p.length = max(len(l4)-header, 0)
+	switch {
+	case p.proto == "sctp" && len(l4) >= 16:
+		if l4[12] == 1 {
+			p.flags = "S"
+		}
+		b := append([]byte(nil), l4...)
+		copy(b[8:12], []byte{0, 0, 0, 0})
+		if crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) != binary.LittleEndian.Uint32(l4[8:]) {
+			bad = append(bad, "sctp")
+		}
+	case p.proto == "udp" && binary.BigEndian.Uint16(l4[6:]) == 0:
+		p.nosum = true
+	case whole && len(l4) >= header && !p.mf && sum16(l4, pseudo(src, dst, proto, len(l4))) != 0xffff:
+		bad = append(bad, p.proto)
+	}
+	return bad
+}
+
+// hexLines is the packet's bytes, 32 to a line, and of a long one the first.
 func hexLines(b []byte) string {
 	var s strings.Builder
+	if len(b) > 256 {
+		return hexLines(b[:128]) + fmt.Sprintf("  and %d bytes\n", len(b)-128)
+	}
 	for len(b) > 0 {
 		n := min(32, len(b))
 		s.WriteString("  " + hex.EncodeToString(b[:n]) + "\n")
