@@ -10,7 +10,12 @@ import (
 // never died. Both sides may hold everything.
 func (c *Core) healed() {
 	if c.peer.alive {
-		return // its question came first
+		// It took us for dead and asks, or has asked already. A hand-over is over.
+		if c.standby != standbyNot && c.peer.batuta {
+			c.endStandby()
+			c.ask()
+		}
+		return
 	}
 	if c.cfg.Legacy {
 		c.legacyHealed()

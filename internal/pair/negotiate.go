@@ -88,7 +88,7 @@ func (c *Core) communicationUp(v model.View) {
 		c.legacyUp(n != nil && n.State == model.NodeActive)
 		return
 	}
-	c.up = true
+	c.up, c.silences = true, 0
 	c.sendStarting()
 	c.state = stateStarting
 	if c.alone() {
@@ -189,6 +189,9 @@ func (c *Core) onResource(m model.Message) {
 		// without a number is older than any with.
 		n := number(m)
 		if c.peer.report > 0 && n <= c.peer.report {
+			if m.Get("info") == infoHeal && (c.standby == standbyNot || n > c.standbyReport) {
+				c.question() // overtaken, but it still wants an answer
+			}
 			return
 		}
 		c.peer.report = n
@@ -232,11 +235,22 @@ func (c *Core) onResource(m model.Message) {
 	case info == infoKept && c.standby == standbyOther:
 		c.say(model.LevelError, "standby-failed", "%s could not release [%v] and keeps it", c.cfg.Peer, c.standbySet.Mirror())
 		c.endStandby()
+	case c.abandoned(m):
+		c.endStandby()
 	case info == infoHeal:
 		c.question()
 	case c.healing && full:
 		c.decide()
 	}
+}
+
+// abandoned tells that a report means the end of the hand-over under way for
+// the other node: it has settled, and does not speak of it. What it said of
+// the end was overtaken by this report, or it was taken out of it by a split.
+func (c *Core) abandoned(m model.Message) bool {
+	accepted := c.standby == standbyOther || c.standby == standbyDone || c.standby == standbyMe && c.releasing()
+	return accepted && c.peer.batuta && m.Get("rtype") == "full" && m.Get("isstable") == "1" &&
+		number(m) > c.standbyReport && m.Get("offer") != c.standbyID
 }
 
 // cleaned is called when the other node has nothing left that it does not
@@ -281,6 +295,9 @@ func (c *Core) report(stable bool, info string) {
 	}
 	if c.peer.batuta {
 		c.reports++
+		if c.standby != standbyNot {
+			f = append(f, model.Field{Name: "offer", Value: c.standbyID})
+		}
 	}
 	c.send("resource", c.numbered(f...)...)
 	if c.state == stateStarting {
@@ -388,6 +405,13 @@ func (c *Core) settle() {
 		return
 	}
 	both := c.state == stateReceived && c.peer.batuta && c.peer.open
+	if c.due(c.takeoverAt) && c.peer.batuta && !c.alone() && !c.peer.reported && c.silences < maxSilences {
+		// It lives and has said nothing yet, or the network has lost it: what is
+		// ours may still run there.
+		c.silences++
+		c.takeoverAt = c.now.Add(takeoverDelay)
+		c.sendStarting()
+	}
 	late := c.due(c.takeoverAt) && !c.peer.stopping && !c.peer.cleaning
 	agreed := c.otherStable || both || late
 	own := Local &^ c.hold

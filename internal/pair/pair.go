@@ -172,6 +172,7 @@ const (
 	workDelay     = time.Hour        // the other node's scripts, until a hand-over is forgotten
 	giveUpDelay   = 30 * time.Second // a failed start, until the set is offered to the other
 	stuckDelay    = 30 * time.Second // a failed stop of what is the other's, until it is tried again
+	maxSilences   = 5                // takeoverDelays more for a Batuta node that lives and says nothing
 	askDelay      = 10 * time.Second // no word of the other's state, until it is asked again
 	orphanDelay   = 2 * time.Second  // nobody claims the other's set, until it is offered to it; it reacts within 1 s
 )
@@ -245,17 +246,19 @@ type Core struct {
 	other       Set  // what the other claims, in its own terms
 	otherStable bool // the other says that it has settled
 	takeoverAt  time.Time
+	silences    int // how often it was put off
 
 	peer    peerState
 	reports uint64
 
-	standby    standby
-	standbySet Set // in terms of the node that hands over
-	standbyAt  time.Time
-	standbyID  string // of the hand-over, given by the node that offers
-	offers     uint64 // that this node has made
-	giving     Set    // what was held of the set that is being released
-	offered    bool   // the running offer is a failback
+	standby       standby
+	standbySet    Set // in terms of the node that hands over
+	standbyAt     time.Time
+	standbyID     string // of the hand-over, given by the node that offers
+	offers        uint64 // that this node has made
+	standbyReport uint64 // number of the other's last report before its offer
+	giving        Set    // what was held of the set that is being released
+	offered       bool   // the running offer is a failback
 
 	needsFailback bool
 	failed        Set // held, but a start failed

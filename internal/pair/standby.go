@@ -26,6 +26,7 @@ func (c *Core) offer(s Set, failback bool) {
 	c.standby, c.standbySet, c.standbyAt = standbyMe, s, c.now.Add(answerDelay)
 	c.offered = failback
 	c.offers++
+	c.standbyReport = c.peer.report
 	c.standbyID = string(c.cfg.Self) + "." + strconv.FormatUint(c.offers, 16)
 	c.sendAsk(s, "me")
 }
@@ -35,10 +36,7 @@ func (c *Core) sendAsk(s Set, info string) {
 	if c.peer.batuta {
 		f = append(f, model.Field{Name: "offer", Value: c.standbyID})
 	}
-	if info == "done" {
-		f = c.numbered(f...)
-	}
-	c.send("ask_resources", f...)
+	c.send("ask_resources", c.numbered(f...)...)
 }
 
 // endStandby ends a hand-over, finished or not. What was claimed stays claimed.
@@ -86,9 +84,9 @@ func (c *Core) onAsk(m model.Message) {
 	case stale:
 		c.say(model.LevelInfo, "protocol", "%s: ask_resources %v %q of an earlier hand-over: ignored", c.cfg.Peer, set, info)
 	case info == "me":
-		c.onOffer(set, id)
+		c.onOffer(set, id, number(m))
 	case info == "other" && c.standby == standbyMe && !c.releasing():
-		c.standbySet = set
+		c.standbySet, c.standbyReport = set, number(m)
 		c.standbyAt = c.now.Add(workDelay)
 		c.giving = c.hold & set
 		c.hold &^= set
@@ -123,7 +121,7 @@ func (c *Core) receiving() bool {
 }
 
 // onOffer accepts a set from the other node, or ignores the offer as the protocol demands.
-func (c *Core) onOffer(set Set, id string) {
+func (c *Core) onOffer(set Set, id string, report uint64) {
 	c.say(model.LevelNotice, "standby", "%s wants to go standby [%v]", c.cfg.Peer, set)
 	crossed := c.standby == standbyMe && !c.releasing() && c.peer.batuta && !c.cfg.First
 	switch {
@@ -138,6 +136,7 @@ func (c *Core) onOffer(set Set, id string) {
 	}
 	c.otherStable = false
 	c.standby, c.standbySet, c.standbyAt, c.standbyID = standbyOther, set, c.now.Add(workDelay), id
+	c.standbyReport = report
 	c.sendAsk(set, "other")
 }
 

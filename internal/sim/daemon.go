@@ -219,6 +219,9 @@ func (d *daemon) take() {
 	for len(d.events) > 0 {
 		e := d.events[0]
 		d.events = d.events[1:]
+		if e.Kind == model.MessageReceived && e.Message.Type != "status" {
+			d.h.w.say("%s: hears %v", d.h.name, e.Message)
+		}
 		d.crm.Step(pair.Cluster{ClusterEvent: e})
 	}
 	d.after()

@@ -210,6 +210,12 @@ func (c *checks) well() bool {
 			return false
 		}
 	}
+	for _, h := range c.w.hosts {
+		// What has failed is offered to the other node before long.
+		if h.up && slices.ContainsFunc(h.daemon.crm.Resources(), func(r model.ResourceView) bool { return r.Error != "" }) {
+			return false
+		}
+	}
 	for name := range c.w.owner {
 		if c.w.hosts[0].runs[name] == c.w.hosts[1].runs[name] {
 			return false
