@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -90,6 +91,9 @@ func writeStatus(w io.Writer, st api.Status, now time.Time) {
 		if s.Fallback {
 			fmt.Fprint(w, ", on its fallback")
 		}
+		if s.Refused != "" {
+			fmt.Fprintf(w, ", refused by the data plane: %s", s.Refused)
+		}
 		fmt.Fprintln(w)
 		for _, r := range s.Reals {
 			fmt.Fprintf(w, "  %-22s %-5s weight %-4s %s\n", r.Addr, r.Status, weightText(r), checkText(r, now))
@@ -111,8 +115,28 @@ func checkText(r model.RealView, now time.Time) string {
 	if r.Checked.IsZero() {
 		return "not checked yet"
 	}
-	return fmt.Sprintf("%s (%s, %s ago)", r.Reason, r.Took.Round(100*time.Microsecond), now.Sub(r.Checked).Round(time.Second))
+	text := fmt.Sprintf("%s (%s%s, %s ago)", r.Reason, roundTime(r.Took), latencyText(r.Latency), now.Sub(r.Checked).Round(time.Second))
+	if r.Load != "" {
+		text += "; it reports " + r.Load
+	}
+	if r.Warning != "" {
+		text += "; " + r.Warning
+	}
+	if r.Refused != "" {
+		text += "; refused by the data plane: " + r.Refused
+	}
+	return text
 }
+
+// latencyText sums up how long the last checks took.
+func latencyText(last []time.Duration) string {
+	if len(last) < 2 {
+		return ""
+	}
+	return fmt.Sprintf(", the last %d %s to %s", len(last), roundTime(slices.Min(last)), roundTime(slices.Max(last)))
+}
+
+func roundTime(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
 
 // drainText tells how far a real server is that is taken out of service.
 func drainText(d model.DrainView, now time.Time) string {

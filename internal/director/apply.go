@@ -17,6 +17,9 @@ import (
 func (r *run) apply() {
 	st := r.st
 	if !st.fresh && len(balance.Diff(st.last, st.desired(st.have))) == 0 {
+		r.mu.Lock()
+		st.refused = nil // nobody wants it any more
+		r.mu.Unlock()
 		r.settled()
 		return
 	}
@@ -42,15 +45,17 @@ func (r *run) apply() {
 	}
 	r.mu.Lock()
 	st.record(have, want, changes, failed)
+	refused := st.refuse(changes, failed)
 	r.mu.Unlock()
 	for n, c := range changes {
 		if failed[n] == nil {
-			delete(st.refused, c.String())
 			r.tell(c, starting)
 		}
 	}
 	r.remindLater()
-	r.tellRefused(changes, failed)
+	for _, e := range refused {
+		r.emit(e)
+	}
 	if len(failed) > 0 {
 		r.schedule()
 	} else {
@@ -104,23 +109,6 @@ func refusals(changes []model.Change, err error) (map[int]error, error) {
 	return failed, nil
 }
 
-// tellRefused tells of each refusal once, and of a refused service not again
-// for each of its rows.
-func (r *run) tellRefused(changes []model.Change, failed map[int]error) {
-	services := map[model.ServiceKey]bool{}
-	for n, c := range changes {
-		err := failed[n]
-		if err == nil || services[c.Service.Key] {
-			continue
-		}
-		services[c.Service.Key] = c.Op == model.ServiceAdd
-		if text := err.Error(); r.st.refused[c.String()] != text {
-			r.st.refused[c.String()] = text
-			r.emit(applyFailed(c, err))
-		}
-	}
-}
-
 // again tells that the plane as a whole failed, and tries later.
 func (r *run) again(err error) {
 	if r.ctx.Err() != nil {
@@ -154,13 +142,16 @@ func (r *run) withdraw() {
 	}
 	r.mu.Lock()
 	r.st.record(r.st.have, r.st.last, changes, failed)
+	refused := r.st.refuse(changes, failed)
 	r.mu.Unlock()
 	for n, c := range changes {
 		if failed[n] == nil {
 			r.tell(c, stopping)
 		}
 	}
-	r.tellRefused(changes, failed)
+	for _, e := range refused {
+		r.emit(e)
+	}
 }
 
 // tell tells of a change that the plane carried out, also by mail.
@@ -238,6 +229,35 @@ func (r *run) countedDrains(c []model.ServiceCounters) {
 	}
 	if draining {
 		r.counting.Reset(drainEvery)
+	}
+}
+
+// takeSight takes in what the plane's table was seen to be.
+func (r *run) takeSight(s sight) {
+	r.looking.Reset(max(lookAtPlane, lookPart*s.took))
+	switch {
+	case s.err != nil && !r.blind:
+		r.emit(event(model.LevelError, "plane-failed", "", "The table of the %s plane cannot be read: %v", r.cfg.Plane.Info().Name, s.err))
+		fallthrough
+	case s.err != nil:
+		r.blind = true
+		return
+	case s.gen != r.st.gen:
+		return // it is old already
+	}
+	r.blind = false
+	before := r.seen
+	r.seen = s
+	var events []model.Event
+	r.mu.Lock()
+	repair := r.st.look(s, before, func(e model.Event) { events = append(events, e) })
+	r.st.have = s.table
+	r.mu.Unlock()
+	for _, e := range events {
+		r.emit(e)
+	}
+	if repair {
+		r.apply()
 	}
 }
 

@@ -27,9 +27,9 @@ func (s *state) grow(now time.Time) (next time.Duration) {
 				continue
 			}
 			if s.growing == nil {
-				s.growing = map[drainKey]bool{}
+				s.growing = map[realKey]bool{}
 			}
-			s.growing[drainKey{svc.Virtual.Key, svc.Reals[j].Addr}] = true
+			s.growing[realKey{svc.Virtual.Key, svc.Reals[j].Addr}] = true
 			if step := max(svc.Care.SlowStart/growSteps, growLeast); next == 0 || step < next {
 				next = step
 			}

@@ -15,8 +15,8 @@ import (
 // drainEvery is how often the connections of drained servers are counted.
 const drainEvery = time.Second
 
-// drainKey names a real server of a service as configured.
-type drainKey struct {
+// realKey names a real server of a service as configured, or a row.
+type realKey struct {
 	service model.ServiceKey
 	real    netip.AddrPort
 }
@@ -87,7 +87,7 @@ func (s *state) obey(o order, now time.Time, emit func(model.Event)) answer {
 			if o.real != addr.String() && o.real != addr.Addr().String() {
 				continue
 			}
-			k := drainKey{svc.Virtual.Key, addr}
+			k := realKey{svc.Virtual.Key, addr}
 			d := s.drains[k]
 			switch {
 			case o.ready && d == nil:
@@ -122,7 +122,7 @@ func (s *state) obey(o order, now time.Time, emit func(model.Event)) answer {
 	return a
 }
 
-func (k drainKey) String() string { return k.service.String() + " " + k.real.String() }
+func (k realKey) String() string { return k.service.String() + " " + k.real.String() }
 
 // realNames lists some real servers, to choose from.
 func (s *state) realNames() string {
@@ -140,11 +140,11 @@ func (s *state) realNames() string {
 // hold puts into the health what operators hold. Drains of servers that are
 // no longer configured end.
 func (s *state) hold() {
-	kept := map[drainKey]bool{}
+	kept := map[realKey]bool{}
 	for i := range s.director.Services {
 		svc := &s.director.Services[i]
 		for j := range svc.Reals {
-			k := drainKey{svc.Virtual.Key, svc.Reals[j].Addr}
+			k := realKey{svc.Virtual.Key, svc.Reals[j].Addr}
 			d := s.drains[k]
 			if d == nil {
 				continue
@@ -166,10 +166,10 @@ func (s *state) hold() {
 // count takes in how many connections drained servers have left, and lets go
 // of those whose deadline has passed.
 func (s *state) count(counters []model.ServiceCounters, now time.Time, emit func(model.Event)) (decide bool) {
-	left := map[drainKey]int{}
+	left := map[realKey]int{}
 	for _, c := range counters {
 		for _, r := range c.Reals {
-			left[drainKey{c.Key, r.Addr}] = int(min(r.Active+r.Inactive, 1<<31))
+			left[realKey{c.Key, r.Addr}] = int(min(r.Active+r.Inactive, 1<<31))
 		}
 	}
 	for k, d := range s.drains {
@@ -184,7 +184,7 @@ func (s *state) count(counters []model.ServiceCounters, now time.Time, emit func
 		svc := &s.director.Services[i]
 		row := balance.RowAddr(k.service, svc.Reals[j].RealServer)
 		if counters != nil {
-			d.remaining = left[drainKey{k.service, row}]
+			d.remaining = left[realKey{k.service, row}]
 		}
 		switch {
 		case d.out:

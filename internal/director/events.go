@@ -88,7 +88,7 @@ func (s *state) changed(c model.Change, when stage) model.Event {
 			what = "fallback"
 		case found:
 			isDown = c.Real.Weight == 0 && (s.health[i][j].Status == model.Down || s.health[i][j].Held() != balance.HoldNone)
-			if c.Op == model.RealEdit && s.growing[drainKey{k, svc.Reals[j].Addr}] && s.health[i][j].Serves() {
+			if c.Op == model.RealEdit && s.growing[realKey{k, svc.Reals[j].Addr}] && s.health[i][j].Serves() {
 				return event(model.LevelDebug, "real-grows", subject, "Slow start of real server: %s (%s) (Weight set to %d)", row, v, c.Real.Weight)
 			}
 			if c.Op == model.RealEdit && c.Real.Weight > 0 && s.health[i][j].Load.Weighted && s.health[i][j].Serves() {

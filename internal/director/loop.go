@@ -66,6 +66,11 @@ type run struct {
 	job        atomic.Pointer[maintenanceJob]
 	maintained chan map[netip.AddrPort]string
 
+	looking *time.Timer // the next look at the plane's table
+	sights  chan sight
+	seen    sight // the last one
+	blind   bool  // the table could not be read
+
 	growth   *time.Timer // the next step of slow starts
 	counting *time.Timer // the next count of drained servers' connections
 	counted  chan []model.ServiceCounters
@@ -107,14 +112,14 @@ func (l *Loop) Run(ctx context.Context) error {
 		inbox: inbox{full: make(chan struct{}, 1)}, changed: make(chan error), loaded: make(chan loaded), ended: make(chan hookEnd),
 		rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), jobs: make(chan job), hooks: map[model.ServiceKey]*hook{},
 		phase: phaseStarting, monitors: monitors{}, names: maintenance{lookup: l.cfg.LookupAddr},
-		maintained: make(chan map[netip.AddrPort]string), counted: make(chan []model.ServiceCounters),
+		maintained: make(chan map[netip.AddrPort]string), counted: make(chan []model.ServiceCounters), sights: make(chan sight),
 	}
 	defer close(l.ended)
 	r.emit = func(e model.Event) {
 		e.At = time.Now()
 		l.cfg.Sink(e)
 	}
-	for _, t := range []**time.Timer{&r.due, &r.retry, &r.reminder, &r.counting, &r.growth} {
+	for _, t := range []**time.Timer{&r.due, &r.retry, &r.reminder, &r.counting, &r.growth, &r.looking} {
 		*t = time.NewTimer(time.Hour)
 		(*t).Stop()
 	}
@@ -130,6 +135,7 @@ func (l *Loop) Run(ctx context.Context) error {
 	l.mu.Unlock()
 	r.apply()
 	r.setProbers()
+	r.looking.Reset(lookAtPlane)
 	r.wg.Go(func() { r.maintain(job, out) })
 	if file := l.cfg.Director.File; file != "" {
 		r.wg.Go(func() { r.watch(file) })
@@ -188,6 +194,10 @@ func (r *run) loop() {
 			r.count()
 		case c := <-r.counted:
 			r.countedDrains(c)
+		case <-r.looking.C:
+			r.lookAtPlane()
+		case s := <-r.sights:
+			r.takeSight(s)
 		case e := <-r.ended:
 			r.hookEnded(e)
 		}
@@ -421,6 +431,19 @@ func (r *run) count() {
 		c, _ := r.cfg.Plane.Counters(r.ctx) // without an answer deadlines pass all the same
 		select {
 		case r.counted <- c:
+		case <-r.ctx.Done():
+		}
+	})
+}
+
+// lookAtPlane reads the plane's table, off this goroutine.
+func (r *run) lookAtPlane() {
+	gen := r.st.gen
+	r.wg.Go(func() {
+		start := time.Now()
+		t, err := r.cfg.Plane.Read(r.ctx)
+		select {
+		case r.sights <- sight{t, err, time.Since(start), gen}:
 		case <-r.ctx.Done():
 		}
 	})

@@ -43,17 +43,18 @@ type state struct {
 	last    model.Table               // wanted last, as far as the plane took it
 	fresh   bool                      // this configuration has not been applied yet
 	owned   map[model.ServiceKey]bool // configured at some time in this life
-	refused map[string]string         // changes that the plane refused, and why
+	refused map[realKey]string        // rows that the plane refused, and why; without address: services
+	gen     int                       // counts what was applied
 
 	maintained map[netip.AddrPort]string // real servers in maintenance, and the file that says so
 	reminders  []reminder
-	drains     map[drainKey]*drain
-	growing    map[drainKey]bool         // real servers in their slow start
+	drains     map[realKey]*drain
+	growing    map[realKey]bool          // real servers in their slow start
 	panicking  map[model.ServiceKey]bool // services that use real servers that are down
 }
 
 func newState(d model.Director) *state {
-	s := &state{owned: map[model.ServiceKey]bool{}, refused: map[string]string{}, drains: map[drainKey]*drain{}}
+	s := &state{owned: map[model.ServiceKey]bool{}, drains: map[realKey]*drain{}}
 	s.set(d)
 	s.health = balance.Adopt(d.Services, model.Table{})
 	return s
@@ -70,7 +71,7 @@ func (s *state) adopt(have model.Table) {
 func (s *state) configure(d model.Director, have model.Table) {
 	old, was, seen, past := s.director.Services, s.health, s.verdicts, s.past
 	before := s.index
-	s.have = have
+	s.have, s.refused = have, nil
 	s.set(d)
 	s.health = balance.Carry(old, was, d.Services, have)
 	for i := range d.Services {
@@ -254,6 +255,7 @@ func (s *state) settled() bool {
 // not wanted yet, so that the next attempt finds the difference again.
 func (s *state) record(have, want model.Table, changes []model.Change, failed map[int]error) {
 	s.have, s.last, s.fresh = have.Clone(), want.Clone(), false
+	s.gen++
 	for n, c := range changes {
 		if failed[n] == nil {
 			_ = s.have.Perform(c) // refused services have refused rows
@@ -264,6 +266,30 @@ func (s *state) record(have, want model.Table, changes []model.Change, failed ma
 			undo(&s.last, have, c)
 		}
 	}
+}
+
+// refuse notes what the plane refused, and gives the events for what is new
+// among that. Of a refused service its rows are not mentioned.
+func (s *state) refuse(changes []model.Change, failed map[int]error) (events []model.Event) {
+	before := s.refused
+	s.refused = nil
+	for n, c := range changes {
+		if failed[n] == nil {
+			continue
+		}
+		if _, whole := s.refused[realKey{service: c.Service.Key}]; whole {
+			continue
+		}
+		k, why := realKey{c.Service.Key, c.Real.Addr}, failed[n].Error()
+		if s.refused == nil {
+			s.refused = map[realKey]string{}
+		}
+		s.refused[k] = why
+		if before[k] != why {
+			events = append(events, applyFailed(c, failed[n]))
+		}
+	}
+	return events
 }
 
 // undo puts what a change touches in t back to what it is in have.
@@ -338,7 +364,7 @@ func (s *state) views() []model.ServiceView {
 	for i := range s.director.Services {
 		svc := &s.director.Services[i]
 		k := svc.Virtual.Key
-		v := model.ServiceView{Key: k, Name: svc.ServiceName, Scheduler: svc.Virtual.Scheduler, Reals: []model.RealView{}}
+		v := model.ServiceView{Key: k, Name: svc.ServiceName, Scheduler: svc.Virtual.Scheduler, Reals: []model.RealView{}, Refused: s.refused[realKey{service: k}]}
 		row := func(r model.RealServer) *model.RealServer {
 			if rows[k] == nil {
 				return nil
@@ -351,8 +377,9 @@ func (s *state) views() []model.ServiceView {
 			rv := model.RealView{Addr: svc.Reals[j].Addr.String(), Forward: svc.Reals[j].Forward.String(),
 				Status: st.Status, Failures: st.Failures, Reason: last.Reason, Checked: last.At, Took: last.Duration}
 			rv.Load, rv.Warning = st.Load.String(), last.Warning
+			rv.Refused = s.refused[realKey{k, balance.RowAddr(k, svc.Reals[j].RealServer)}]
 			rv.Since, rv.Latency = s.past[i][j].since, s.past[i][j].latency()
-			if d := s.drains[drainKey{k, svc.Reals[j].Addr}]; d != nil {
+			if d := s.drains[realKey{k, svc.Reals[j].Addr}]; d != nil {
 				rv.Drain = &model.DrainView{Since: d.since, Deadline: d.deadline, Remaining: d.remaining, Out: d.out}
 			}
 			if r := row(svc.Reals[j].RealServer); r != nil {

@@ -214,8 +214,14 @@ func (s *teller) play(words []string) {
 	case "status":
 		for _, v := range s.loop.Services() {
 			s.say("%s %s fallback=%v", v.Key, v.Scheduler, v.Fallback)
+			if v.Refused != "" {
+				s.say("  refused: %s", v.Refused)
+			}
 			for _, r := range v.Reals {
 				s.say("  %s %s weight=%d intable=%v %v failures=%d: %s", r.Addr, r.Forward, r.Weight, r.InTable, r.Status, r.Failures, r.Reason)
+				if r.Refused != "" {
+					s.say("    refused: %s", r.Refused)
+				}
 				if r.Drain != nil {
 					s.say("    draining, %d left, out=%v", r.Drain.Remaining, r.Drain.Out)
 				}

@@ -18,8 +18,9 @@ type ServiceView struct {
 	Key       ServiceKey `json:"service"`
 	Name      string     `json:"name,omitempty"`
 	Scheduler string     `json:"scheduler"`
-	Fallback  bool       `json:"fallback"` // traffic goes to the fallback now
-	Reals     []RealView `json:"reals"`    // in file order
+	Fallback  bool       `json:"fallback"`          // traffic goes to the fallback now
+	Reals     []RealView `json:"reals"`             // in file order
+	Refused   string     `json:"refused,omitempty"` // why the plane did not take the service; "": it did
 }
 
 // RealView is one configured real server as status shows it.
@@ -37,6 +38,7 @@ type RealView struct {
 	Since   time.Time       `json:"since"`                // when Status became what it is
 	Latency []time.Duration `json:"latency_ns,omitempty"` // of the last checks, the newest last
 	Drain   *DrainView      `json:"drain,omitempty"`      // nil: it is not taken out of service
+	Refused string          `json:"refused,omitempty"`    // why the plane did not take its row as it should be; "": it did
 	Load    string          `json:"load,omitempty"`       // what the real server reports of itself: "75%", "drain"
 	Warning string          `json:"warning,omitempty"`    // what to mend soon although it is up
 }
