@@ -289,10 +289,26 @@ func (h *host) mtu(t *testing.T, name string, mtu int) {
 			t.Fatal(err)
 		}
 		was := l.Attrs().MTU
+		// Below 1280 the kernel takes all of IPv6 from an interface.
+		addrs, _ := e.h.AddrList(l, netlink.FAMILY_V6)
+		routes, _ := e.h.RouteList(l, netlink.FAMILY_V6)
 		if err := e.h.LinkSetMTU(l, mtu); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { _ = e.h.LinkSetMTU(l, was) })
+		t.Cleanup(func() {
+			_ = e.h.LinkSetMTU(l, was)
+			if mtu >= 1280 {
+				return
+			}
+			for _, a := range addrs {
+				_ = e.h.AddrReplace(l, &netlink.Addr{IPNet: a.IPNet, Flags: 0x02}) // IFA_F_NODAD
+			}
+			for _, r := range routes {
+				if r.Gw != nil {
+					_ = e.h.RouteReplace(&netlink.Route{Dst: r.Dst, Gw: r.Gw})
+				}
+			}
+		})
 	}
 }
 

@@ -204,7 +204,7 @@ func echoStream(t testing.TB, at *host, listen string, to netip.AddrPort, size i
 		err error
 		wg  sync.WaitGroup
 	)
-	at.do(func() { l, err = net.Listen("tcp4", listen) })
+	at.do(func() { l, err = net.Listen("tcp", listen) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,7 +218,7 @@ func echoStream(t testing.TB, at *host, listen string, to netip.AddrPort, size i
 		_ = s.Close()
 	})
 	defer func() { _ = l.Close(); wg.Wait() }()
-	client.do(func() { c, err = net.DialTimeout("tcp4", to.String(), patience) })
+	client.do(func() { c, err = net.DialTimeout("tcp", to.String(), patience) })
 	if err != nil {
 		t.Fatal(err)
 	}
