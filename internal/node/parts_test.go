@@ -108,7 +108,8 @@ func (h *holderPlane) SetAddresses(_ context.Context, held []netip.Addr) error {
 
 func TestAddressBookTellsTheWholeSet(t *testing.T) {
 	h := &holderPlane{}
-	b := &addressBook{held: map[netip.Addr]bool{}, holder: h}
+	b := newAddressBook(nil)
+	b.holder = h
 	for _, c := range []struct {
 		addr string
 		hold bool
@@ -118,6 +119,30 @@ func TestAddressBookTellsTheWholeSet(t *testing.T) {
 		}
 	}
 	want := []string{"10.1.0.100", "10.0.0.1 10.1.0.100", "10.0.0.1 10.1.0.100", "10.0.0.1", "10.0.0.1"}
+	if diff := cmp.Diff(want, h.told); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// What an earlier life left is part of the first set, so that the plane does
+// not stop serving it until its own turn comes.
+func TestAddressBookKnowsWhatWasFound(t *testing.T) {
+	h := &holderPlane{}
+	b := newAddressBook(nil)
+	b.holder = h
+	vip, gateway := netip.MustParseAddr("10.1.0.100"), netip.MustParseAddr("10.240.0.1")
+	b.found(vip)
+	b.found(gateway)
+	for _, hold := range []bool{true, false} {
+		if err := b.set(t.Context(), gateway, hold); err != nil {
+			t.Fatal(err)
+		}
+		b.found(gateway) // on its way out: it was decided that it goes
+	}
+	if err := b.set(t.Context(), vip, true); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"10.1.0.100 10.240.0.1", "10.1.0.100", "10.1.0.100"}
 	if diff := cmp.Diff(want, h.told); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

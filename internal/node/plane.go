@@ -171,18 +171,31 @@ func (c chosen) Info() model.PlaneInfo {
 type addressBook struct {
 	mu     sync.Mutex
 	held   map[netip.Addr]bool
+	said   map[netip.Addr]bool // whether to hold it was decided in this life
 	holder plane.AddressHolder // nil for planes that need not be told
 }
 
 func newAddressBook(p plane.Plane) *addressBook {
 	h, _ := p.(plane.AddressHolder)
-	return &addressBook{held: map[netip.Addr]bool{}, holder: h}
+	return &addressBook{held: map[netip.Addr]bool{}, said: map[netip.Addr]bool{}, holder: h}
+}
+
+// found notes an address that is on this machine before anyone has said
+// whether it should be: an earlier life left it, and the plane goes on serving
+// it until somebody says otherwise.
+func (b *addressBook) found(a netip.Addr) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.said[a] {
+		b.held[a] = true
+	}
 }
 
 // set adds or removes one address and returns once the plane follows.
 func (b *addressBook) set(ctx context.Context, a netip.Addr, hold bool) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.said[a] = true
 	if hold {
 		b.held[a] = true
 	} else {

@@ -32,7 +32,11 @@ func (h heldAddress) Stop(ctx context.Context) error {
 }
 
 func (h heldAddress) Status(ctx context.Context) (model.ResourceState, error) {
-	return h.address.Status(ctx)
+	s, err := h.address.Status(ctx)
+	if err == nil && s == model.ResourceRunning {
+		h.book.found(h.addr)
+	}
+	return s, err
 }
 
 // balancer is the ldirectord resource: the director always checks and keeps
