@@ -187,13 +187,17 @@ type reader struct {
 	now   stretch       // that goes on
 	since time.Duration // uptime at which it began
 	open  bool
+	past  bool  // the rest of this life begins after to
 	last  int64 // end of what was given: lives in different boots may overlap where clocks differ
 }
 
 func (r *reader) life(l *life) bool {
 	offset := r.book.offsets[l.Boot]
-	r.open = false
+	r.open, r.past = false, false
 	for _, s := range l.sheets {
+		if r.past {
+			return true
+		}
 		if int64(offset+max(s.end, s.begin)) < r.from && s != l.sheets[len(l.sheets)-1] {
 			continue
 		}
@@ -208,7 +212,7 @@ func (r *reader) life(l *life) bool {
 			return false
 		}
 	}
-	return !r.open || r.end(l.end, offset)
+	return !r.open || r.past || r.end(l.end, offset)
 }
 
 func (r *reader) sheet(l *life, s *sheet, offset time.Duration) bool {
@@ -227,7 +231,7 @@ func (r *reader) sheet(l *life, s *sheet, offset time.Duration) bool {
 	}
 	var k mark
 	last := s.begin
-	for len(b) > 0 {
+	for len(b) > 0 && !r.past {
 		if b = k.next(b, last, uint32(len(s.texts))); b == nil {
 			r.book.damaged(fmt.Errorf("%s: %s: %w", s.path, r.thing, errSheet))
 			return true
@@ -254,7 +258,10 @@ func (r *reader) sheet(l *life, s *sheet, offset time.Duration) bool {
 // end gives the stretch that went on until then.
 func (r *reader) end(uptime, offset time.Duration) bool {
 	from, to := max(int64(offset+r.since), r.last), int64(offset+uptime)
-	if to <= from {
+	if from > r.to {
+		r.past = true
+	}
+	if to <= from || r.past {
 		return true
 	}
 	r.last = to
