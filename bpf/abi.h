@@ -198,20 +198,21 @@ struct counters {
 	__u64 bytes_out;
 };
 
-/* A real server as one processor sees it: one cache line, element
- * real * processors + processor of its map. */
-struct real_cpu {
-	__u32 gen; /* odd: alive. Connections made under another number are dead */
-	__u32 reserved;
-	struct counters count;
-	__u64 reserved2[2];
-};
-
 /* Where a connection's packets leave, until the stamp is out of date. */
 struct route {
 	__u16 hop; /* element of the hops map */
 	__u16 mtu;
 	__u16 stamp;
+};
+
+/* A real server as one processor sees it: one cache line, element
+ * real * processors + processor of its map. */
+struct real_cpu {
+	__u32 gen; /* odd: alive. Connections made under another number are dead */
+	__u16 reserved;
+	struct route route; /* of datagrams that belong to no connection */
+	__u32 reserved2[3];
+	struct counters count;
 };
 
 /* A next hop. Connections share them; one that was not looked up for

@@ -125,7 +125,5 @@ SEPARATE int rewrite_error(struct __sk_buff *skb, const struct packet *p, const 
 		sum += delta;
 	if (bpf_l4_csum_replace(skb, icmp_check, 0, fold32(sum), 0))
 		return -1;
-	if (put_addr(skb, h->dir, &addr, delta, v6))
-		return -1;
-	return hop ? hop_down(skb, v6) : 0;
+	return put_addr(skb, h->dir, &addr, delta, v6, hop);
 }

@@ -78,24 +78,30 @@ static __always_inline int hop_down(struct __sk_buff *skb, int v6)
 	return 0;
 }
 
-/* put_addr writes the source (towards the client) or the destination. */
+/* put_addr writes the source (towards the client) or the destination, and
+ * counts one hop if hop is 1. */
 static __always_inline int put_addr(struct __sk_buff *skb, enum direction dir, const struct addr *a,
-				    __u64 delta, int v6)
+				    __u64 delta, int v6, int hop)
 {
-	void *data = data_of(skb), *end = end_of(skb);
+	void *data = data_of(skb);
 
 	if (v6) {
 		__u64 *at = data + ETH_HLEN + (dir == TO_REAL ? 24 : 8);
 
-		if (data + ETH_HLEN + sizeof(struct ipv6hdr) > end)
+		if (data + ETH_HLEN + sizeof(struct ipv6hdr) > end_of(skb))
 			return -1;
 		at[0] = a->d[0];
 		at[1] = a->d[1];
+		return hop ? hop_down(skb, 1) : 0;
 	} else {
 		struct iphdr *ip = data + ETH_HLEN;
 
-		if ((void *)(ip + 1) > end)
+		if ((void *)(ip + 1) > end_of(skb))
 			return -1;
+		if (hop) {
+			delta += (__u16)~bpf_htons(0x0100);
+			ip->ttl--;
+		}
 		ip->check = check_add(ip->check, delta);
 		if (dir == TO_REAL)
 			ip->daddr = addr4(a);
@@ -171,7 +177,5 @@ static __always_inline int rewrite(struct __sk_buff *skb, const struct packet *p
 			return -1;
 	}
 ip:
-	if (put_addr(skb, dir, addr, delta, p->v6))
-		return -1;
-	return hop ? hop_down(skb, p->v6) : 0;
+	return put_addr(skb, dir, addr, delta, p->v6, hop);
 }

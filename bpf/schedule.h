@@ -153,7 +153,7 @@ static long try_place(__u64 i, struct tries *t)
 		return 1;
 	why = try_real(t->slot, e->real, t->now);
 	/* Of several reasons the one that says most is told. */
-	if (i == 0 || why == REASON_NONE || t->why == REASON_NO_REAL)
+	if (why == REASON_NONE || t->why == REASON_NO_REAL)
 		t->why = why;
 	return why == REASON_NONE;
 }
@@ -335,7 +335,11 @@ static __always_inline enum reason schedule(struct __sk_buff *skb, const struct 
 		had = 0;
 		t.why = REASON_NO_REAL;
 		t.start = choose(s, to, t.first, t.count);
-		bpf_loop(t.count > TRIES ? TRIES : t.count, try_place, &t, 0);
+		try_place(0, &t); /* most often it will do */
+		if (t.why != REASON_NONE) {
+			t.start++;
+			bpf_loop(t.count > TRIES ? TRIES : t.count, try_place, &t, 0);
+		}
 		if (t.why != REASON_NONE)
 			return t.why;
 	}

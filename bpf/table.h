@@ -60,7 +60,6 @@ static __always_inline __u64 is_tag(__u64 entry, __u32 tag)
 static __always_inline __u64 find_in(__u32 at, __u32 tag)
 {
 	struct bucket *b = bpf_map_lookup_elem(&flow_index, &at);
-	__u64 found = 0;
 	int i;
 
 	if (!b)
@@ -69,9 +68,10 @@ static __always_inline __u64 find_in(__u32 at, __u32 tag)
 	for (i = 0; i < 8; i++) {
 		__u64 e = READ_ONCE(b->entry[i]);
 
-		found |= e & -is_tag(e, tag); /* one at most */
+		if (e >> 32 == tag) /* one at most, and most often one of the first */
+			return e;
 	}
-	return found;
+	return 0;
 }
 
 /* find_entry gives the entry of a tuple's hash, 0 if there is none. */

@@ -128,7 +128,8 @@ static __always_inline int carry(struct __sk_buff *skb, struct packet *p, struct
 	if (FORWARD(h->word) == FORWARD_IPIP)
 		room = tunnel_room(&n.dst);
 	if (p->ttl > 1)
-		why = flow_route(skb, p, &f->route[h->dir == TO_CLIENT], now, &n, room, &w);
+		why = flow_route(skb, p, h->slot > max_flows ? &h->rc->route : &f->route[h->dir == TO_CLIENT],
+				 now, &n, room, &w);
 	/* The record was ours while we read it, or it was not: a slot given to
 	 * another connection has another generation. */
 	asm volatile("" ::: "memory");

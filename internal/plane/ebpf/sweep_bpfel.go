@@ -107,8 +107,15 @@ type sweepReal struct {
 type sweepRealCpu struct {
 	_        structs.HostLayout
 	Gen      uint32
-	Reserved uint32
-	Count    struct {
+	Reserved uint16
+	Route    struct {
+		_     structs.HostLayout
+		Hop   uint16
+		Mtu   uint16
+		Stamp uint16
+	}
+	Reserved2 [3]uint32
+	Count     struct {
 		_           structs.HostLayout
 		Connections uint64
 		PacketsIn   uint64
@@ -116,7 +123,6 @@ type sweepRealCpu struct {
 		BytesIn     uint64
 		BytesOut    uint64
 	}
-	Reserved2 [2]uint64
 }
 
 type sweepRingEntry struct {

@@ -164,9 +164,10 @@ type tcReal struct {
 type tcRealCpu struct {
 	_         structs.HostLayout
 	Gen       uint32
-	Reserved  uint32
+	Reserved  uint16
+	Route     tcRoute
+	Reserved2 [3]uint32
 	Count     tcCounters
-	Reserved2 [2]uint64
 }
 
 type tcRealFlag uint32
