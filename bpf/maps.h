@@ -55,12 +55,10 @@ struct {
 	__type(value, __u32);
 } free_slots SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, REASONS);
-	__type(key, __u32);
-	__type(value, __u64);
-} reasons SEC(".maps");
+/* A line or more for each processor: element processor * REASONS_LINE + reason. */
+ARRAY(reasons, __u64);
+#define REASONS_LINE 32
+_Static_assert(REASONS <= REASONS_LINE, "reasons");
 
 /* Names the enums in the object's type information, for bpf2go. */
 const enum reason *unused_reason __attribute__((unused));
@@ -78,13 +76,14 @@ const struct tuple *unused_tuple __attribute__((unused));
 
 static __always_inline void count_reason(struct __sk_buff *skb, __u32 reason)
 {
+	__u32 at = bpf_get_smp_processor_id() * REASONS_LINE + reason;
 	__u64 *n;
 
 	if (tracing) {
 		skb->cb[TRACE_REASON] = reason;
 		return;
 	}
-	n = bpf_map_lookup_elem(&reasons, &reason);
+	n = bpf_map_lookup_elem(&reasons, &at);
 	if (n)
 		*n += 1;
 }

@@ -122,10 +122,7 @@ func (p *Plane) sweepOnce() {
 
 // warnFull says once each time that the table has begun to refuse connections.
 func (p *Plane) warnFull(before uint64) uint64 {
-	now, err := p.count(ReasonTableFull)
-	if err != nil {
-		return before
-	}
+	now := p.t.count(ReasonTableFull)
 	if now > before {
 		p.event(model.LevelError, "table-full", fmt.Sprintf(
 			"connection table is full: %d new connections refused in the last second; open connections go on; raise the number of flows (now %d)",

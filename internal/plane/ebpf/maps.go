@@ -41,6 +41,7 @@ type tables struct {
 	flows    []tcFlow    // maxFlows, and some that are in no index
 	cpus     int
 	maxFlows int
+	reasons  []uint64 // reasonsLine for each processor
 	adopted  bool // found pinned, not made
 	mapped   [][]byte
 }
@@ -87,7 +88,7 @@ func openTables(dir string, spec *ebpf.CollectionSpec, o Options, netns uint64) 
 		tcMapControls: 1, tcMapServices: o.MaxServices, tcMapServiceSlots: o.MaxServices,
 		tcMapReals: o.MaxReals, tcMapRealCpus: o.MaxReals * cpus, tcMapRings: o.MaxTurns,
 		tcMapFlows: o.MaxFlows + passing(cpus), tcMapFlowIndex: buckets(o.MaxFlows), tcMapFreeSlots: o.MaxFlows,
-		tcMapAddresses: o.MaxServices + o.MaxReals, tcMapStays: o.MaxClients, tcMapHops: hops, tcMapFragments: 8192,
+		tcMapAddresses: o.MaxServices + o.MaxReals, tcMapStays: o.MaxClients, tcMapHops: hops, tcMapFragments: 8192, tcMapReasons: cpus * reasonsLine,
 	}
 	for name, n := range sizes {
 		spec.Maps[name].MaxEntries = uint32(n)
@@ -280,6 +281,9 @@ func (t *tables) mapAll() error {
 		return err
 	}
 	t.maxFlows = len(t.flows) - passing(t.cpus)
+	if t.reasons, err = mapArray[uint64](t, t.Reasons); err != nil {
+		return err
+	}
 	return nil
 }
 

@@ -2,6 +2,7 @@ package ebpf
 
 import (
 	"context"
+	"sync/atomic"
 
 	"github.com/batuta-ha/batuta/internal/plane"
 )
@@ -67,7 +68,7 @@ func (r Reason) String() string {
 func (r Reason) Dropped() bool { return r != ReasonNone && r < Reason(tcReasonREASON_STACK) }
 
 // Reasons returns how many packets did not simply go their way, by reason.
-// Reasons that never occurred are left out.
+// Reasons that never occurred are left out. It makes no system call.
 func (p *Plane) Reasons(context.Context) (map[Reason]uint64, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -76,25 +77,20 @@ func (p *Plane) Reasons(context.Context) (map[Reason]uint64, error) {
 	}
 	out := map[Reason]uint64{}
 	for r := range Reason(reasons) {
-		n, err := p.count(r)
-		if err != nil {
-			return nil, err
-		}
-		if n > 0 {
+		if n := p.t.count(r); n > 0 {
 			out[r] = n
 		}
 	}
 	return out, nil
 }
 
+// reasonsLine is REASONS_LINE of bpf/maps.h.
+const reasonsLine = 32
+
 // count sums one reason over the processors.
-func (p *Plane) count(r Reason) (sum uint64, err error) {
-	per := make([]uint64, p.t.cpus)
-	if err := p.t.Reasons.Lookup(uint32(r), &per); err != nil {
-		return 0, err
+func (t *tables) count(r Reason) (sum uint64) {
+	for i := int(r); i < len(t.reasons); i += reasonsLine {
+		sum += atomic.LoadUint64(&t.reasons[i])
 	}
-	for _, n := range per {
-		sum += n
-	}
-	return sum, nil
+	return sum
 }
