@@ -49,6 +49,7 @@ func (s *Server) Run(ctx context.Context) error {
 	handle(mux, "GET /v1/status", s.daemon.Status)
 	handle(mux, "GET /v1/table", s.daemon.Table)
 	handle(mux, "GET /v1/flows", s.daemon.Flows)
+	mux.HandleFunc("GET /metrics", serveMetrics(s.daemon))
 	if c, ok := s.daemon.(Clusterer); ok {
 		handle(mux, "GET /v1/heartbeat", c.Heartbeat)
 	}

@@ -375,7 +375,7 @@ func (s *state) views() []model.ServiceView {
 		for j := range svc.Reals {
 			st, last := s.health[i][j], s.verdicts[i][j]
 			rv := model.RealView{Addr: svc.Reals[j].Addr.String(), Forward: svc.Reals[j].Forward.String(),
-				Status: st.Status, Failures: st.Failures, Reason: last.Reason, Checked: last.At, Took: last.Duration}
+				Status: st.Status, Failures: st.Failures, Reason: last.Reason, Last: last.Status, Checked: last.At, Took: last.Duration}
 			rv.Load, rv.Warning = st.Load.String(), last.Warning
 			rv.Refused = s.refused[realKey{k, balance.RowAddr(k, svc.Reals[j].RealServer)}]
 			rv.Since, rv.Latency = s.past[i][j].since, s.past[i][j].latency()

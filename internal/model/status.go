@@ -32,6 +32,7 @@ type RealView struct {
 	Status   Status        `json:"status"`  // what the director acts on
 	Failures int           `json:"failures"`
 	Reason   string        `json:"reason"` // of the last check
+	Last     Status        `json:"last"`   // what the last check said
 	Checked  time.Time     `json:"checked"`
 	Took     time.Duration `json:"took_ns"`
 
