@@ -85,13 +85,13 @@ func (c *Core) receive(now time.Time, d Datagram) {
 		return
 	}
 	if c.forUs(&pkt) {
-		c.effects = append(c.effects, Deliver{message(p.name, typ, &pkt)})
+		c.effects = append(c.effects, Deliver{message(p.name, typ, seq, &pkt)})
 	}
 }
 
 // message strips the transport fields.
-func message(from model.NodeName, typ string, pkt *Packet) model.Message {
-	m := model.Message{Type: typ, From: from, To: model.NodeName(pkt.Get("dest"))}
+func message(from model.NodeName, typ string, seq uint32, pkt *Packet) model.Message {
+	m := model.Message{Type: typ, From: from, Number: seq, To: model.NodeName(pkt.Get("dest"))}
 	for _, f := range pkt.Fields {
 		if !slices.Contains(transport, f.Name) {
 			m.Fields = append(m.Fields, model.Field{Name: f.Name, Value: f.Value})

@@ -4,7 +4,7 @@ import "maps"
 
 // HeartbeatPackages are what DebianTree needs for a machine that runs the
 // original Heartbeat.
-var HeartbeatPackages = []string{"heartbeat", "iproute2", "iputils-arping", "iputils-ping", "net-tools", "procps"}
+var HeartbeatPackages = []string{"heartbeat", "iproute2", "iputils-arping", "iputils-ping", "net-tools", "netbase", "procps"}
 
 // heartbeatService starts the original Heartbeat as Debian's init script does,
 // and stops it cleanly when it is told to end. It stays while the daemon

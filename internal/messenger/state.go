@@ -25,6 +25,23 @@ const (
 	floorsFile     = "hb_floors" // Batuta's own
 )
 
+// original is where Heartbeat keeps its state.
+const original = "/var/lib/heartbeat"
+
+// IdentityDir is the directory for OpenIdentity and StoreGeneration. On a
+// machine where Heartbeat has run it is Heartbeat's own, so that either can
+// follow the other: a peer refuses a generation below those it has heard.
+func IdentityDir(stateDir string) string { return identityDir(original, stateDir) }
+
+func identityDir(original, stateDir string) string {
+	for _, name := range []string{uuidFile, generationFile} {
+		if info, err := os.Stat(filepath.Join(original, name)); err != nil || !info.Mode().IsRegular() {
+			return stateDir
+		}
+	}
+	return original
+}
+
 // Identity is what makes this life of this node distinct from every other.
 type Identity struct {
 	Generation uint32   // of this life; above that of every earlier one

@@ -53,3 +53,20 @@ func TestDamagedIdentity(t *testing.T) {
 		}
 	}
 }
+
+// On a machine that ran Heartbeat the identity stays in Heartbeat's files.
+func TestIdentityDir(t *testing.T) {
+	theirs, ours := t.TempDir(), t.TempDir()
+	if got := identityDir(theirs, ours); got != ours {
+		t.Errorf("Heartbeat never ran: %s, want %s", got, ours)
+	}
+	if _, err := OpenIdentity(theirs, false, time.Unix(1000, 0)); err != nil { // it ran
+		t.Fatal(err)
+	}
+	if got := identityDir(theirs, ours); got != theirs {
+		t.Errorf("Heartbeat ran: %s, want %s", got, theirs)
+	}
+	if got := identityDir("/dev/null", ours); got != ours {
+		t.Errorf("no directory: %s, want %s", got, ours)
+	}
+}

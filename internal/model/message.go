@@ -15,6 +15,9 @@ type Message struct {
 	From   NodeName
 	To     NodeName // "" for everyone
 	Fields []Field
+	// Number grows with each message of the sender's life, so that one that had
+	// to be sent again can be told from newer ones that came first; 0: not known.
+	Number uint32
 }
 
 // Field is one named value of a message.

@@ -160,7 +160,7 @@ func (c *Core) onStarting(m model.Message) {
 	if c.state == stateInit {
 		return
 	}
-	if n := number(m); n >= c.peer.report { // else newer word has overtaken it
+	if n := number(m); n >= c.peer.report && !c.overtaken(m) { // else newer word has overtaken it
 		c.otherStable = false
 	}
 	c.peer.stopping, c.peer.gone = false, false
@@ -175,12 +175,22 @@ func (c *Core) onStarting(m model.Message) {
 	c.report(c.state == stateStable, "")
 }
 
+// overtaken tells that a message of an original Heartbeat, which numbers no
+// reports, had to be sent again while a later report came first.
+func (c *Core) overtaken(m model.Message) bool {
+	return !c.peer.batuta && m.Number > 0 && m.Number < c.peer.message
+}
+
 // onResource takes the other node's report of what it claims.
 func (c *Core) onResource(m model.Message) {
 	set, ok := ParseSet(m.Get("rsc_hold"))
 	if c.state == stateInit || !ok {
 		return
 	}
+	if c.overtaken(m) {
+		return
+	}
+	c.peer.message = max(c.peer.message, m.Number)
 	c.peer.reported = true
 	full := m.Get("rtype") == "full"
 	if full {

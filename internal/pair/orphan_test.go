@@ -71,3 +71,29 @@ func TestSetThatNobodyHolds(t *testing.T) {
 		}
 	}
 }
+
+// A report of an original Heartbeat that was lost and had to be sent again is
+// old news when a later one came first.
+func TestReportThatWasOvertaken(t *testing.T) {
+	now := time.Unix(1795359877, 0)
+	c := New(Config{Self: "a", Peer: "b", First: true, LocalResources: 1, ForeignResources: 1})
+	view := model.View{Self: "a", Nodes: []model.NodeView{{Name: "a", State: model.NodeActive}, {Name: "b", State: model.NodeActive}}}
+	report := func(number uint32, hold, stable string) {
+		for _, e := range c.Step(now, Cluster{model.ClusterEvent{Kind: model.MessageReceived, Node: "b", View: view, Message: model.Message{
+			Type: "resource", From: "b", Number: number, Fields: []model.Field{{Name: "rsc_hold", Value: hold}, {Name: "rtype", Value: "full"}, {Name: "isstable", Value: stable}}}}}) {
+			if a, ok := e.(Acquire); ok {
+				c.Step(now, Finished{Op: a.Op})
+			}
+		}
+	}
+	c.Step(now, Cluster{model.ClusterEvent{Kind: model.CommunicationUp, Node: "a", View: view}})
+	report(7, "local", "1")
+	report(6, "none", "0")
+	if err := c.CanStandby(Local); err != nil || c.Other() != Foreign {
+		t.Errorf("%s: %v", c, err)
+	}
+	report(8, "none", "0")
+	if c.CanStandby(Local) == nil || c.Other() != None {
+		t.Errorf("a newer report does not count: %s", c)
+	}
+}

@@ -235,6 +235,7 @@ type peerState struct {
 	gone     bool   // it has released everything and ends
 	cleaning bool   // it releases what it does not claim
 	report   uint64 // number of its last report
+	message  uint32 // that of the message with its last report, for a Heartbeat numbers nothing else
 }
 
 // Core is one node's half of the negotiation. Make it with New.
