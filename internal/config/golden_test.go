@@ -25,7 +25,7 @@ func TestProblems(t *testing.T) {
 			}
 			name := path.Base(file)
 			kind := KindLdirectord
-			for suffix, k := range map[string]Kind{".ha.cf": KindHaCf, ".authkeys": KindAuthkeys, ".haresources": KindHaresources} {
+			for suffix, k := range map[string]Kind{".hcl": KindNative, ".hcl.json": KindNative, ".ha.cf": KindHaCf, ".authkeys": KindAuthkeys, ".haresources": KindHaresources} {
 				if strings.HasSuffix(name, suffix) {
 					kind = k
 				}

@@ -149,17 +149,22 @@ func (n *nativeParser) diagnostics(diags hcl.Diagnostics) {
 		if d.Subject != nil {
 			at = n.at(*d.Subject)
 		}
-		text := d.Summary
-		if text != "" {
-			text = strings.ToLower(text[:1]) + text[1:]
-		}
-		detail := strings.TrimSuffix(strings.Join(strings.Fields(d.Detail), " "), ".")
+		text := uncapital(d.Summary)
+		detail := uncapital(strings.TrimSuffix(strings.Join(strings.Fields(d.Detail), " "), "."))
 		if d.Severity == hcl.DiagWarning {
 			n.warn(at, text, detail)
 			continue
 		}
 		n.error(at, text, detail)
 	}
+}
+
+// uncapital begins a sentence as the middle of one.
+func uncapital(s string) string {
+	if s == "" {
+		return ""
+	}
+	return strings.ToLower(s[:1]) + s[1:]
 }
 
 // body reads what is in a block.
@@ -254,14 +259,14 @@ func (n *nativeParser) unknown(spec *blockSpec, at pos, name string, isBlock boo
 	case !isBlock && spec.block(name) != nil:
 		n.error(at, name+" is a block", "write "+name+" { ... } without =")
 	case isBlock:
-		n.error(at, fmt.Sprintf("unknown block %q in %s", clip(name), where), orElse(didYouMean(name, spec.words()), n.elsewhere(name)))
+		n.error(at, fmt.Sprintf("unknown block %q in %s", clip(name), where), orElse(didYouMean(name, spec.words()), elsewhere(spec, name)))
 	default:
-		n.error(at, fmt.Sprintf("unknown attribute %q in %s", clip(name), where), orElse(didYouMean(name, spec.words()), n.elsewhere(name)))
+		n.error(at, fmt.Sprintf("unknown attribute %q in %s", clip(name), where), orElse(didYouMean(name, spec.words()), elsewhere(spec, name)))
 	}
 }
 
-// elsewhere tells in which block a name has a meaning.
-func (n *nativeParser) elsewhere(name string) string {
+// elsewhere tells in which block a name has a meaning that spec does not know.
+func elsewhere(spec *blockSpec, name string) string {
 	var found []string
 	var look func(*blockSpec)
 	look = func(b *blockSpec) {
@@ -273,8 +278,11 @@ func (n *nativeParser) elsewhere(name string) string {
 		}
 	}
 	look(nativeFile)
-	if len(found) == 0 {
+	switch {
+	case len(found) == 0:
 		return ""
+	case slices.Contains(found, spec.name):
+		return "it belongs in the " + spec.name + " of the service"
 	}
 	return "it belongs in " + oneOf(found...)
 }

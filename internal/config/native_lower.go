@@ -130,6 +130,12 @@ func lowerNative(p *problems, root *rawBlock, r *resolver, stat func(string) (fs
 		lines[s.Virtual.Key] = b.line
 		d.Services = append(d.Services, s)
 	}
+	once := map[Problem]bool{} // what is wrong in the defaults is found in each service
+	p.list = slices.DeleteFunc(p.list, func(x Problem) bool {
+		again := once[x]
+		once[x] = true
+		return again
+	})
 	return d
 }
 

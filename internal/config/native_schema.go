@@ -117,7 +117,7 @@ var checkAttributes = []attribute{
 		doc: "`vip`: the check goes to the virtual address and reaches the real server as a client's packets do: by its link address with `gate`, in a tunnel with `ipip`. " +
 			"It finds real servers that lack the virtual address. It needs root and eBPF; not for ping and external checks."},
 	{name: "connects", kind: numberValue, types: serviceWords, least: 1, most: maxNumber, otherwise: "none", doc: "Connections to make instead of the next checks, after each that succeeds: ldirectord's `checktype=N`."},
-	{name: "tries", kind: numberValue, types: []string{"ping", "connect"}, least: 1, most: maxNumber, otherwise: "1", doc: "Echo requests at most, of a `ping` check, and of a `connect` check of a udp service, which is one."},
+	{name: "tries", kind: numberValue, types: []string{"ping", "connect"}, least: 1, most: maxNumber, otherwise: "1", doc: "ping, connect: echo requests at most, of a `ping` check, and of a `connect` check of a udp service, which is one."},
 	{name: "request", kind: textValue, types: requestTypes, otherwise: `"/"`, doc: "Path, name, query, file, URL: what is asked for, by the type."},
 	{name: "receive", kind: textValue, types: matching, otherwise: "any answer", doc: "Regular expression that the answer must match."},
 	{name: "method", kind: textValue, types: httpTypes, words: []string{"GET", "HEAD"}, otherwise: `"GET"`, doc: "http, https: request method."},

@@ -32,6 +32,12 @@ func (n *nativeParser) value(spec *attribute, a *hcl.Attribute) (rawValue, bool)
 		n.diagnostics(diags)
 		return rawValue{}, false
 	}
+	if !v.IsWhollyKnown() { // what is left of broken syntax
+		if !Failed(n.problems.list) {
+			n.error(at, spec.name+" has no value", "")
+		}
+		return rawValue{}, false
+	}
 	if v.IsNull() {
 		return rawValue{}, false
 	}
