@@ -27,8 +27,8 @@ service in every virtual service that has it: it gets no new connections, and
 those that it has may end. With --deadline what is left then is cut. batuta
 status shows how many there are; --wait waits for the last one.
 
-A reload keeps it drained, a restart of the daemon does not. batuta ready REAL
-puts it back.`,
+A reload keeps it drained, and so does a restart of the daemon. batuta ready
+REAL puts it back.`,
 		Example: "  batuta drain 10.0.0.11:80 --deadline 10m --wait",
 		Args:    positional(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -211,6 +211,7 @@ func (r *run) obey(o order) {
 	if draining {
 		r.counting.Reset(drainEvery / 10)
 	}
+	r.keepDrains()
 	o.answer <- a
 }
 
@@ -230,6 +231,7 @@ func (r *run) countedDrains(c []model.ServiceCounters) {
 	if draining {
 		r.counting.Reset(drainEvery)
 	}
+	r.keepDrains()
 }
 
 // takeSight takes in what the plane's table was seen to be.

@@ -50,6 +50,10 @@ type Config struct {
 	// ctx does; nil for /bin/sh -c.
 	Shell func(ctx context.Context, command string) error
 
+	// DrainFile is where real servers that an operator drained are remembered
+	// over a restart; "" for nowhere.
+	DrainFile string
+
 	// Keep leaves every service in the table when Run returns. Otherwise
 	// those with CleanStop go.
 	Keep bool

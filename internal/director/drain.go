@@ -1,6 +1,7 @@
 package director
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,9 +52,10 @@ var ErrNotRunning = errors.New("the director has ended")
 
 // Drain takes a real server out of service, in every service that has it: it
 // gets no new connections, and after the deadline, if that is above 0, those
-// that are left are cut. real is "ADDRESS:PORT", or "ADDRESS" for all its
-// ports. What it was called in each service is returned. A reload keeps it
-// drained, a restart does not.
+// that are left are cut; 0 is the service's own, if it has one. real is
+// "ADDRESS:PORT", or "ADDRESS" for all its ports. What it was called in each
+// service is returned. A reload keeps it drained, and so does a restart if
+// there is a DrainFile.
 func (l *Loop) Drain(ctx context.Context, real string, deadline time.Duration) ([]string, error) {
 	return l.order(ctx, order{real: real, deadline: deadline})
 }
@@ -103,9 +105,9 @@ func (s *state) obey(o order, now time.Time, emit func(model.Event)) answer {
 				}
 				d.deadline = time.Time{}
 				text := ""
-				if o.deadline > 0 {
-					d.deadline = now.Add(o.deadline)
-					text = fmt.Sprintf(", what is left is cut in %v", o.deadline)
+				if deadline := cmp.Or(o.deadline, svc.DrainDeadline); deadline > 0 {
+					d.deadline = now.Add(deadline)
+					text = fmt.Sprintf(", what is left is cut in %v", deadline)
 				}
 				emit(event(model.LevelNotice, "drain", k.String(), "Draining: %s: no new connections%s", realID(svc, j), text))
 			}
@@ -172,7 +174,8 @@ func (s *state) count(counters []model.ServiceCounters, now time.Time, emit func
 			left[realKey{c.Key, r.Addr}] = int(min(r.Active+r.Inactive, 1<<31))
 		}
 	}
-	for k, d := range s.drains {
+	for _, k := range s.drained() {
+		d := s.drains[k]
 		i, ok := s.index[k.service]
 		if !ok {
 			continue

@@ -47,9 +47,9 @@ type run struct {
 	jobs    chan job     // an idle worker receives, or none does
 	idle    atomic.Int32 // workers that wait for a job
 
-	loading bool // Load runs
-	reread  bool // and has to run again
-	onDisk  bool // it runs because the file changed: callback follows
+	loading  bool // Load runs
+	reread   bool // and has to run again
+	changing bool // it runs because the file changed: callback follows
 
 	hookCtx    context.Context
 	hooks      map[model.ServiceKey]*hook
@@ -74,6 +74,9 @@ type run struct {
 	growth   *time.Timer // the next step of slow starts
 	counting *time.Timer // the next count of drained servers' connections
 	counted  chan []model.ServiceCounters
+	onDisk   string // what DrainFile has
+	keeping  bool   // it is being written
+	kept     chan kept
 }
 
 type loaded struct {
@@ -112,7 +115,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		inbox: inbox{full: make(chan struct{}, 1)}, changed: make(chan error), loaded: make(chan loaded), ended: make(chan hookEnd),
 		rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), jobs: make(chan job), hooks: map[model.ServiceKey]*hook{},
 		phase: phaseStarting, monitors: monitors{}, names: maintenance{lookup: l.cfg.LookupAddr},
-		maintained: make(chan map[netip.AddrPort]string), counted: make(chan []model.ServiceCounters), sights: make(chan sight),
+		maintained: make(chan map[netip.AddrPort]string), counted: make(chan []model.ServiceCounters), kept: make(chan kept), sights: make(chan sight),
 	}
 	defer close(l.ended)
 	r.emit = func(e model.Event) {
@@ -127,6 +130,7 @@ func (l *Loop) Run(ctx context.Context) error {
 	l.st.adopt(have)
 	l.mu.Unlock()
 
+	r.recallDrains()
 	r.setMaintenance()
 	job := r.job.Load()
 	out, _ := r.outOfService(job) // before the first check could bring them in
@@ -148,6 +152,11 @@ func (l *Loop) Run(ctx context.Context) error {
 	}
 	grace := time.AfterFunc(hookGrace, stopHooks)
 	r.drain()
+	if text := r.st.drainText(); r.cfg.DrainFile != "" && text != r.onDisk {
+		if err := writeDrains(r.cfg.DrainFile, text); err != nil {
+			r.emit(drainsNotKept(err))
+		}
+	}
 	r.monitors.flush()
 	grace.Stop()
 	stopHooks()
@@ -194,6 +203,8 @@ func (r *run) loop() {
 			r.count()
 		case c := <-r.counted:
 			r.countedDrains(c)
+		case k := <-r.kept:
+			r.tookDown(k)
 		case <-r.looking.C:
 			r.lookAtPlane()
 		case s := <-r.sights:
@@ -346,43 +357,6 @@ func (r *run) worker(j job) {
 	}
 }
 
-// monitor writes a result to the monitorfiles of all services it is for.
-func (r *run) monitor(h heard) {
-	if !r.Active() {
-		return
-	}
-	for _, at := range h.from.users {
-		svc, v := &r.st.director.Services[at.service], h.verdict
-		if _, out := r.st.maintained[svc.Reals[at.real].Addr]; out {
-			v.Status, v.Reason = model.Down, inMaintenance
-		}
-		r.monitors.write(svc, at.real, v, r.emit)
-	}
-}
-
-// setMaintenance gives maintain the configuration to work with.
-func (r *run) setMaintenance() {
-	j := &maintenanceJob{dir: r.st.director.MaintenanceDir}
-	for i := range r.st.director.Services {
-		for _, real := range r.st.director.Services[i].Reals {
-			j.reals = append(j.reals, real.Addr)
-		}
-	}
-	r.job.Store(j)
-}
-
-// takeOut acts on a change in the maintenance directory.
-func (r *run) takeOut(out map[netip.AddrPort]string) {
-	var events []model.Event
-	r.mu.Lock()
-	r.st.maintain(out, func(e model.Event) { events = append(events, e) })
-	r.mu.Unlock()
-	for _, e := range events {
-		r.emit(e)
-	}
-	r.apply()
-}
-
 // maintain looks at the maintenance directory for as long as the director runs.
 func (r *run) maintain(job *maintenanceJob, last map[netip.AddrPort]string) {
 	for wait := maintainEvery * 2 / 5; sleepUntil(r.ctx, time.Now().Add(wait)); {
@@ -449,6 +423,23 @@ func (r *run) lookAtPlane() {
 	})
 }
 
+// keepDrains writes down which real servers are drained, off this goroutine:
+// nobody waits for a disk.
+func (r *run) keepDrains() {
+	text := r.st.drainText()
+	if r.cfg.DrainFile == "" || r.keeping || text == r.onDisk {
+		return
+	}
+	r.keeping = true
+	r.wg.Go(func() {
+		k := kept{text, writeDrains(r.cfg.DrainFile, text)}
+		select {
+		case r.kept <- k:
+		case <-r.ctx.Done():
+		}
+	})
+}
+
 func sleepUntil(ctx context.Context, at time.Time) bool {
 	d := time.Until(at)
 	if d <= 0 {
@@ -484,24 +475,6 @@ func (r *run) watch(file string) {
 	}
 }
 
-// fileChanged does what the file's new content asks for.
-func (r *run) fileChanged(err error) {
-	d := &r.st.director
-	if err != nil {
-		r.emit(event(model.LevelWarning, "file-unreadable", d.File, "Configuration file '%s' cannot be read, the running configuration stays: %v", d.File, err))
-		return
-	}
-	r.emit(event(model.LevelInfo, "file-changed", d.File, "Configuration file '%s' has changed on disk", d.File))
-	if d.AutoReload {
-		r.emit(event(model.LevelInfo, "file-reread", d.File, " - reread new configuration"))
-		r.onDisk = true
-		r.load()
-		return
-	}
-	r.emit(event(model.LevelInfo, "file-ignored", d.File, " - ignore new configuration"))
-	r.runCallback()
-}
-
 // load reads the configuration, away from this goroutine: names in it are
 // looked up, and that may take time.
 func (r *run) load() {
@@ -524,38 +497,6 @@ func (r *run) load() {
 		case <-r.ctx.Done():
 		}
 	})
-}
-
-// take puts a configuration into force that was read, if it is right.
-func (r *run) take(l loaded) {
-	r.loading = false
-	if r.reread {
-		r.reread = false
-		r.load()
-		return
-	}
-	onDisk := r.onDisk
-	r.onDisk = false
-	if l.err != nil {
-		r.emit(event(model.LevelError, "reload-failed", r.st.director.File,
-			"The new configuration has errors and is not used, the running one stays in force: %v", l.err))
-	} else {
-		have, err := r.cfg.Plane.Read(r.ctx)
-		if err != nil {
-			have = r.st.have // apply reads again and tells
-		}
-		r.phase = phaseReloading
-		r.mu.Lock()
-		r.st.configure(*l.director, have)
-		r.mu.Unlock()
-		r.cfg.Reloaded(*l.director) // a new log gets what follows
-		r.setMaintenance()
-		r.setProbers()
-		r.apply()
-	}
-	if onDisk {
-		r.runCallback()
-	}
 }
 
 // shell runs a hook's command line and reports its end.

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/batuta-ha/batuta/internal/model"
 )
 
 const (
@@ -140,4 +142,27 @@ func maintenanceFiles(a netip.AddrPort, names []string) []string {
 		}
 	}
 	return out
+}
+
+// setMaintenance gives maintain the configuration to work with.
+func (r *run) setMaintenance() {
+	j := &maintenanceJob{dir: r.st.director.MaintenanceDir}
+	for i := range r.st.director.Services {
+		for _, real := range r.st.director.Services[i].Reals {
+			j.reals = append(j.reals, real.Addr)
+		}
+	}
+	r.job.Store(j)
+}
+
+// takeOut acts on a change in the maintenance directory.
+func (r *run) takeOut(out map[netip.AddrPort]string) {
+	var events []model.Event
+	r.mu.Lock()
+	r.st.maintain(out, func(e model.Event) { events = append(events, e) })
+	r.mu.Unlock()
+	for _, e := range events {
+		r.emit(e)
+	}
+	r.apply()
 }

@@ -74,3 +74,17 @@ func checkIdentity(svc *model.Service, real int) string {
 	return strings.Join([]string{kind, proto, r.Addr.Addr().String(), strconv.Itoa(int(r.Addr.Port())), t.VirtualHost, checkPort,
 		strconv.Itoa(r.Weight), r.Forward.String(), t.Request, t.Receive}, ":")
 }
+
+// monitor writes a result to the monitorfiles of all services it is for.
+func (r *run) monitor(h heard) {
+	if !r.Active() {
+		return
+	}
+	for _, at := range h.from.users {
+		svc, v := &r.st.director.Services[at.service], h.verdict
+		if _, out := r.st.maintained[svc.Reals[at.real].Addr]; out {
+			v.Status, v.Reason = model.Down, inMaintenance
+		}
+		r.monitors.write(svc, at.real, v, r.emit)
+	}
+}

@@ -276,7 +276,7 @@ func (s *teller) start() {
 		s.t.Fatal(err)
 	}
 	s.loop, err = New(Config{Director: *d, Plane: s.plane, Load: s.load, Check: s.check, Shell: s.shell, Sink: s.hear,
-		Mail: s.mail, LookupAddr: s.lookup})
+		Mail: s.mail, LookupAddr: s.lookup, DrainFile: filepath.Join(filepath.Dir(s.file), "state", "drains")})
 	if err != nil {
 		s.t.Fatal(err)
 	}

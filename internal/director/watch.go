@@ -4,6 +4,8 @@ import (
 	"crypto/sha256"
 	"os"
 	"time"
+
+	"github.com/batuta-ha/batuta/internal/model"
 )
 
 const (
@@ -75,4 +77,55 @@ func (w *watcher) step() (changed, again bool, err error) {
 		return false, true, nil
 	}
 	return false, false, nil
+}
+
+// fileChanged does what the file's new content asks for.
+func (r *run) fileChanged(err error) {
+	d := &r.st.director
+	if err != nil {
+		r.emit(event(model.LevelWarning, "file-unreadable", d.File, "Configuration file '%s' cannot be read, the running configuration stays: %v", d.File, err))
+		return
+	}
+	r.emit(event(model.LevelInfo, "file-changed", d.File, "Configuration file '%s' has changed on disk", d.File))
+	if d.AutoReload {
+		r.emit(event(model.LevelInfo, "file-reread", d.File, " - reread new configuration"))
+		r.changing = true
+		r.load()
+		return
+	}
+	r.emit(event(model.LevelInfo, "file-ignored", d.File, " - ignore new configuration"))
+	r.runCallback()
+}
+
+// take puts a configuration into force that was read, if it is right.
+func (r *run) take(l loaded) {
+	r.loading = false
+	if r.reread {
+		r.reread = false
+		r.load()
+		return
+	}
+	onDisk := r.changing
+	r.changing = false
+	if l.err != nil {
+		r.emit(event(model.LevelError, "reload-failed", r.st.director.File,
+			"The new configuration has errors and is not used, the running one stays in force: %v", l.err))
+	} else {
+		have, err := r.cfg.Plane.Read(r.ctx)
+		if err != nil {
+			have = r.st.have // apply reads again and tells
+		}
+		r.phase = phaseReloading
+		r.mu.Lock()
+		r.st.configure(*l.director, have)
+		r.mu.Unlock()
+		r.cfg.Reloaded(*l.director) // a new log gets what follows
+		r.setMaintenance()
+		r.setProbers()
+		r.apply()
+		r.keepDrains()
+	}
+	if onDisk {
+		r.runCallback()
+	}
 }

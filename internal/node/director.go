@@ -83,7 +83,7 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 	defer func() { err = errors.Join(err, p.Close()) }()
 	active := !o.DryRun || o.Hooks || o.Events != ""
 	// A dry run without hooks leaves the host's log file alone, too.
-	ds := newDirectors(directorsOptions{plane: p, sink: fanOut(stderr, rec.hear), stdout: o.Stdout, console: console, quiet: !active})
+	ds := newDirectors(directorsOptions{plane: p, sink: fanOut(stderr, rec.hear), stdout: o.Stdout, console: console, quiet: !active, stateDir: o.StateDir})
 	defer func() { ds.close(signalName(ctx)) }()
 	main, err := ds.add(*cfg)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,6 +31,8 @@ type directorsOptions struct {
 	keep    bool       // services stay in the table at the stop
 	quiet   bool       // no log file, no mail: a dry run without hooks
 	search  []string   // where files that execute= names are looked for first
+
+	stateDir string // has what must survive a restart; "" for nothing
 }
 
 // directors are the balancing loops of a daemon: those that its configuration
@@ -78,7 +81,9 @@ func (ds *directors) add(d model.Director) (*instance, error) {
 		Load:     func() (*model.Director, error) { return loadNamed(in.file, d.Name) },
 		Mail:     ds.mailer.Send,
 		Keep:     ds.keep,
-		Reloaded: func(d model.Director) { ds.reloaded(in, d) },
+
+		DrainFile: ds.drainFile(in.file),
+		Reloaded:  func(d model.Director) { ds.reloaded(in, d) },
 	})
 	if err != nil {
 		return nil, fmt.Errorf("director %s: %w", d.Name, err)
@@ -88,6 +93,14 @@ func (ds *directors) add(d model.Director) (*instance, error) {
 	ds.all = append(ds.all, in)
 	ds.mu.Unlock()
 	return in, nil
+}
+
+// drainFile is where the director of a file remembers who is drained.
+func (ds *directors) drainFile(file string) string {
+	if ds.stateDir == "" {
+		return ""
+	}
+	return filepath.Join(ds.stateDir, "drains", url.PathEscape(file)+".json")
 }
 
 // Run is the task of the directors that others name: it starts them, and stops

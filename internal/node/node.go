@@ -172,7 +172,8 @@ func (n *clusterNode) buildDirectors(sink model.Sink) error {
 	n.closers = append(n.closers, p)
 	n.directors = newDirectors(directorsOptions{
 		plane: p, sink: sink, search: []string{n.HaD, filepath.Join(n.HaD, "conf")},
-		keep: true, // another node takes over; the table stays until the plane is closed
+		keep:     true, // another node takes over; the table stays until the plane is closed
+		stateDir: n.StateDir,
 	})
 	n.balancers = map[string]*instance{}
 	for _, d := range n.cluster.Directors {
