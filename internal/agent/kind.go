@@ -10,11 +10,15 @@ const (
 	KindUnset    Kind = iota
 	KindAddress       // an address on an interface: built in
 	KindDirector      // the balancer: built in
-	KindScript        // a script of resource.d or init.d
+	KindScript        // a script of resource.d or init.d, or a systemd unit
+	KindSource        // the source address of what this node sends: built in
+	KindARP           // an address that is announced and not held: built in
+	KindMail          // a mail at each move: built in
+	KindDelay         // nothing but time: built in
 )
 
 func (k Kind) String() string {
-	return [...]string{"unset", "address", "director", "script"}[min(int(k), 3)]
+	return [...]string{"unset", "address", "director", "script", "source", "arp", "mail", "delay"}[min(int(k), 7)]
 }
 
 // Kinds lists the agents of haresources that are built in; every other name is
@@ -24,6 +28,10 @@ var Kinds = map[string]Kind{
 	"IPaddr2":    KindAddress,
 	"IPv6addr":   KindAddress,
 	"ldirectord": KindDirector,
+	"IPsrcaddr":  KindSource,
+	"SendArp":    KindARP,
+	"MailTo":     KindMail,
+	"Delay":      KindDelay,
 }
 
 // KindOf tells what carries out the resource.
@@ -33,3 +41,8 @@ func KindOf(r model.Resource) Kind {
 	}
 	return KindScript
 }
+
+// Repeats tells whether a start means something for a resource of this kind
+// that runs already: an address is announced again, for one. The others are
+// started only when their status says that they do not run.
+func (k Kind) Repeats() bool { return k == KindAddress || k == KindDirector || k == KindARP }

@@ -23,7 +23,9 @@ type ScriptOptions struct {
 	HaD      string          // configuration directory; its resource.d is searched first
 	InitD    string          // searched next; "" for /etc/init.d
 	Self     model.NodeName  // HA_CURHOST
-	Settings []model.Setting // directives of ha.cf, for HA_<directive>
+	Settings []model.Setting // parameters of ha.cf and their defaults, for HA_<directive>
+	Programs []string        // NAME=VALUE of env lines, for HA_NAME
+	Legacy   bool            // auto_failback legacy: no HA_NICEFAILBACK
 	Environ  []string        // what the scripts inherit; nil for this process's own
 	Output   io.Writer       // what scripts print, labeled; nil for nowhere
 }
@@ -100,7 +102,7 @@ func (s *script) find() (string, error) {
 			return file, nil
 		}
 	}
-	return "", fmt.Errorf("resource %s: no executable file %s in %s; install it there", s.res.Text, s.res.Agent, strings.Join(dirs, " or "))
+	return "", fmt.Errorf("resource %s: no executable file %s in %s, and no systemd unit of that name; install it there", s.res.Text, s.res.Agent, strings.Join(dirs, " or "))
 }
 
 // call runs the script to its end and returns what it printed. The end of ctx
@@ -108,6 +110,9 @@ func (s *script) find() (string, error) {
 func (s *script) call(ctx context.Context, action string) ([]byte, error) {
 	file, err := s.find()
 	if err != nil {
+		if unit, ok := s.unitOf(ctx); ok {
+			return s.unit(ctx, unit, action)
+		}
 		return nil, err
 	}
 	// A file, not a pipe: what the script leaves running may hold it open and write to it for ever.
@@ -150,34 +155,47 @@ func lastLine(out []byte) string {
 	return ""
 }
 
-// environ is what Heartbeat tells its scripts: directories, log files and
-// every directive of ha.cf. What the configuration sets wins over defaults.
+// binDirs is where Heartbeat's own helpers may be.
+var binDirs = []string{"/usr/libexec/heartbeat", "/usr/lib/heartbeat"}
+
+// environ is what Heartbeat tells its scripts: directories, log files, every
+// parameter of ha.cf, and what env lines say. What the configuration sets wins
+// over defaults.
 func (s *script) environ() []string {
-	dir := s.opt.HaD
+	dir, bin := s.opt.HaD, binDirs[0]
+	for _, d := range binDirs {
+		if _, err := os.Stat(d); err == nil {
+			bin = d
+			break
+		}
+	}
 	env := append(slices.Clone(s.opt.Environ),
 		"HA_CURHOST="+string(s.opt.Self),
 		"HA_DIR="+dir,
 		"HA_FUNCS="+filepath.Join(dir, "shellfuncs"),
 		"HA_RCDIR="+filepath.Join(dir, "rc.d"),
 		"HA_RESOURCEDIR="+filepath.Join(dir, "resource.d"),
-		"HA_BIN=/usr/lib/heartbeat",
+		"HA_BIN="+bin,
 		"HA_FIFO=/var/lib/heartbeat/fifo",
 		"HA_DOCDIR=/usr/share/doc/heartbeat",
 		"HA_DATEFMT=%Y/%m/%d_%T\t",
 		"HA_LOGD=no",
 		"HA_debug=0",
 		"OCF_ROOT=/usr/lib/ocf",
-		"OCF_AGENTS=/usr/lib/ocf/resource.d/heartbeat",
+		"OCF_AGENTS=/usr/lib/ocf/resource.d/heartbeat/",
 	)
-	names := map[string]string{"logfile": "HA_LOGFILE", "debugfile": "HA_DEBUGLOG", "logfacility": "HA_LOGFACILITY"}
+	if !s.opt.Legacy {
+		env = append(env, "HA_NICEFAILBACK=yes")
+	}
+	names := map[string]string{"logfile": "HA_LOGFILE", "debugfile": "HA_DEBUGLOG", "logfacility": "HA_LOGFACILITY", "compression": "HA_COMPRESSION"}
 	for _, set := range s.opt.Settings {
 		env = append(env, "HA_"+set.Name+"="+set.Value)
 		if n, ok := names[set.Name]; ok {
 			env = append(env, n+"="+set.Value)
 		}
-		if set.Name == "auto_failback" && set.Value != "legacy" {
-			env = append(env, "HA_NICEFAILBACK=yes")
-		}
+	}
+	for _, set := range s.opt.Programs {
+		env = append(env, "HA_"+set)
 	}
 	return env
 }

@@ -95,7 +95,7 @@ func TestScriptFailureNamesTheReason(t *testing.T) {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
 	err = agentFor(t, dir, "missing::x").Start(t.Context())
-	want = "resource missing::x: no executable file missing in " + dir + "/resource.d or " + dir + "/init.d; install it there"
+	want = "resource missing::x: no executable file missing in " + dir + "/resource.d or " + dir + "/init.d, and no systemd unit of that name; install it there"
 	if err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}

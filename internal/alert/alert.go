@@ -26,6 +26,7 @@ type Message struct {
 	Service  string // servicename, "" for none
 	Comment  string
 	Instance string // name of the director, for events about this mail
+	Text     string // the whole body; "" for ldirectord's
 }
 
 // Identity is who sends: the local user at this host.
@@ -46,8 +47,11 @@ func LocalIdentity() Identity {
 // Address is USER@HOST, the sender of the envelope.
 func (id Identity) Address() string { return id.User + "@" + id.Host }
 
-// Body is the text of a message: what ldirectord writes, word for word.
+// Body is the text of a message: Text, or what ldirectord writes, word for word.
 func (m Message) Body(id Identity) string {
+	if m.Text != "" {
+		return m.Text
+	}
 	b := new(strings.Builder)
 	fmt.Fprintf(b, "ldirectord host: %s\nLog-Message: %s\nDaemon-Status: %s\n", id.Host, m.Subject, m.Status)
 	if m.Service != "" || m.Comment != "" {

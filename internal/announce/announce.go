@@ -87,7 +87,7 @@ func (n *Network) Address(res model.Resource) (*Address, error) {
 		return nil, err
 	}
 	auto := res.Agent == "IPaddr" && a.Addr.Is4() && a.Label == ""
-	return &Address{network: n, wish: wish{a, auto}, text: res.Text}, nil
+	return &Address{network: n, wish: wish{Address: a, autoLabel: auto}, text: res.Text}, nil
 }
 
 // Address is a service address that this machine may hold. It has the methods
@@ -116,6 +116,9 @@ func (a *Address) Start(ctx context.Context) error {
 	n := a.network
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if a.wish.told {
+		return a.startTelling()
+	}
 	if !a.wish.Addr.IsLoopback() {
 		p, err := put(a.wish)
 		if err != nil {
@@ -144,6 +147,10 @@ func (a *Address) Stop(ctx context.Context) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	a.hush()
+	if a.wish.told {
+		a.place = place{}
+		return nil
+	}
 	delete(n.held, a.wish.Addr)
 	if a.wish.Addr.IsLoopback() {
 		return nil
@@ -165,6 +172,9 @@ func (a *Address) Status(context.Context) (model.ResourceState, error) {
 	n := a.network
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if a.wish.told {
+		return a.tellingState(), nil
+	}
 	found := n.held[a.wish.Addr] == a
 	if !a.wish.Addr.IsLoopback() {
 		all, err := survey(a.wish.Addr)

@@ -21,6 +21,7 @@ import (
 type wish struct {
 	config.Address
 	autoLabel bool // IPaddr: eth0:0, or the next number that is free
+	told      bool // SendArp: announced only, held by something else
 }
 
 // place is where an address is.

@@ -73,11 +73,11 @@ func (c *Core) acquireGroup(ctx context.Context, g *group, begin context.Context
 	return true
 }
 
-// start starts a resource unless it runs. Built-in agents are told in any
-// case: they have more to do than the resource's state shows, such as telling
-// the network of an address that was there already.
+// start starts a resource unless it runs. Some kinds are told in any case: they
+// have more to do than the resource's state shows, such as telling the network
+// of an address that was there already.
 func (c *Core) start(ctx context.Context, g *group, m *member) error {
-	if agent.KindOf(m.Resource) == agent.KindScript {
+	if !agent.KindOf(m.Resource).Repeats() {
 		state, err := m.unit.agent.Status(ctx)
 		if err != nil {
 			return fmt.Errorf("status before start: %w", err)

@@ -165,4 +165,3 @@ func served(t *testing.T, l *lab.Lab, node string) {
 		}
 	}
 }
-

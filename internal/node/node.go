@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/agent"
+	"github.com/batuta-ha/batuta/internal/alert"
 	"github.com/batuta-ha/batuta/internal/announce"
 	"github.com/batuta-ha/batuta/internal/api"
 	"github.com/batuta-ha/batuta/internal/config"
@@ -124,6 +125,7 @@ type clusterNode struct {
 	roots     []*instance
 	directors *directors           // nil where no resource balances
 	balancers map[string]*instance // by the argument of their resource
+	mailer    *alert.Mailer        // of MailTo resources; nil without
 	rates     *rateMeter
 	recorder  *recorder // nil without a journal
 	windows   *windowKeeper
@@ -284,9 +286,18 @@ func (n *clusterNode) agentFor(r model.Resource) (agent.Agent, error) {
 			return nil, fmt.Errorf("resource %s: no director of that name was configured", r.Text)
 		}
 		return balancer{directors: n.directors, instance: in}, nil
-	default:
-		return agent.Script(r, agent.ScriptOptions{HaD: n.HaD, Settings: n.hb.Recorded, Self: n.hb.Self, Output: n.scriptOutput()})
+	case agent.KindSource:
+		return n.network.Source(r)
+	case agent.KindARP:
+		return n.network.ARP(r)
+	case agent.KindMail:
+		return n.mailNotice(r)
+	case agent.KindDelay:
+		return agent.Delay(r)
+	case agent.KindScript, agent.KindUnset:
 	}
+	return agent.Script(r, agent.ScriptOptions{HaD: n.HaD, Settings: config.Parameters(&n.hb), Programs: config.Environment(&n.hb),
+		Legacy: n.hb.Failback == model.FailbackLegacy, Self: n.hb.Self, Output: n.scriptOutput()})
 }
 
 // scriptOutput is where resource scripts print: the debug file, as with
