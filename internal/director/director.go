@@ -28,6 +28,9 @@ type Config struct {
 	Plane    plane.Plane    // may be shared: services of others in it are left alone
 	Sink     model.Sink     // hears what happens; nil for nobody
 
+	// Debug hears of each check that was made; nil for nobody.
+	Debug model.Sink
+
 	// Load reads the configuration again, for Reload and autoreload. With an
 	// error the running one stays in force. Nil: it cannot be reloaded.
 	Load func() (*model.Director, error)

@@ -58,6 +58,17 @@ func softFailure(subject string, n, limit int) model.Event {
 	return event(model.LevelWarning, "soft-failure", subject, "Soft failure real server: %s failure %d/%d", subject, n, limit)
 }
 
+// checkMade tells of one check, for debugging.
+func checkMade(subject string, t *model.Target, v model.Verdict) model.Event {
+	how := t.Kind.String()
+	if t.Application != "" {
+		how += " " + t.Application
+	}
+	e := event(model.LevelDebug, "checked", subject, "Checked real server: %s: %s at %s: %s", subject, how, t.Addr, v)
+	e.At = v.At
+	return e
+}
+
 func failuresReset(subject string) model.Event {
 	return event(model.LevelInfo, "failures-reset", subject, "Resetting soft failure count: %s", subject)
 }

@@ -238,6 +238,9 @@ func (r *run) hear(list []heard) (decide bool) {
 		r.waiting.add(w)
 	}
 	r.mu.Unlock()
+	if r.cfg.Debug != nil {
+		r.debug(list)
+	}
 	for _, e := range events {
 		r.emit(e)
 	}

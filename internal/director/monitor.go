@@ -88,3 +88,14 @@ func (r *run) monitor(h heard) {
 		r.monitors.write(svc, at.real, v, r.emit)
 	}
 }
+
+// debug tells of results as they are.
+func (r *run) debug(list []heard) {
+	for _, h := range list {
+		for _, at := range h.from.users {
+			if !h.from.gone {
+				r.cfg.Debug(checkMade(realID(&r.st.director.Services[at.service], at.real), h.from.target, h.verdict))
+			}
+		}
+	}
+}

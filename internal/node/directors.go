@@ -74,8 +74,13 @@ func newDirectors(o directorsOptions) *directors {
 func (ds *directors) add(d model.Director) (*instance, error) {
 	in := &instance{file: absolute(d.File), log: &directorLog{stdout: ds.stdout, console: ds.console, quiet: ds.quiet, report: ds.sink}}
 	in.log.follow(d)
+	var debug model.Sink
+	if ds.console != nil {
+		debug = in.log.hear
+	}
 	loop, err := director.New(director.Config{
 		Director: d,
+		Debug:    debug,
 		Plane:    ds.plane,
 		Sink:     fanOut(ds.sink, in.log.hear),
 		Load:     func() (*model.Director, error) { return loadNamed(in.file, d.Name) },
