@@ -78,7 +78,8 @@ type Journal struct {
 	missed map[Thing]missed // how many that were
 	closed bool
 
-	w writer // of the goroutine
+	before Before
+	w      writer // of the goroutine
 }
 
 // Begin continues the journal in a directory, or begins one. One process at a
@@ -110,6 +111,7 @@ func Begin(o Options) (*Journal, error) {
 	if err := j.w.begin(o); err != nil {
 		return nil, err
 	}
+	j.before = j.w.before
 	go j.write()
 	return j, nil
 }

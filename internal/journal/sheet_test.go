@@ -171,6 +171,26 @@ func TestReadingAPart(t *testing.T) {
 	}
 }
 
+// Several changes of a thing wait for the disk where a file ends: the next one
+// begins with how it was before them.
+func TestManyChangesWhereAFileEnds(t *testing.T) {
+	c := newClocks()
+	j := start(t, Options{clock: c.read, SegmentBytes: 200})
+	j.States([]Change{up(vip, c.read().Uptime)})
+	j.flush() // the file is full now
+	j.ask(func() {
+		for i := range 4 {
+			c.pass(10 * time.Second)
+			j.States([]Change{{Thing: vip, State: []sla.State{sla.Down, sla.Up}[i%2], Since: c.read().Uptime}})
+		}
+	})
+	c.pass(10 * time.Second)
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	same(t, []string{"0-10 up", "10-20 down", "20-30 up", "30-40 down", "40-50 up"}, tell(read(t, j.o.Dir), vip))
+}
+
 // Whatever a file holds, it is a sheet, or an error.
 func FuzzSheet(f *testing.F) {
 	m := newSheetMaker(1, newNames())

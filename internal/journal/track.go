@@ -42,6 +42,13 @@ type Tracker struct {
 	outages map[Thing]outage
 	heard   map[string]time.Duration // uptime of the last event of a kind, and of a kind and subject
 	ready   time.Duration            // uptime since which the node takes part; 0 = not yet
+
+	self  model.NodeName
+	alone bool          // there is no other node
+	began time.Duration // uptime of the first look
+
+	before   Before // see Resume
+	evidence func(Thing) Evidence
 }
 
 // outage is what is known of one that goes on.
@@ -76,6 +83,10 @@ func (t *Tracker) Observe(s Snapshot, now Instant) []Change {
 	if s.Ready && t.ready == 0 {
 		t.ready = now.Uptime
 	}
+	if t.began == 0 {
+		t.began = now.Uptime
+	}
+	t.self, t.alone = s.Self, soleNode(s)
 	var changes []Change
 	seen := map[Thing]bool{}
 	for _, f := range t.findings(s, now) {
@@ -110,6 +121,9 @@ func (t *Tracker) compare(f finding, now Instant) []Change {
 	}
 	serves := func(s sla.State) bool { return s == sla.Up || s == sla.Degraded }
 	var changes []Change
+	if !ok {
+		changes = t.closeGap(&f, now)
+	}
 	if f.lost != nil && serves(before.State) && before.Where == f.dead && f.Where != f.dead && f.State != sla.Unknown {
 		// Where it was there has been silence since before anybody knew.
 		o := outage{max(*f.lost, before.Since), max(t.heard["node-dead "+f.dead], *f.lost)}

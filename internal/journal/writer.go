@@ -32,6 +32,8 @@ type writer struct {
 	failedAt time.Duration    // uptime
 	synced   time.Duration    // uptime of the last sync of the sign of life
 	end      error            // of Close
+
+	before Before // of begin
 }
 
 // missed is what was lost of a thing's states.
@@ -77,9 +79,13 @@ func (w *writer) begin(o Options) error {
 		last := all[len(all)-1]
 		w.seq = last.first
 		m := newSheetMaker(last.first, newNames())
+		w.before.States = map[Thing]Change{}
 		good, err := scan(last.path, 0, func(r Record) {
 			w.seq = max(w.seq, r.Seq+1)
 			m.add(&r)
+			if r.State != nil {
+				w.before.States[r.State.Thing] = *r.State
+			}
 		}, nil)
 		if err != nil {
 			return err
@@ -93,7 +99,12 @@ func (w *writer) begin(o Options) error {
 			left = append(left, Record{At: now.Wall, Uptime: now.Uptime, Kind: KindCut, Lost: uint64(cut), Text: text})
 			o.Report(model.Event{At: now.Wall, Level: model.LevelWarning, Source: "journal", Kind: "torn", Subject: last.path, Text: "journal: " + text})
 		}
-		if r, ok := readAlive(o.Dir); ok && !m.closed {
+		w.before.Known, w.before.SameBoot, w.before.InOrder, w.before.End = m.any, m.Boot == o.boot, m.closed, m.end
+		r, ok := readAlive(o.Dir)
+		if ok && *r.Open == m.Opening {
+			w.before.End = max(w.before.End, r.Uptime)
+		}
+		if ok && !m.closed {
 			// The sign of life is overwritten soon: keep the last one of the life before.
 			left = append(left, r)
 		}
@@ -231,12 +242,21 @@ func (w *writer) append(list []Record) error {
 
 // records writes records, and states the clock's steps before them.
 func (w *writer) records(list []Record) {
-	for _, r := range list {
-		if r.Kind == KindState {
-			w.current[r.State.Thing] = *r.State
+	// What the next file repeats is how it was before this list, or after it.
+	defer func() {
+		for _, r := range list {
+			if r.Kind == KindState {
+				w.current[r.State.Thing] = *r.State
+			}
 		}
-	}
+	}()
 	if now := w.o.clock(); len(list) > 0 || w.f != nil {
+		for i := range list {
+			// Stamped before a step and written after it: the clock's latest word counts.
+			if r := &list[i]; r.Kind != KindAlive && (wallOffset(r)-offsetOf(now)).Abs() > stepTolerance {
+				r.At = now.Wall.Add(r.Uptime - now.Uptime)
+			}
+		}
 		if step := offsetOf(now) - w.offset; step.Abs() > stepTolerance {
 			w.offset += step
 			list = append([]Record{{At: now.Wall, Uptime: now.Uptime, Kind: KindStep, Step: step,
@@ -256,7 +276,6 @@ func (w *writer) records(list []Record) {
 			w.fail(err)
 			return
 		}
-		// The states of this list are repeated already; said again, they do no harm.
 	}
 	if err := w.append(list); err != nil {
 		w.lose(list)

@@ -31,6 +31,7 @@ type recorder struct {
 	ready   chan struct{}
 	wake    chan struct{}
 
+	evidence   func(journal.Thing) journal.Evidence       // of what was so while no daemon ran; nil for none
 	agreements func() map[model.ServiceKey]model.Agreement // nil: nothing is promised
 	agreed     map[journal.Thing]model.Agreement           // as it has been recorded
 
@@ -82,6 +83,7 @@ func (r *recorder) hear(e model.Event) {
 func (r *recorder) Run(ctx context.Context) error {
 	close(r.ready)
 	tracker := journal.NewTracker()
+	tracker.Resume(r.journal.Before(), r.evidence)
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	again := time.NewTimer(0)
@@ -164,6 +166,7 @@ func (n *clusterNode) record(c *crew) {
 		return
 	}
 	n.recorder.look = n.snapshots()
+	n.recorder.evidence = n.evidence(c.ctx)
 	if n.directors != nil {
 		n.recorder.agreements = n.directors.agreements
 	}
@@ -233,6 +236,17 @@ func (d *loneDirector) record(c *crew, r *recorder) {
 		return
 	}
 	r.agreements = d.directors.agreements
+	table := heldTable(c.ctx, d.plane)
+	r.evidence = func(t journal.Thing) journal.Evidence {
+		switch {
+		case t.Kind != journal.ThingService:
+		case !inKernel(d.plane):
+			return journal.EvidenceGone
+		case table[t.Name]:
+			return journal.EvidenceHeld
+		}
+		return journal.EvidenceNone
+	}
 	r.look = func() journal.Snapshot {
 		s := journal.Snapshot{Self: d.node, Ready: true, Nodes: []model.NodeView{{Name: d.node, State: model.NodeActive}}}
 		for _, v := range d.directors.services() {
