@@ -9,6 +9,7 @@ import (
 // and the words that stand for each.
 var shims = map[string][]string{
 	"ldirectord":  {"ldirectord"},
+	"ipvsadm":     {"ipvsadm"},
 	"heartbeat":   {"heartbeat"},
 	"cl_status":   {"cl_status"},
 	"hb_standby":  {"hb_standby"},

@@ -55,7 +55,7 @@ func TestIPVS(t *testing.T) {
 	}{
 		"the plane":        {"internal/plane/ipvs", nil},
 		"the tutorial":     {"internal/lab", []string{"-test.run=^TestStory"}},
-		"texts of ipvsadm": {"internal/cli", []string{"-test.run=^TestTextsAreThoseOfIpvsadm$", "-rapid.checks=60", "-rapid.shrinktime=10s", "-rapid.nofailfile"}},
+		"texts of ipvsadm": {"internal/cli", []string{"-test.run=^TestTexts", "-rapid.checks=40", "-rapid.shrinktime=10s", "-rapid.nofailfile"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

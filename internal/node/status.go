@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -166,6 +167,11 @@ func flowsOf(ctx context.Context, p plane.Plane) (api.Flows, error) {
 	flows, err := p.Flows(ctx)
 	if err != nil {
 		return api.Flows{}, fmt.Errorf("list the connections: %w", err)
+	}
+	if p.Info().Name != "ipvs" { // whose order is the kernel's, and ipvsadm's
+		slices.SortFunc(flows, func(a, b model.Flow) int {
+			return cmp.Or(cmp.Compare(a.Proto, b.Proto), a.Client.Compare(b.Client), a.Virtual.Compare(b.Virtual))
+		})
 	}
 	return api.Flows{Version: api.Version, Flows: notNil(flows)}, nil
 }

@@ -379,9 +379,9 @@ TCP 0A010064 8F90 0A010064 0050 7F000001 0050 CLOSE             9
 		got = append(got, fmt.Sprintf("%s %s %s %s %s %s", f.Proto, f.Client, f.Virtual, f.Real, f.State, f.Expires))
 	}
 	want := []string{
+		"tcp [2001:db8::1]:46210 [2001:db8::1]:80 [2001:db8::10]:80 CLOSE 9s",
 		"tcp 10.1.0.100:0 10.1.0.100:80 127.0.0.1:80 NONE 4m59s",
 		"tcp 10.1.0.100:36752 10.1.0.100:80 127.0.0.1:80 CLOSE 9s",
-		"tcp [2001:db8::1]:46210 [2001:db8::1]:80 [2001:db8::10]:80 CLOSE 9s",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

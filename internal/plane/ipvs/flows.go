@@ -2,12 +2,10 @@ package ipvs
 
 import (
 	"bufio"
-	"cmp"
 	"encoding/binary"
 	"fmt"
 	"io"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,7 +20,8 @@ import (
 //
 // that is protocol, client, virtual and real address with ports, state and
 // seconds until it is forgotten. Templates of persistence have client port 0;
-// those of a mark are of protocol IP and have the mark for an address.
+// those of a mark are of protocol IP and have the mark for an address. The
+// order is the kernel's, which ipvsadm keeps.
 func readFlows(r io.Reader) ([]model.Flow, error) {
 	var flows []model.Flow
 	in := bufio.NewScanner(r)
@@ -40,9 +39,6 @@ func readFlows(r io.Reader) ([]model.Flow, error) {
 	if err := in.Err(); err != nil {
 		return nil, err
 	}
-	slices.SortStableFunc(flows, func(a, b model.Flow) int {
-		return cmp.Or(cmp.Compare(a.Proto, b.Proto), a.Client.Compare(b.Client), a.Virtual.Compare(b.Virtual))
-	})
 	return flows, nil
 }
 

@@ -24,6 +24,9 @@ type Options struct {
 	// IPVS is what is wanted besides the table.
 	model.IPVS
 
+	// AsItIs leaves all settings of the kernel as they are.
+	AsItIs bool
+
 	// Originals is a file that keeps what sysctls were before they were
 	// changed: the next Open puts back those that it is not told to set. ""
 	// for none. It belongs where a reboot clears it away, as it does sysctls.
@@ -147,6 +150,10 @@ func (p *Plane) prepare(o Options) error {
 	if p.flows, err = os.Open("/proc/thread-self/net/ip_vs_conn"); err != nil {
 		return fmt.Errorf("IPVS connections: %w", err)
 	}
+	if o.AsItIs {
+		p.gone.off = !endsConnections()
+		return nil
+	}
 	if p.tuned, err = openSysctls(o.Originals); err != nil {
 		return err
 	}
@@ -164,9 +171,7 @@ func (p *Plane) prepare(o Options) error {
 	if err := p.tuned.restoreBut(wanted); err != nil {
 		return err
 	}
-	if v, err := readSysctl("expire_nodest_conn"); err != nil || v != "1" {
-		p.gone.off = true
-	}
+	p.gone.off = !endsConnections()
 	if o.Sync != nil {
 		for _, role := range []model.SyncRole{model.SyncMaster, model.SyncBackup} {
 			d := *o.Sync

@@ -109,6 +109,13 @@ func readSysctl(name string) (string, error) {
 	return strings.Join(strings.Fields(string(b)), " "), err
 }
 
+// endsConnections tells whether the kernel ends the connections of a real
+// server that is deleted.
+func endsConnections() bool {
+	v, err := readSysctl("expire_nodest_conn")
+	return err == nil && v == "1"
+}
+
 func writeSysctl(s model.Setting) error {
 	if err := os.WriteFile(filepath.Join(SysctlDir, s.Name), []byte(s.Value), 0); err != nil {
 		return fmt.Errorf("sysctl net.ipv4.vs.%s=%s: %w", s.Name, s.Value, errors.Unwrap(err))
