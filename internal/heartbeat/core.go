@@ -10,7 +10,7 @@ import (
 	"github.com/batuta-ha/batuta/internal/model"
 )
 
-// Config is what a Core needs to know. All members but Load, Wall and Floors are required.
+// Config is what a Core needs to know. All members but Load, Wall, Boot and Floors are required.
 type Config struct {
 	Heartbeat  model.Heartbeat
 	Generation uint32     // of this life; see NextGeneration
@@ -22,6 +22,9 @@ type Config struct {
 	// Wall turns a time that Step was given into what the wall clock showed;
 	// nil: they are the same.
 	Wall func(now time.Time) time.Time
+	// Boot names this run of the machine, if its kernel answers for it when
+	// the daemon does not; else "".
+	Boot string
 	// Floors is what an earlier life has heard of the others; see Heard.
 	Floors map[model.NodeName]Floor
 }
@@ -116,8 +119,9 @@ type Core struct {
 	send  int      // key index in use; see follow
 	enc   Encoding // in use; see follow
 	ttl   string
-	gen   string // own generation as the wire has it
-	life  string // tells this life from another that has the same generation
+	gen   string        // own generation as the wire has it
+	worst time.Duration // by how much the loop was late, since the latest status
+	life  string        // tells this life from another that has the same generation
 	out   outbox
 	peers map[model.NodeName]*peer
 	names []model.NodeName // sorted keys of peers
@@ -140,6 +144,7 @@ type Core struct {
 type peer struct {
 	name   model.NodeName
 	in     inbox
+	held   []held // messages that came before one that is missing
 	acked  uint32 // highest of our numbers that it has acknowledged
 	uuid   string // 16 bytes, "" while not known
 	batuta bool
@@ -149,6 +154,11 @@ type peer struct {
 	lastReplay time.Time // when the latest complaint about an old generation was made
 	lastTold   time.Time // when it was last told so
 	remembered time.Time // when its floor was last given out
+
+	keepalive time.Duration // between its beats; 0 while not known
+	boot      string        // the run of its machine, whose kernel answers; "" if it does not
+	askAt     time.Time     // when its kernel is asked; zero: not
+	margin    Margin
 }
 
 // path is one link to a peer.
@@ -197,6 +207,7 @@ func New(cfg Config) (*Core, error) {
 // watch begins to watch everybody.
 func (c *Core) watch(start time.Time) {
 	c.det = NewDetector(start, c.names, c.hb.DeadTime, c.hb.InitDead)
+	c.det.Suspects(c.hb.SuspectTime)
 	c.pingDet = NewDetector(start, pingNames(c.pings), c.hb.DeadPing, c.hb.InitDead)
 }
 
@@ -213,6 +224,10 @@ func (c *Core) Step(now time.Time, in Input) []Effect {
 		c.receive(now, in)
 	case Submit:
 		c.submit(now, in.Message)
+	case Answered:
+		c.answered(now, in)
+	case Late:
+		c.worst = max(c.worst, in.By)
 	case Rekey:
 		c.rekey(now, in.Keys)
 	case Running:
@@ -227,6 +242,7 @@ func (c *Core) Step(now time.Time, in Input) []Effect {
 		}
 	case Tick:
 		c.tick(now)
+		c.tickKernels(now)
 		c.tickPings(now)
 	}
 	return c.effects
@@ -237,6 +253,7 @@ func (c *Core) Next() time.Time {
 	next := earlier(c.det.Next(), c.pingDet.Next())
 	for _, n := range c.names {
 		p := c.peers[n]
+		next = earlier(next, p.askAt)
 		if p.listens() {
 			for i := range p.in.missing {
 				next = earlier(next, p.in.missing[i].due)
@@ -261,6 +278,7 @@ func (c *Core) tick(now time.Time) {
 	for _, d := range c.det.Expired(now) {
 		p := c.peers[d.Node]
 		c.note(now, model.LevelWarning, "node-dead", string(d.Node), "node %s: is dead", d.Node)
+		c.release(p, true)
 		p.in.forget(c.cfg.Rand)
 		p.acked = 0
 		p.state = model.NodeDead

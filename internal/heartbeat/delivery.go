@@ -1,9 +1,12 @@
 package heartbeat
 
 import (
+	"cmp"
 	"math/rand/v2"
 	"slices"
 	"time"
+
+	"github.com/batuta-ha/batuta/internal/model"
 )
 
 // Bounds of reliable delivery (§6).
@@ -116,6 +119,34 @@ func (in *inbox) ack(seq uint32) (uint32, bool) {
 func (in *inbox) forget(r *rand.Rand) {
 	in.tracking, in.last, in.missing = false, 0, in.missing[:0]
 	in.residue = r.Uint32N(ackEvery)
+}
+
+// held is a message that waits for those before it.
+type held struct {
+	seq uint32
+	msg model.Message
+}
+
+// hold puts a message among those that are to be delivered.
+func (p *peer) hold(seq uint32, m model.Message) {
+	i, _ := slices.BinarySearchFunc(p.held, seq, func(h held, s uint32) int { return cmp.Compare(h.seq, s) })
+	p.held = slices.Insert(p.held, i, held{seq, m})
+}
+
+// release delivers what is held, in the order in which it was sent: up to the
+// first missing message, or all of it. The original delivers as it comes, and
+// its resource negotiation depends on no order; Batuta sends in order, asks for
+// what is missing within milliseconds, and is spared the stories that begin
+// with "but the answer came before".
+func (c *Core) release(p *peer, all bool) {
+	n := 0
+	for ; n < len(p.held); n++ {
+		if missing := p.in.missing; !all && len(missing) > 0 && missing[0].seq < p.held[n].seq {
+			break
+		}
+		c.effects = append(c.effects, Deliver{p.held[n].msg})
+	}
+	p.held = slices.Delete(p.held, 0, n)
 }
 
 // outbox numbers one's own reliable messages and keeps the newest with their

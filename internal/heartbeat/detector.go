@@ -19,8 +19,14 @@ const settle = 2 * time.Millisecond
 //
 // Time during which this node itself was not running is no silence of others:
 // see Excuse.
+//
+// A node whose kernel answers when it is asked (Answered) is not dead at its
+// dead time but suspect: its daemon hangs, was stopped, or is being restarted,
+// and its machine still has what it had. It is dead when its kernel, too, has
+// been silent for the dead time, or when the suspect time is over.
 type Detector struct {
 	deadTime time.Duration // of nodes that have not announced theirs
+	suspect  time.Duration // silence that means death in spite of answers; 0: none is waited for
 	initDead time.Duration // while starting
 	starting bool
 	start    time.Time
@@ -36,6 +42,9 @@ type watch struct {
 	excuse time.Duration // of the silence since last, what was our own absence
 	heard  bool
 	silent bool // declared dead; until it is heard again
+
+	answer  time.Time // when its kernel answered last
+	suspect bool      // said to be; until it is heard again
 }
 
 // span is a stretch of time.
@@ -72,7 +81,7 @@ func (d *Detector) Heard(n model.NodeName, at time.Time, dead time.Duration) (si
 	if w.heard {
 		silence = max(0, at.Sub(w.last)-w.excuse)
 	}
-	w.heard, w.silent = true, false
+	w.heard, w.silent, w.suspect = true, false, false
 	if dead > 0 {
 		w.dead = dead
 	}
@@ -95,6 +104,9 @@ func (d *Detector) Excuse(from, to time.Time) {
 	}
 	for _, w := range d.nodes {
 		w.excuse += span{from, to}.after(w.last)
+		if !w.answer.IsZero() {
+			w.answer = w.answer.Add(span{from, to}.after(w.answer)) // nobody asked meanwhile
+		}
 	}
 }
 
@@ -116,18 +128,59 @@ func (d *Detector) DeadTime(n model.NodeName) time.Duration {
 	return d.deadTime
 }
 
-// deadline is the moment at which the node's silence is too long.
-func (d *Detector) deadline(n model.NodeName) time.Time {
+// Suspects sets the silence that means death although the kernel answers.
+func (d *Detector) Suspects(after time.Duration) { d.suspect = after }
+
+// Answered says that the node's kernel answered at that time.
+func (d *Detector) Answered(n model.NodeName, at time.Time) {
+	if w := d.nodes[n]; w != nil && at.After(w.answer) {
+		w.answer = at
+	}
+}
+
+// Condemn declares dead a node that cannot have lived on, at the next Expired.
+func (d *Detector) Condemn(n model.NodeName, now time.Time) {
+	w := d.nodes[n]
+	w.answer, w.excuse = time.Time{}, 0
+	if dead := now.Add(-d.DeadTime(n) - settle); dead.Before(w.last) {
+		w.last = dead
+	}
+}
+
+// silence is the moment at which the daemon's silence is too long.
+func (d *Detector) silence(n model.NodeName) time.Time {
 	w := d.nodes[n]
 	return w.last.Add(d.DeadTime(n) + w.excuse)
+}
+
+// deadline is the moment at which the node is dead: the same, but for a node
+// whose kernel answers.
+func (d *Detector) deadline(n model.NodeName) time.Time {
+	w, at := d.nodes[n], d.silence(n)
+	if d.suspect == 0 || w.answer.IsZero() || d.starting {
+		return at
+	}
+	last := w.last.Add(max(d.suspect, d.DeadTime(n)) + w.excuse)
+	if alive := w.answer.Add(d.DeadTime(n)); alive.After(at) {
+		at = alive
+	}
+	if at.After(last) {
+		return last
+	}
+	return at
 }
 
 // Next returns the earliest moment at which Expired has something to say; the
 // zero time if no node is alive.
 func (d *Detector) Next() (next time.Time) {
 	for _, n := range d.names {
-		if !d.nodes[n].silent {
-			next = earlier(next, d.deadline(n).Add(settle))
+		w := d.nodes[n]
+		if w.silent {
+			continue
+		}
+		next = earlier(next, d.deadline(n).Add(settle))
+		if !w.suspect {
+			next = earlier(next, d.silence(n).Add(settle))
 		}
 	}
 	return next
@@ -144,6 +197,18 @@ func (d *Detector) Expired(now time.Time) []Death {
 		}
 	}
 	return deaths
+}
+
+// Suspected returns those whose daemon has fallen silent while their kernel
+// answers, sorted by name, each once in a silence.
+func (d *Detector) Suspected(now time.Time) (names []model.NodeName) {
+	for _, n := range d.names {
+		if w := d.nodes[n]; !w.silent && !w.suspect && !now.Before(d.silence(n).Add(settle)) && now.Before(d.deadline(n).Add(settle)) {
+			w.suspect = true
+			names = append(names, n)
+		}
+	}
+	return names
 }
 
 // Death is one node that has been silent for too long.

@@ -81,12 +81,10 @@ func (c *Core) receive(now time.Time, d Datagram) {
 		return
 	}
 	p.in.known, p.in.generation = true, gen
-	if !c.enter(now, p, seq) {
-		return
+	if c.enter(now, p, seq) && c.forUs(&pkt) {
+		p.hold(seq, message(p.name, typ, seq, &pkt))
 	}
-	if c.forUs(&pkt) {
-		c.effects = append(c.effects, Deliver{message(p.name, typ, seq, &pkt)})
-	}
+	c.release(p, !p.batuta)
 }
 
 // message strips the transport fields.
@@ -151,6 +149,7 @@ func (c *Core) status(now time.Time, d Datagram, p *peer, pkt *Packet, gen, seq 
 	}
 	if gen > p.in.generation || !p.in.known {
 		if p.in.known {
+			c.release(p, true)
 			p.in.forget(c.cfg.Rand)
 			p.acked = 0
 		}
@@ -166,7 +165,9 @@ func (c *Core) status(now time.Time, d Datagram, p *peer, pkt *Packet, gen, seq 
 	}
 	// A first status that was overtaken by another first message counts, though
 	// its number lies below what was heard.
-	if c.enter(now, p, seq); seq <= p.in.statusSeq {
+	c.enter(now, p, seq)
+	c.release(p, !p.batuta)
+	if seq <= p.in.statusSeq {
 		return // known already, or newer ones came first
 	}
 	p.in.statusSeq = seq
@@ -176,16 +177,26 @@ func (c *Core) status(now time.Time, d Datagram, p *peer, pkt *Packet, gen, seq 
 	if s := model.ParseNodeState(pkt.Get("st")); s != model.NodeUnknown {
 		p.state = s
 	}
-	dead := time.Duration(0)
-	if ms, ok := hexField(pkt, "dt"); ok {
-		dead = time.Duration(ms) * time.Millisecond
+	dead := millisField(pkt, "dt")
+	if plain := millisField(pkt, "bd"); plain > 0 {
+		dead = plain // without what an original is asked for in a node's first seconds
 	}
+	p.keepalive, p.boot = millisField(pkt, "ka"), ""
+	if strings.Contains(" "+pkt.Get("cap")+" ", " "+capKernel+" ") && c.hb.SuspectTime > 0 {
+		p.boot = pkt.Get("boot")
+	}
+	delay, _ := hexField(pkt, "wd")
 	silence := c.det.Heard(p.name, d.At, dead)
+	if kind == model.SightingBeat && silence > 0 {
+		p.margin.Add(now, silence)
+	}
+	p.askAt = p.overdue(d.At)
 	if kind == model.SightingBeat && c.hb.WarnTime > 0 && silence > c.hb.WarnTime {
 		c.note(now, model.LevelWarning, "late-heartbeat", string(p.name), "Late heartbeat: Node %s: interval %d ms", p.name, silence.Milliseconds())
 	}
 	c.sight(model.Sighting{Kind: kind, Node: p.name, At: d.At, State: p.state, Generation: gen,
-		DeadTime: c.det.nodes[p.name].dead, Batuta: p.batuta})
+		DeadTime: c.det.nodes[p.name].dead, Batuta: p.batuta,
+		Delay: time.Duration(delay) * time.Microsecond, Margin: p.margin.Could(now)})
 }
 
 // control handles the messages of delivery itself, which are not reliable.
@@ -204,6 +215,7 @@ func (c *Core) control(now time.Time, p *peer, typ string, pkt *Packet) {
 			c.note(now, model.LevelWarning, "packet-gone", string(p.name), "node %s cannot send message %d again: %s", p.name, n, pkt.Get("info"))
 			c.closed(now, p)
 			c.acknowledge(now, p, n)
+			c.release(p, !p.batuta)
 		}
 	case "NS_rexmit":
 		first, e1 := strconv.ParseUint(pkt.Get("firstseq"), 10, 32)
@@ -315,6 +327,12 @@ func hexField(p *Packet, name string) (uint32, bool) {
 	}
 	n, err := strconv.ParseUint(v, 16, 32)
 	return uint32(n), err == nil
+}
+
+// millisField reads a duration in milliseconds; 0 where there is none.
+func millisField(p *Packet, name string) time.Duration {
+	ms, _ := hexField(p, name)
+	return time.Duration(ms) * time.Millisecond
 }
 
 func hex32(n uint32) string { return strconv.FormatUint(uint64(n), 16) }

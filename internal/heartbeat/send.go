@@ -25,7 +25,7 @@ func (c *Core) submit(now time.Time, m model.Message) {
 		f = append(f, Field{Name: x.Name, Value: x.Value})
 	}
 	if m.Type == "status" {
-		f = append(f, Field{Name: "life", Value: c.life})
+		f = c.announce(f)
 	}
 	f = c.address(f, m.To)
 	f = append(f, Field{Name: "seq", Value: hex32(c.out.seq)})

@@ -96,7 +96,9 @@ type node struct {
 	model.NodeView
 	links map[string]bool
 
-	healed time.Time // when the node last came back to us from a partition
+	healed  time.Time   // when the node last came back to us from a partition
+	leaving bool        // it said that it stops: its end is no failure
+	fell    []time.Time // its latest failures, as many as put it into quarantine
 }
 
 // typeReturned tells a Batuta node that the sender had declared it dead in
@@ -226,13 +228,14 @@ func (c *Core) sendStatus(now time.Time) {
 	if !c.plainAt.IsZero() {
 		dead += min(youthBonus, 2*c.hb.DeadTime)
 	}
-	self.DeadTime, self.LastBeat = model.Millis(dead), now
+	self.DeadTime, self.LastBeat = model.Millis(c.hb.DeadTime), now
 	c.submit(model.Message{Type: "status", Fields: []model.Field{
 		{Name: "st", Value: self.State.String()},
 		{Name: "dt", Value: hexMillis(dead)},
 		{Name: "protocol", Value: "1"},
 		{Name: "batuta", Value: "1"},
 		{Name: "ka", Value: hexMillis(c.hb.Keepalive)},
+		{Name: "bd", Value: hexMillis(c.hb.DeadTime)},
 	}})
 }
 
@@ -286,8 +289,12 @@ func (c *Core) sighted(now time.Time, s model.Sighting) {
 	case model.SightingLinkUp, model.SightingLinkDown:
 		n.links[s.Link] = s.Kind == model.SightingLinkUp
 		c.event(now, model.LinkChanged, s.Node, model.Message{})
+	case model.SightingSuspect:
+		n.Suspect = true
+		c.event(now, model.LinkChanged, s.Node, model.Message{})
 	case model.SightingSilent:
-		n.State = model.NodeDead
+		n.State, n.Suspect = model.NodeDead, false
+		c.fall(now, n)
 		c.event(now, model.NodeDied, s.Node, model.Message{})
 	case model.SightingBeat, model.SightingJoined, model.SightingRestarted, model.SightingReturned:
 		c.beat(now, n, s)
@@ -300,7 +307,8 @@ func (c *Core) sighted(now time.Time, s model.Sighting) {
 func (c *Core) beat(now time.Time, n *node, s model.Sighting) {
 	before := n.State
 	n.State, n.Generation, n.DeadTime = s.State, s.Generation, model.Millis(s.DeadTime)
-	n.LastBeat, n.Batuta = s.At, s.Batuta
+	n.LastBeat, n.Batuta, n.Suspect = s.At, s.Batuta, false
+	n.Delay, n.Margin = model.Millis(s.Delay), s.Margin
 	if before != n.State {
 		c.note(now, model.LevelInfo, "node-status", string(n.Name), "Status update for node %s: status %s", n.Name, n.State)
 	}
@@ -309,8 +317,10 @@ func (c *Core) beat(now time.Time, n *node, s model.Sighting) {
 	}
 	switch s.Kind {
 	case model.SightingJoined:
+		n.leaving = false
 		c.event(now, model.NodeJoined, n.Name, model.Message{})
 	case model.SightingRestarted:
+		c.fall(now, n)
 		c.note(now, model.LevelWarning, "node-restarted", string(n.Name), "node %s has restarted within its dead time", n.Name)
 		c.event(now, model.NodeRestarted, n.Name, model.Message{})
 	case model.SightingReturned:
@@ -327,6 +337,25 @@ func (c *Core) beat(now time.Time, n *node, s model.Sighting) {
 			c.event(now, model.MessageReceived, n.Name, model.Message{Type: "status", From: n.Name,
 				Fields: []model.Field{{Name: "st", Value: n.State.String()}}})
 		}
+	}
+}
+
+// fall counts a failure of a node. Too many of them within a while put it into
+// quarantine: what it lost it does not get back by itself until it has been
+// well for some time. The operator may give it back before.
+func (c *Core) fall(now time.Time, n *node) {
+	planned := n.leaving
+	n.leaving = false
+	if c.hb.Flaps == 0 || n.Ping || planned || c.phase != running {
+		return
+	}
+	n.fell = append(n.fell, now)
+	n.fell = n.fell[max(0, len(n.fell)-c.hb.Flaps):]
+	if now.Before(n.Quarantine) || len(n.fell) == c.hb.Flaps && now.Sub(n.fell[0]) <= c.hb.FlapWindow {
+		if !now.Before(n.Quarantine) {
+			c.note(now, model.LevelWarning, "quarantine", string(n.Name), "node %s has failed %d times within %v: it is given nothing back until it has been well for %v", n.Name, c.hb.Flaps, c.hb.FlapWindow, c.hb.FlapHold)
+		}
+		n.Quarantine = now.Add(c.hb.FlapHold)
 	}
 }
 
@@ -349,6 +378,11 @@ func (c *Core) received(now time.Time, m model.Message) {
 		}
 	case typeReturned:
 		c.missed(now, m.From)
+	case "shutdone":
+		if n := c.nodes[m.From]; n != nil {
+			n.leaving = true
+		}
+		c.event(now, model.MessageReceived, m.From, m)
 	default:
 		c.event(now, model.MessageReceived, m.From, m)
 	}

@@ -23,6 +23,7 @@ type Core struct {
 type Output struct {
 	Datagrams [][]byte // to be sent on all links
 	Probes    []heartbeat.Probe
+	Asks      []model.NodeName  // whose kernels are to be asked, by all links; see Answer
 	Heard     []heartbeat.Heard // floors to be stored soon
 	Renewed   uint32            // the generation that this node goes on with, to be stored at once; 0: no change
 	Events    []model.ClusterEvent
@@ -70,6 +71,12 @@ func (c *Core) Tick(now time.Time) Output {
 	})
 }
 
+// Answer takes what a node's kernel answered: when, and of which run of the
+// machine ("" if it did not say).
+func (c *Core) Answer(now time.Time, n model.NodeName, at time.Time, boot string) Output {
+	return c.step(now, func() { c.beat(now, heartbeat.Answered{Node: n, At: at, Boot: boot}) })
+}
+
 // Rekey replaces the keys.
 func (c *Core) Rekey(now time.Time, keys model.Keyring) Output {
 	return c.step(now, func() { c.beat(now, heartbeat.Rekey{Keys: keys}) })
@@ -95,6 +102,9 @@ func (c *Core) Counters() heartbeat.Counters { return c.hb.Counters() }
 // may have begun right after the step before, long before anything was due.
 func (c *Core) step(now time.Time, do func()) Output {
 	c.out = Output{}
+	if late := now.Sub(c.due); !c.due.IsZero() && late > 0 {
+		c.beat(now, heartbeat.Late{By: late})
+	}
 	if !c.due.IsZero() && now.Sub(c.due) > c.lag {
 		c.beat(now, heartbeat.Excuse{From: c.ran})
 	}
@@ -117,6 +127,8 @@ func (c *Core) beat(now time.Time, in heartbeat.Input) {
 			c.member(now, member.Received{Message: e.Message})
 		case heartbeat.Sighted:
 			c.member(now, member.Sighting{Sighting: e.Sighting})
+		case heartbeat.Ask:
+			c.out.Asks = append(c.out.Asks, e.Node)
 		case heartbeat.Heard:
 			c.out.Heard = append(c.out.Heard, e)
 		case heartbeat.Renewed:

@@ -168,8 +168,8 @@ func TestColdStart(t *testing.T) {
 				t.Errorf("view: %+v", v)
 			}
 		}
-		if got := a.View(); got.Find("b").Generation != 200 || got.Find("b").DeadTime != model.Millis(7*time.Second) {
-			t.Errorf("b as a sees it: %+v; want generation 200 and 7s of patience for the young", got.Find("b"))
+		if got := a.View(); got.Find("b").Generation != 200 || got.Find("b").DeadTime != model.Millis(5*time.Second) {
+			t.Errorf("b as a sees it: %+v; want generation 200 and no more patience for the young", got.Find("b"))
 		}
 		pass(6 * time.Second)
 		if got := a.View(); got.Find("b").DeadTime != model.Millis(5*time.Second) {

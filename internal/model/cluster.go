@@ -49,6 +49,10 @@ type Heartbeat struct {
 	DeadTime       time.Duration // silence that means death
 	InitDead       time.Duration // the same while the cluster starts
 	DeadPing       time.Duration // the same for ping nodes
+	SuspectTime    time.Duration // silence that means death although the machine's kernel answers; 0: never waited for
+	Flaps          int           // deaths within FlapWindow that put a node into quarantine; 0: never
+	FlapWindow     time.Duration // see Flaps
+	FlapHold       time.Duration // how long a node must be well to leave quarantine
 	MaxRexmitDelay time.Duration // between two requests for the same missing message
 	HopFudge       int           // added to the ttl field
 	InnerAuth      bool          // msgfmt classic: netstring packets carry the text signature too

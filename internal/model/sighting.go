@@ -18,9 +18,10 @@ const (
 	SightingSilent                 // no beat for the node's deadtime
 	SightingLinkUp                 // a packet of the node came in by Link, which was down
 	SightingLinkDown               // none came in by Link for the node's deadtime
+	SightingSuspect                // no beat for the node's deadtime, but its kernel answers
 )
 
-var sightingText = [...]string{"none", "beat", "joined", "restarted", "returned", "silent", "link-up", "link-down"}
+var sightingText = [...]string{"none", "beat", "joined", "restarted", "returned", "silent", "link-up", "link-down", "suspect"}
 
 func (k SightingKind) String() string {
 	if int(k) < len(sightingText) {
@@ -42,6 +43,15 @@ type Sighting struct {
 	Generation uint32        // life of its daemon
 	DeadTime   time.Duration // what the node asks to be judged by
 	Batuta     bool          // it announced Batuta's extra fields
+	Delay      time.Duration // by how much its own loop was late at worst since its beat before
+	Margin     Margin        // what its beats of the last days would have allowed
+}
+
+// Margin is the shortest dead time that would have raised no false alarm, at
+// the keepalive in use, and since when that is known.
+type Margin struct {
+	DeadTime Millis    `json:"deadtime_ms"` // 0: nothing known
+	Since    time.Time `json:"since"`
 }
 
 // String is the canonical text: "lvs02 joined active".

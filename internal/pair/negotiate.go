@@ -24,6 +24,7 @@ const (
 func (c *Core) cluster(e model.ClusterEvent) {
 	if v := e.View.Find(c.cfg.Peer); v != nil && c.cfg.Peer != "" {
 		c.peer.batuta = v.Batuta
+		c.quarantine = v.Quarantine
 		if e.Kind == model.CommunicationUp {
 			c.peer.alive = v.State == model.NodeActive || v.State == model.NodeUp
 		}
@@ -512,8 +513,13 @@ func (c *Core) move() {
 		c.offer(c.failed&c.hold, false)
 	case c.needsFailback && (!c.cfg.Failback || c.hold&Foreign == None):
 		c.needsFailback = false
+	case c.needsFailback && c.now.Before(c.quarantine):
+		if !c.held {
+			c.held = true
+			c.say(model.LevelNotice, "failback-held", "%s is in quarantine until %s: its resources stay here; hb_standby foreign gives them back at once", c.cfg.Peer, c.quarantine.Format(time.DateTime))
+		}
 	case c.needsFailback:
-		c.needsFailback = false
+		c.needsFailback, c.held = false, false
 		c.offer(Foreign, true)
 	}
 }

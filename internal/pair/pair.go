@@ -262,7 +262,9 @@ type Core struct {
 	offered       bool   // the running offer is a failback
 
 	needsFailback bool
-	failed        Set // held, but a start failed
+	quarantine    time.Time // the other is given nothing back before
+	held          bool      // that was said
+	failed        Set       // held, but a start failed
 	giveUpAt      time.Time
 	askAt         time.Time
 	healing       bool // the other was asked what it holds after a split
@@ -325,7 +327,7 @@ func (c *Core) Step(now time.Time, in Input) []Effect {
 // Next is when Step must be called at the latest; zero for no time in sight.
 func (c *Core) Next() time.Time {
 	var next time.Time
-	for _, t := range [...]time.Time{c.takeoverAt, c.standbyAt, c.giveUpAt, c.askAt, c.stuckAt, c.orphanAt} {
+	for _, t := range [...]time.Time{c.takeoverAt, c.standbyAt, c.giveUpAt, c.askAt, c.stuckAt, c.orphanAt, c.quarantine} {
 		if !t.IsZero() && t.After(c.now) && (next.IsZero() || t.Before(next)) {
 			next = t
 		}

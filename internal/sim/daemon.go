@@ -52,6 +52,7 @@ type packet struct {
 	data []byte
 	at   time.Time
 	beat time.Time // when it was sent, if it is a fresh beat
+	boot string    // the kernel's answer, instead of data
 }
 
 // task is one thing that takes time; its effect happens at the end, unless the
@@ -70,11 +71,15 @@ func newDaemon(h *host, generation uint32) (*daemon, error) {
 	d := &daemon{h: h, generation: generation, born: w.now}
 	cfg := w.cfg
 	hb := model.Heartbeat{Self: h.name, Nodes: nodeNames[:], Keepalive: cfg.Keepalive, WarnTime: cfg.WarnTime, DeadTime: cfg.DeadTime,
-		InitDead: cfg.InitDead, MaxRexmitDelay: 250 * time.Millisecond, HopFudge: 1, Failback: cfg.Failback,
+		InitDead: cfg.InitDead, SuspectTime: cfg.SuspectTime, Flaps: cfg.Flaps, FlapWindow: time.Minute, FlapHold: 10 * time.Second, MaxRexmitDelay: 250 * time.Millisecond, HopFudge: 1, Failback: cfg.Failback,
 		Keys: model.Keyring{Send: 1, Keys: map[int]model.AuthKey{1: {Method: cfg.Auth, Secret: "secret"}}}}
+	boot := ""
+	if cfg.SuspectTime > 0 {
+		boot = h.bootID()
+	}
 	var e1, e2 error
 	d.msgr, e1 = messenger.NewCore(heartbeat.Config{Heartbeat: hb, Generation: generation, UUID: [16]byte{byte(h.index + 1)},
-		Rand: rand.New(rand.NewPCG(w.rng.Uint64(), 1)), Wall: h.wall, Floors: h.floors})
+		Rand: rand.New(rand.NewPCG(w.rng.Uint64(), 1)), Wall: h.wall, Boot: boot, Floors: h.floors})
 	d.crm, e2 = crm.NewCore(crm.Config{Self: h.name, Peer: h.peer().name, Nodes: nodeNames[:], Groups: w.groups, Failback: cfg.Failback,
 		Agents: func(r model.Resource) (agent.Agent, error) { return resource{d, r.Text}, nil },
 		Send: func(m model.Message) error {
@@ -157,7 +162,12 @@ func (d *daemon) run() {
 	socket := d.socket
 	d.socket = nil
 	for _, p := range socket {
-		d.do(func(now time.Time) messenger.Output { return d.msgr.Receive(now, p.link, p.data, p.at) })
+		d.do(func(now time.Time) messenger.Output {
+			if p.boot != "" {
+				return d.msgr.Answer(now, d.h.peer().name, p.at, p.boot)
+			}
+			return d.msgr.Receive(now, p.link, p.data, p.at)
+		})
 	}
 	outbox := d.outbox
 	d.outbox = nil
@@ -184,6 +194,9 @@ func (d *daemon) do(step func(time.Time) messenger.Output) {
 	}
 	for _, b := range out.Datagrams {
 		d.h.w.net.send(d.h, b)
+	}
+	for range out.Asks {
+		d.h.w.net.ask(d.h)
 	}
 	for _, n := range out.Notes {
 		d.log(n)

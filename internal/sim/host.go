@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"strconv"
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/heartbeat"
@@ -28,7 +29,10 @@ type host struct {
 	slow              int
 
 	daemon *daemon
-	absent []span // when the daemon could not run although it was there
+	boots  int // runs of the machine
+	booted time.Time
+	thawed time.Time // when it was frozen last, or will be no longer
+	absent []span    // when the daemon could not run although it was there
 }
 
 // span is a stretch of time.
@@ -44,11 +48,17 @@ var nodeNames = [2]model.NodeName{"a", "b"}
 
 func (h *host) peer() *host { return h.w.hosts[1-h.index] }
 
+// bootID names this run of the machine.
+func (h *host) bootID() string { return string(h.name) + strconv.Itoa(h.boots) }
+
 func (h *host) wall(now time.Time) time.Time { return now.Add(h.clock) }
 
 // boot switches the machine on.
 func (h *host) boot() {
-	h.up = true
+	if !h.up {
+		h.up, h.booted = true, h.w.now
+		h.boots++
+	}
 	h.start()
 }
 
@@ -127,6 +137,9 @@ func (h *host) arrive(p packet) {
 func (h *host) away(until *time.Time, d time.Duration) {
 	if end := h.w.now.Add(d); h.daemon != nil && end.After(*until) {
 		*until = end
+		if until == &h.frozen {
+			h.thawed = end
+		}
 		h.absent = append(h.absent, span{h.w.now, end})
 	}
 }
@@ -150,6 +163,11 @@ func (h *host) present(since time.Time) time.Duration {
 		}
 	}
 	return d
+}
+
+// ran tells that the kernel has run without a break since then.
+func (h *host) ran(since time.Time) bool {
+	return h.booted.Before(since) && h.thawed.Before(since) && !h.w.now.Before(h.frozen)
 }
 
 // fail makes the scripts of a set fail, or work again.

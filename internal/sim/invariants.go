@@ -20,10 +20,14 @@ import (
 //     the classic mode permits: a node declares the other dead whose machine
 //     lives on. It ends healBound after everything is whole again.
 //  2. Nobody is declared dead who was heard within the dead time, not counting
-//     the time during which the one who declares it did not run itself.
-//  3. Within settleBound after the last fault every resource runs on exactly
+//     the time during which the one who declares it did not run itself, unless
+//     the machine has been reset since.
+//  3. Where kernels answer, nobody is declared dead before the suspect time
+//     whose machine runs and whose links work: not for a daemon that hangs or
+//     was killed.
+//  4. Within settleBound after the last fault every resource runs on exactly
 //     one node, both sides agree that all is settled, and so it stays.
-//  4. A node's generations never go back, its numbers go up by one in each, and
+//  5. A node's generations never go back, its numbers go up by one in each, and
 //     a number always means the same bytes.
 //
 // A resource whose stop has failed may run on: the operator must end it.
@@ -141,15 +145,26 @@ func (c *checks) event(h *host, e model.ClusterEvent) {
 		c.w.seen.Splits++
 		c.split, c.trouble = true, c.w.now
 	}
-	if heard := h.daemon.heard; !heard.IsZero() {
+	if heard := h.daemon.heard; !heard.IsZero() && peer.booted.Before(heard) {
 		silence := h.present(heard)
 		if silence < c.w.cfg.DeadTime {
 			c.broken("%s declares %s dead, whom it heard %v ago (not counting its own absence)", h.name, peer.name, silence)
 		}
 	}
+	if heard := h.daemon.heard; c.w.cfg.SuspectTime > 0 && peer.up && !c.starting(h) {
+		silence := c.w.now.Sub(heard)
+		if silence < c.w.cfg.SuspectTime && c.w.net.lost.Before(heard) && peer.ran(heard) && h.ran(heard) {
+			c.broken("%s declares %s dead after %v, although its kernel answers", h.name, peer.name, silence)
+		}
+	}
 	if c.settled {
 		c.broken("%s declares %s dead after all was well", h.name, peer.name)
 	}
+}
+
+// starting tells that a node still waits for the others.
+func (c *checks) starting(h *host) bool {
+	return c.w.now.Sub(h.daemon.born) < c.w.cfg.InitDead+c.w.cfg.DeadTime
 }
 
 // noted is called with what a node says for people.
@@ -206,7 +221,7 @@ func (c *checks) well() bool {
 		if h.daemon == nil || !h.daemon.ready || h.daemon.told || !h.active() || !h.daemon.crm.Stable() {
 			return false
 		}
-		if v := h.daemon.msgr.View(); (v.Find(h.peer().name).State == model.NodeActive) != h.peer().up {
+		if v := h.daemon.msgr.View(); c.w.now.Before(v.Find(h.peer().name).Quarantine.Add(time.Second)) || (v.Find(h.peer().name).State == model.NodeActive) != h.peer().up {
 			return false
 		}
 	}

@@ -8,9 +8,10 @@ import (
 // network carries datagrams between the two hosts, by each link on its own.
 type network struct {
 	w     *world
-	cut   [2][]int // [sender][link]: how many faults forbid it
-	noise float64  // part of the packets that is lost now, besides the usual
-	names []string // of the links
+	cut   [2][]int  // [sender][link]: how many faults forbid it
+	noise float64   // part of the packets that is lost now, besides the usual
+	lost  time.Time // when a packet was lost last
+	names []string  // of the links
 }
 
 func newNetwork(w *world) *network {
@@ -33,6 +34,7 @@ func (n *network) send(from *host, data []byte) {
 		}
 		if n.cut[from.index][i] > 0 {
 			n.w.seen.Lost++
+			n.lost = n.w.now
 			continue
 		}
 		n.carry(from, from.peer(), name, data, beat)
@@ -46,14 +48,12 @@ func (n *network) carry(from, to *host, name string, data []byte, beat bool) {
 		copies = 2
 	}
 	for range copies {
-		if x := r.Float64(); from != to && (x < c.Loss || x < n.noise) {
+		if x := r.Float64(); from != to && x < n.loss() {
 			n.w.seen.Lost++
+			n.lost = n.w.now
 			continue
 		}
-		delay := c.DelayMin
-		if c.DelayMax > c.DelayMin {
-			delay += time.Duration(r.Int64N(int64(c.DelayMax - c.DelayMin)))
-		}
+		delay := n.delay()
 		if r.Float64() < c.Straggle {
 			delay *= 10
 		}
@@ -66,6 +66,49 @@ func (n *network) carry(from, to *host, name string, data []byte, beat bool) {
 			to.arrive(p)
 		})
 	}
+}
+
+// ask puts a question to the kernel of the other host, by each link; the
+// answers come back by the same.
+func (n *network) ask(from *host) {
+	for i, name := range n.names {
+		if !n.passes(from.index, i) {
+			continue
+		}
+		n.w.after(n.delay(), func() {
+			to := from.peer()
+			if !to.up || n.w.now.Before(to.frozen) || !n.passes(to.index, i) {
+				return
+			}
+			boot := to.bootID()
+			n.w.after(n.delay(), func() { from.arrive(packet{link: name, boot: boot, at: n.w.now}) })
+		})
+	}
+}
+
+// passes tells whether a packet comes through.
+func (n *network) passes(from, link int) bool {
+	ok := n.cut[from][link] == 0 && n.w.rng.Float64() >= n.loss()
+	if !ok {
+		n.lost = n.w.now
+	}
+	return ok
+}
+
+// loss is the part of all packets that is lost now: none after the last fault.
+func (n *network) loss() float64 {
+	if n.w.now.Sub(n.w.begin) >= n.w.Quiet {
+		return 0
+	}
+	return max(n.w.cfg.Loss, n.noise)
+}
+
+func (n *network) delay() time.Duration {
+	d := n.w.cfg.DelayMin
+	if span := n.w.cfg.DelayMax - d; span > 0 {
+		d += time.Duration(n.w.rng.Int64N(int64(span)))
+	}
+	return d
 }
 
 // block forbids, or allows again, what a host sends by a link; -1: by any.

@@ -22,6 +22,8 @@ type Schedule struct {
 // Config is the cluster and its network.
 type Config struct {
 	Keepalive, WarnTime, DeadTime, InitDead time.Duration
+	SuspectTime                             time.Duration // 0: kernels do not answer
+	Flaps                                   int
 	Failback                                model.FailbackMode
 	Links                                   int
 	Echo                                    bool // broadcasts come back to their sender
@@ -140,6 +142,10 @@ func newConfig(r *rand.Rand) Config {
 			c.Groups = append(c.Groups, group)
 		}
 	}
+	if r.IntN(2) == 0 {
+		c.SuspectTime = max(3*c.DeadTime, time.Second)
+	}
+	c.Flaps = one(r, 0, 2, 3)
 	c.DelayMin = one(r, 20*time.Microsecond, 100*time.Microsecond)
 	c.DelayMax = c.DelayMin + one(r, 0, c.Keepalive/100, c.Keepalive/10)
 	c.Loss = one(r, 0, 0, 0, 0.001, 0.01)

@@ -100,7 +100,7 @@ func Run(s Schedule, trace io.Writer) Result {
 func (w *world) settle() {
 	quiet := w.now
 	limit := w.settleBound()
-	w.run(w.now.Add(max(time.Second, w.cfg.DeadTime))) // what is under way shows by then
+	w.run(w.now.Add(max(time.Second, w.cfg.DeadTime, w.cfg.SuspectTime))) // what is under way shows by then
 	for !w.check.well() {
 		if w.now.Sub(quiet) > limit {
 			w.check.broken("%v after the last fault all is not well: %s", limit, w.state())
@@ -133,7 +133,10 @@ func (w *world) settleBound() time.Duration {
 	if slow {
 		scripts *= 10
 	}
-	return w.cfg.InitDead + 2*w.cfg.DeadTime + 45*time.Second + scripts + failing
+	if w.cfg.Flaps > 0 {
+		failing += 10 * time.Second // quarantine
+	}
+	return w.cfg.InitDead + 2*w.cfg.DeadTime + w.cfg.SuspectTime + 45*time.Second + scripts + failing
 }
 
 // run lets time pass.
