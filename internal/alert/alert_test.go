@@ -164,19 +164,31 @@ func TestMailToSeveral(t *testing.T) {
 	}
 }
 
-// A recipient that is refused does not take the others' mail away.
+// A recipient that is refused does not take the others' mail away, even if the
+// relay's TLS does not work.
 func TestOneRefused(t *testing.T) {
-	r := newRelay(t, map[string]string{"RCPT TO:<gone@": "550 no such user"})
-	m, told := mailer(r)
-	msg := shop
-	msg.To = "gone@example.test, night@example.test"
-	m.Send(msg)
-	finish(t, m)
-	if text := <-r.mails; !strings.Contains(text, "To: <night@example.test>") {
-		t.Errorf("the other one's mail\n%s", text)
-	}
-	if len(*told) != 1 || !strings.Contains((*told)[0], `550 "no such user"`) {
-		t.Errorf("told %q", *told)
+	for name, answers := range map[string]map[string]string{
+		"plain":      {},
+		"broken TLS": {"EHLO": "250-relay\r\n250 STARTTLS", "STARTTLS": "220 go on\r\nthis is no TLS"},
+	} {
+		answers["RCPT TO:<gone@"] = "550 no such user"
+		r := newRelay(t, answers)
+		m, told := mailer(r)
+		msg := shop
+		msg.To = "gone@example.test, night@example.test"
+		m.Send(msg)
+		finish(t, m)
+		select {
+		case text := <-r.mails:
+			if !strings.Contains(text, "To: <night@example.test>") {
+				t.Errorf("%s: the other one's mail\n%s", name, text)
+			}
+		default:
+			t.Errorf("%s: the other one got no mail", name)
+		}
+		if len(*told) != 1 || !strings.Contains((*told)[0], `550 "no such user"`) {
+			t.Errorf("%s: told %q", name, *told)
+		}
 	}
 }
 

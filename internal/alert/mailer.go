@@ -187,10 +187,7 @@ func (m *Mailer) attempt(msg Message) error {
 		}
 		return out.WriteToSendmailWithContext(ctx, program, "-f", m.o.Identity.Address())
 	}
-	err = m.smtp(ctx, msg.Relay, out, gomail.TLSOpportunistic)
-	if tlsError(err) {
-		err = m.smtp(ctx, msg.Relay, out, gomail.NoTLS) // as mail servers among themselves do
-	}
+	err = m.relay(ctx, msg.Relay, out)
 	e, ok := errors.AsType[*gomail.SendError](err)
 	if !ok || e.IsTemp() || e.ErrorCode() < 500 {
 		return err
@@ -209,7 +206,7 @@ func (m *Mailer) each(ctx context.Context, msg Message, to []string) error {
 		msg.To = one
 		out, err := msg.compose(m.o.Identity, time.Now())
 		if err == nil {
-			err = m.smtp(ctx, msg.Relay, out, gomail.TLSOpportunistic)
+			err = m.relay(ctx, msg.Relay, out)
 		}
 		if err != nil {
 			all = errors.Join(all, fmt.Errorf("to %s: %w", one, err))
@@ -219,6 +216,16 @@ func (m *Mailer) each(ctx context.Context, msg Message, to []string) error {
 		return permanent{all} // the others have theirs: once is enough
 	}
 	return nil
+}
+
+// relay hands a mail to a relay, in the clear where its TLS does not work: as
+// mail servers among themselves do.
+func (m *Mailer) relay(ctx context.Context, relay string, out *gomail.Msg) error {
+	err := m.smtp(ctx, relay, out, gomail.TLSOpportunistic)
+	if tlsError(err) {
+		err = m.smtp(ctx, relay, out, gomail.NoTLS)
+	}
+	return err
 }
 
 // smtp makes one session: TLS where the relay offers it, whoever it is. A mail

@@ -114,6 +114,26 @@ func TestACrashIsAVerdict(t *testing.T) {
 	}
 }
 
+// What servers say ends up on terminals.
+func TestVerdictsArePrintable(t *testing.T) {
+	for said, want := range map[string]string{
+		"200 OK":                  "200 OK",
+		"grüße, 世界":               "grüße, 世界",
+		"a\r\nb\tc\x00d\x7f":      "a??b?c?d?",
+		"\x1b[2J \u009b2J":        "?[2J ?2J",
+		"left \u202eright":        "left ?right",
+		"line\u2028and\u2029more": "line?and?more",
+		"not UTF-8 \xff\xfe":      "not UTF-8 ??",
+	} {
+		v := Perform(t.Context(), func(context.Context, model.Target) model.Verdict {
+			return model.Verdict{Status: model.Up, Reason: said, Warning: said, Load: model.Load{Reason: said}}
+		}, model.Target{})
+		if v.Reason != want || v.Warning != want || v.Load.Reason != want {
+			t.Errorf("%q became %q, %q, %q, want %q", said, v.Reason, v.Warning, v.Load.Reason, want)
+		}
+	}
+}
+
 func TestFaultsOfThisMachineSayNothingAboutTheServer(t *testing.T) {
 	ctx := t.Context()
 	expired, cancel := context.WithDeadline(ctx, time.Unix(1, 0))

@@ -352,21 +352,6 @@ func readResponse(r *bufio.Reader, method string) (*http.Response, error) {
 	return nil, errors.New("not an HTTP answer: only informational ones")
 }
 
-// clean makes a server's words safe for one line of a log, and short.
-func clean(s string) string {
-	s = strings.ToValidUTF8(s, "?")
-	s = strings.Map(func(c rune) rune {
-		if c < ' ' || c == 0x7f {
-			return '?'
-		}
-		return c
-	}, s)
-	if r := []rune(s); len(r) > 120 {
-		s = string(r[:120]) + "..."
-	}
-	return s
-}
-
 // open connects, for https with TLS, and binds the connection to ctx.
 func (r httpRequest) open(ctx context.Context) (net.Conn, error) {
 	var conn net.Conn

@@ -44,8 +44,7 @@ const (
 
 // end stamps the verdict.
 func (x *polled) end(v model.Verdict) Ended {
-	v.At = time.Now()
-	v.Duration = v.At.Sub(x.start)
+	stamp(&v, x.start)
 	return Ended{Of: x.of, Verdict: v}
 }
 

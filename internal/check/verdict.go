@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/batuta-ha/batuta/internal/model"
 )
@@ -31,10 +33,44 @@ func Perform(ctx context.Context, f Func, t model.Target) (v model.Verdict) {
 		if surroundings != nil && v.Status == model.Up {
 			v.Warning = surroundings.warning
 		}
-		v.At = time.Now()
-		v.Duration = v.At.Sub(start)
+		stamp(&v, start)
 	}()
 	return f(ctx, t)
+}
+
+// stamp completes the verdict of a check that began at start. Whatever words
+// of a server are in it, it is fit for a log and for a terminal.
+func stamp(v *model.Verdict, start time.Time) {
+	v.Reason, v.Warning, v.Load.Reason = printable(v.Reason), printable(v.Warning), printable(v.Load.Reason)
+	v.At = time.Now()
+	v.Duration = v.At.Sub(start)
+}
+
+// printable replaces what forges lines, drives a terminal (control characters,
+// those of ISO 6429 above ASCII among them), or turns the direction of a line.
+func printable(s string) string {
+	if !strings.ContainsFunc(s, unprintable) {
+		return s
+	}
+	return strings.Map(func(c rune) rune {
+		if unprintable(c) {
+			return '?'
+		}
+		return c
+	}, s)
+}
+
+func unprintable(c rune) bool {
+	return c < ' ' || c > '~' && (c == utf8.RuneError || unicode.In(c, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp))
+}
+
+// clean makes a server's words printable, and short.
+func clean(s string) string {
+	s = printable(s)
+	if r := []rune(s); len(r) > 120 {
+		s = string(r[:120]) + "..."
+	}
+	return s
 }
 
 // crashed is the verdict of a check that panicked, made where it is recovered.

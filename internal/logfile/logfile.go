@@ -10,6 +10,7 @@ import (
 	"log/syslog"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/batuta-ha/batuta/internal/model"
 )
@@ -94,13 +95,15 @@ func open(name, tag string, sink model.Sink) *appender {
 	return a
 }
 
-// oneLine keeps a text from forging other lines or driving a terminal.
+// oneLine keeps a text from forging other lines or driving a terminal: by
+// control characters, those of ISO 6429 above ASCII among them, or by turning
+// the direction of the line around.
 func oneLine(text string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
 		case r == '\n', r == '\t':
 			return ' '
-		case r < ' ', r == 0x7f:
+		case unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp):
 			return '?'
 		}
 		return r

@@ -121,3 +121,17 @@ func TestHangingDisk(t *testing.T) {
 		}
 	})
 }
+
+// Nothing that an event says drives the terminal of who reads the log.
+func TestOneLine(t *testing.T) {
+	for said, want := range map[string]string{
+		"plain, grüße":           "plain, grüße",
+		"two\nlines\tand a tab":  "two lines and a tab",
+		"\x1b]0;title\a \u009bm": "?]0;title? ?m",
+		"turn \u202eround":       "turn ?round",
+	} {
+		if got := oneLine(said); got != want {
+			t.Errorf("%q became %q, want %q", said, got, want)
+		}
+	}
+}
