@@ -55,6 +55,8 @@ static __always_inline int overloaded(struct real *r)
 		return 0;
 	if (!lower)
 		lower = (__u32)((__u64)upper * 3 / 4);
+	if (lower > upper) /* nobody wants it to come and go with each connection */
+		lower = upper;
 	n = READ_ONCE(r->active) + READ_ONCE(r->inactive);
 	is = READ_ONCE(r->overloaded) ? n >= lower : n >= upper;
 	if (is != r->overloaded && !tracing)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 
 	"github.com/batuta-ha/batuta/internal/model"
 )
@@ -244,6 +245,21 @@ func ethernet(to net.HardwareAddr, ip []byte) []byte {
 	return slices.Concat(to, []byte{2, 0, 0, 0, 0, 9}, typ)
 }
 
+var linkAttrs = map[string]*netlink.LinkAttrs{}
+
+// linkOf remembers the director's interfaces of the drawing.
+func linkOf(t testing.TB, dev string) *netlink.LinkAttrs {
+	t.Helper()
+	if linkAttrs[dev] == nil {
+		l, err := director.LinkByName(dev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		linkAttrs[dev] = l.Attrs()
+	}
+	return linkAttrs[dev]
+}
+
 // testRun gives an IP packet to a program as if it came by on an interface.
 func testRun(t testing.TB, p *Plane, hook, dev string, ip []byte, repeat uint32) (verdict uint32, out []byte) {
 	t.Helper()
@@ -251,14 +267,11 @@ func testRun(t testing.TB, p *Plane, hook, dev string, ip []byte, repeat uint32)
 	if hook == "egress" {
 		prog = p.out
 	}
-	l, err := director.LinkByName(dev)
-	if err != nil {
-		t.Fatal(err)
-	}
-	frame := append(ethernet(l.Attrs().HardwareAddr, ip), ip...)
-	ctx := skbContext{Ifindex: uint32(l.Attrs().Index)}
+	l := linkOf(t, dev)
+	frame := append(ethernet(l.HardwareAddr, ip), ip...)
+	ctx := skbContext{Ifindex: uint32(l.Index)}
 	o := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+512), Context: ctx, Repeat: repeat}
-	verdict, err = prog.Run(o)
+	verdict, err := prog.Run(o)
 	if err != nil {
 		t.Fatalf("test-run of %d bytes: %v", len(frame), err)
 	}

@@ -42,7 +42,7 @@ type tables struct {
 	cpus     int
 	maxFlows int
 	reasons  []uint64 // reasonsLine for each processor
-	adopted  bool // found pinned, not made
+	adopted  bool     // found pinned, not made
 	mapped   [][]byte
 }
 

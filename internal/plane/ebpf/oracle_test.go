@@ -1,0 +1,505 @@
+package ebpf
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/plane"
+)
+
+// oracle is the plane again, slow and obvious: it says what the programs must
+// do with a packet. Only what a hash or chance decides it learns from the
+// answer, and checks that it could be. Time stands still.
+type oracle struct {
+	services map[model.ServiceKey]*oService
+	flows    map[ends]*oFlow // by both directions
+	stays    map[stayKey]*oReal
+	list     []*oFlow // as flows, in the order of opening; some are over
+}
+
+// ends are a packet's.
+type ends struct {
+	proto    string
+	src, dst netip.AddrPort
+}
+
+type stayKey struct {
+	service model.ServiceKey
+	client  netip.Addr
+}
+
+type oService struct {
+	model.VirtualService
+	reals []*oReal // sorted
+	next  int
+	count model.Counters
+}
+
+type oReal struct {
+	model.RealServer
+	local, dead, overloaded bool
+	active, inactive        int
+	count                   model.Counters
+}
+
+type oFlow struct {
+	to, back ends // back is zero where replies do not pass here
+	real     *oReal
+	forward  model.Forward
+	local    bool
+	state    string
+	answered bool
+	fin      [2]bool
+	over     bool // ended: in no table
+}
+
+func newOracle() *oracle {
+	return &oracle{services: map[model.ServiceKey]*oService{}, flows: map[ends]*oFlow{}, stays: map[stayKey]*oReal{}}
+}
+
+// change carries out what the plane has accepted. local tells own addresses.
+func (o *oracle) change(c model.Change, local bool) {
+	k := c.Service.Key
+	s := o.services[k]
+	switch c.Op {
+	case model.ServiceAdd, model.ServiceEdit:
+		if s == nil {
+			s = &oService{}
+			o.services[k] = s
+		}
+		s.VirtualService = c.Service
+	case model.ServiceDelete:
+		if s != nil {
+			for _, r := range s.reals {
+				r.dead = true
+			}
+			delete(o.services, k)
+		}
+	case model.RealAdd, model.RealEdit:
+		i, have := slices.BinarySearchFunc(s.reals, c.Real.Addr, func(r *oReal, a netip.AddrPort) int { return r.Addr.Compare(a) })
+		if !have {
+			s.reals = slices.Insert(s.reals, i, &oReal{})
+		}
+		s.reals[i].RealServer, s.reals[i].local = c.Real, local
+	case model.RealDelete:
+		if s != nil {
+			s.reals = slices.DeleteFunc(s.reals, func(r *oReal) bool {
+				if r.Addr == c.Real.Addr {
+					r.dead = true
+				}
+				return r.dead
+			})
+		}
+	case model.ChangeNone:
+	}
+}
+
+func (o *oracle) find(e ends) *oService {
+	key := func(port uint16) model.ServiceKey {
+		p := map[string]model.Protocol{"tcp": model.TCP, "udp": model.UDP, "sctp": model.SCTP}[e.proto]
+		return model.ServiceKey{Proto: p, Addr: netip.AddrPortFrom(e.dst.Addr(), port)}
+	}
+	if s := o.services[key(e.dst.Port())]; s != nil {
+		return s
+	}
+	return o.services[key(0)]
+}
+
+// verdict is what must happen to a packet.
+type verdict struct {
+	code   uint32 // pass, redirected, dropped
+	reason Reason
+	out    packet // what becomes of it, unless it is dropped
+}
+
+const dropped = 2
+
+func dropFor(r Reason) verdict { return verdict{code: dropped, reason: r} }
+
+// flow gives the connection of a packet and its direction (0 to the real server).
+func (o *oracle) flow(e ends) (f *oFlow, dir int) {
+	f = o.flows[e]
+	if f != nil && f.to != e {
+		dir = 1
+	}
+	return f, dir
+}
+
+func (o *oracle) end(f *oFlow) {
+	if f.over {
+		return
+	}
+	f.over = true
+	delete(o.flows, f.to)
+	if f.back != (ends{}) {
+		delete(o.flows, f.back)
+	}
+	f.real.gauge(f.state, -1)
+}
+
+func (r *oReal) gauge(state string, by int) {
+	if state == "ESTABLISHED" {
+		r.active += by
+	} else {
+		r.inactive += by
+	}
+}
+
+func (f *oFlow) finished() bool { return f.real.dead || f.state == "TIME_WAIT" || f.state == "CLOSE" }
+
+func mayOpen(p packet) bool { return p.proto == "udp" || p.flags == "S" }
+
+// ingress says what the ingress program must do. seen is the real server that
+// the program has given a new connection to, for what chance or a hash decides.
+func (o *oracle) ingress(p packet, seen netip.AddrPort) verdict {
+	if p.proto == "icmp" {
+		return o.fault(p, true)
+	}
+	e := ends{p.proto, p.src, p.dst}
+	f, dir := o.flow(e)
+	if f != nil && !(dir == 0 && mayOpen(p) && (f.real.dead || p.proto != "udp") && f.finished()) {
+		if f.real.dead {
+			return dropFor(ReasonDeadFlow)
+		}
+		return o.carry(p, f, dir)
+	}
+	s := o.find(e)
+	switch {
+	case s == nil && f != nil:
+		return dropFor(ReasonDeadFlow)
+	case s == nil:
+		return verdict{code: pass, out: p}
+	case f != nil:
+		o.end(f)
+	case !mayOpen(p):
+		return verdict{code: pass, reason: ReasonNoFlow, out: p}
+	}
+	if s.chancy() && !seen.IsValid() && len(ringOf(s)) > 0 {
+		return dropFor(reasonAny) // which of its tries it tells of, the oracle cannot know
+	}
+	f, why := o.open(s, e, seen)
+	if f == nil {
+		return dropFor(why)
+	}
+	return o.carry(p, f, 0)
+}
+
+const reasonAny = Reason(1000)
+
+func (s *oService) chancy() bool {
+	return slices.Contains([]string{"sh", "mh", "dh", "twos", "p2c"}, s.Scheduler)
+}
+
+// open schedules a connection.
+func (o *oracle) open(s *oService, e ends, seen netip.AddrPort) (*oFlow, Reason) {
+	var ring []*oReal
+	for _, i := range ringOf(s) {
+		ring = append(ring, s.reals[i])
+	}
+	if len(ring) == 0 {
+		return nil, ReasonNoReal
+	}
+	f := &oFlow{to: e, state: map[string]string{"udp": "UDP"}[e.proto]}
+	if f.state == "" {
+		f.state = "SYN_RECV"
+	}
+	key := stayKey{s.Key, masked(s.Persistence, e.src.Addr())}
+	why := ReasonNoReal
+	if home := o.stays[key]; s.Persistence.Enabled && home != nil && !home.dead {
+		why = o.try(s, f, home)
+	}
+	if f.real == nil || why != ReasonNone {
+		at := o.place(s, ring, seen)
+		why = ReasonNoReal
+		for i := -1; i < min(len(ring), 64); i++ { // its place, then those after it
+			step := max(i+1, 0)
+			if i < 0 {
+				step = 0
+			}
+			r := ring[(at+step)%len(ring)]
+			if got := o.try(s, f, r); got == ReasonNone || why == ReasonNoReal {
+				why = got
+			}
+			if why == ReasonNone {
+				break
+			}
+		}
+	}
+	if why != ReasonNone {
+		return nil, why
+	}
+	if s.Persistence.Enabled {
+		o.stays[key] = f.real
+	}
+	f.real.count.Connections++
+	if s.OnePacket {
+		return f, ReasonNone
+	}
+	o.flows[f.to] = f
+	o.list = append(o.list, f)
+	if f.back != (ends{}) {
+		o.flows[f.back] = f
+	}
+	f.real.gauge(f.state, +1)
+	return f, ReasonNone
+}
+
+func ringOf(s *oService) []int {
+	var reals []*real
+	for _, r := range s.reals {
+		reals = append(reals, &real{RealServer: r.RealServer})
+	}
+	return ring(s.Scheduler, reals)
+}
+
+// place is where in the ring the search begins.
+func (o *oracle) place(s *oService, ring []*oReal, seen netip.AddrPort) int {
+	switch s.Scheduler {
+	case "rr", "wrr":
+		s.next++
+		return (s.next - 1) % len(ring)
+	case "sh", "mh", "dh", "twos", "p2c":
+		return max(slices.IndexFunc(ring, func(r *oReal) bool { return r.Addr == seen }), 0)
+	}
+	of := make([]plane.Candidate, len(ring))
+	for i, r := range ring {
+		of[i] = plane.Candidate{Addr: r.Addr, Weight: r.Weight, Active: uint64(r.active), Inactive: uint64(r.inactive), Skip: r.full()}
+	}
+	return max((&plane.Scheduler{Name: s.Scheduler}).Next(of, netip.Addr{}), 0)
+}
+
+func (r *oReal) full() bool {
+	r.overloaded = plane.Overloaded(r.overloaded, uint64(r.active+r.inactive), r.RealServer)
+	return r.overloaded
+}
+
+func (o *oracle) try(s *oService, f *oFlow, r *oReal) Reason {
+	if r.dead || r.Weight <= 0 {
+		return ReasonNoReal
+	}
+	if r.full() {
+		return ReasonOverloaded
+	}
+	f.forward, f.local = r.Forward, r.local
+	f.back = ends{}
+	back := ends{f.to.proto, f.to.dst, f.to.src}
+	if r.Forward == model.Masq {
+		port := r.Addr.Port()
+		if port == 0 {
+			port = f.to.dst.Port()
+		}
+		back.src = netip.AddrPortFrom(r.Addr.Addr(), port)
+	}
+	if (r.Forward == model.Masq || r.local) && !s.OnePacket {
+		if old := o.flows[back]; old != nil {
+			if !old.finished() {
+				return ReasonCollision
+			}
+			o.end(old)
+		}
+		f.back = back
+	}
+	f.real = r
+	return ReasonNone
+}
+
+// account follows a connection's state.
+func (f *oFlow) account(p packet, dir int) {
+	if dir == 0 {
+		f.real.count.PacketsIn++
+	} else {
+		f.real.count.PacketsOut++
+	}
+	if p.proto == "udp" || f.over {
+		return
+	}
+	has := func(flag byte) bool { return slices.Contains([]byte(p.flags), flag) }
+	was := f.state
+	if was == "ESTABLISHED" && !has('F') && !has('R') {
+		return
+	}
+	f.answered = f.answered || dir == 1 || f.forward != model.Masq
+	if has('F') {
+		f.fin[dir] = true
+	}
+	switch {
+	case has('R'):
+		f.state = "CLOSE"
+	case f.fin[0] && f.fin[1]:
+		f.state = "TIME_WAIT"
+	case f.fin[0]:
+		f.state = "CLOSE_WAIT"
+	case f.fin[1]:
+		f.state = "FIN_WAIT"
+	case was == "SYN_RECV" && dir == 0 && f.answered && !has('S'),
+		was == "CLOSE" && (dir == 1 || f.forward != model.Masq):
+		f.state = "ESTABLISHED"
+	}
+	f.real.gauge(was, -1)
+	f.real.gauge(f.state, +1)
+}
+
+// mtu is that of every interface of the drawing.
+const mtu = 1500
+
+func (p packet) size() int { return len(p.ip()) }
+
+// carry says what becomes of a packet of a connection.
+func (o *oracle) carry(p packet, f *oFlow, dir int) verdict {
+	if f.local {
+		if dir == 0 {
+			f.account(p, dir)
+		}
+		return verdict{code: pass, out: p}
+	}
+	room := 0
+	if f.forward == model.IPIP {
+		room = 20
+		if f.real.Addr.Addr().Is6() {
+			room = 40
+		}
+	}
+	why := ReasonNone
+	switch {
+	case p.ttl <= 1:
+		why = ReasonTTL
+	case p.size()+room > mtu:
+		why = ReasonTooBig
+	}
+	if dir == 1 && why != ReasonNone {
+		return verdict{code: pass, reason: why, out: p}
+	}
+	f.account(p, dir)
+	out := p
+	if f.forward != model.Masq {
+		switch why {
+		case ReasonTTL:
+			return verdict{code: redirected, reason: ReasonLastHop, out: refusal(p, f, 11, 3, 0, 0)}
+		case ReasonTooBig:
+			return verdict{code: redirected, reason: ReasonOversize, out: refusal(p, f, 3, 2, 4, mtu-room)}
+		}
+		out.ttl--
+		return verdict{code: redirected, out: f.wrap(out)}
+	}
+	if dir == 0 {
+		out.dst = f.back.src
+	} else {
+		out.src = f.to.dst
+	}
+	if why != ReasonNone {
+		return verdict{code: pass, reason: why, out: out}
+	}
+	out.ttl--
+	return verdict{code: redirected, out: out}
+}
+
+// wrap puts a packet into the tunnel, if there is one.
+func (f *oFlow) wrap(p packet) packet {
+	if f.forward != model.IPIP {
+		return p
+	}
+	outer := packet{proto: "tunnel", ttl: 64, about: &p, dst: netip.AddrPortFrom(f.real.Addr.Addr(), 0)}
+	outer.df = !f.real.Addr.Addr().Is6() && (p.df || p.src.Addr().Is6())
+	// The director's end is its address on that network.
+	if a := f.real.Addr.Addr(); a.Is6() {
+		b := a.As16()
+		b[15] = 1
+		outer.src = netip.AddrPortFrom(netip.AddrFrom16(b), 0)
+	} else {
+		b := a.As4()
+		b[3] = 1
+		outer.src = netip.AddrPortFrom(netip.AddrFrom4(b), 0)
+	}
+	return outer
+}
+
+// refusal is the ICMP error that the plane makes itself.
+func refusal(p packet, f *oFlow, typ4, typ6, code4, size int) packet {
+	q := p
+	q.length = 0 // the headers alone are quoted
+	if p.proto == "sctp" {
+		q.flags = "" // its first eight bytes
+	}
+	out := packet{proto: "icmp", src: netip.AddrPortFrom(p.dst.Addr(), 0), dst: netip.AddrPortFrom(p.src.Addr(), 0),
+		typ: typ4, code: code4, mtu: size, ttl: 64, df: true, about: &q}
+	if p.src.Addr().Is6() {
+		out.typ, out.code, out.df = typ6, 0, false
+	}
+	return out
+}
+
+// fault says what becomes of an ICMP error.
+func (o *oracle) fault(p packet, in bool) verdict {
+	q := *p.about
+	f, dir := o.flow(ends{q.proto, q.dst, q.src})
+	if f == nil || f.local || q.src.Addr() != p.dst.Addr() {
+		return verdict{code: pass, out: p}
+	}
+	if in && f.real.dead {
+		return dropFor(ReasonDeadFlow)
+	}
+	out, about := p, q
+	if f.forward != model.Masq {
+		if !in {
+			return verdict{code: pass, out: p}
+		}
+		if p.ttl <= 1 {
+			return dropFor(ReasonUnreachable)
+		}
+		out.ttl--
+		return verdict{code: redirected, out: f.wrap(out)}
+	}
+	if in && p.ttl <= 1 && dir == 1 {
+		return verdict{code: pass, reason: ReasonTTL, out: p}
+	}
+	if dir == 0 {
+		about.src = f.back.src
+		out.dst = netip.AddrPortFrom(f.back.src.Addr(), 0)
+	} else {
+		about.dst = f.to.dst
+		out.src = netip.AddrPortFrom(f.to.dst.Addr(), 0)
+	}
+	out.about = &about
+	if !in {
+		return verdict{code: pass, out: out}
+	}
+	if p.ttl <= 1 {
+		return verdict{code: pass, reason: ReasonTTL, out: out}
+	}
+	out.ttl--
+	return verdict{code: redirected, out: out}
+}
+
+// egress says what the egress program must do.
+func (o *oracle) egress(p packet) verdict {
+	if p.proto == "icmp" {
+		return o.fault(p, false)
+	}
+	f, dir := o.flow(ends{p.proto, p.src, p.dst})
+	if f == nil || dir == 0 {
+		return verdict{code: pass, out: p}
+	}
+	if f.real.dead {
+		return dropFor(ReasonDeadFlow)
+	}
+	f.account(p, dir)
+	out := p
+	if !f.local {
+		out.src = f.to.dst
+	}
+	return verdict{code: pass, out: out}
+}
+
+// masked is a client's network under a service's mask.
+func masked(p model.Persistence, client netip.Addr) netip.Addr {
+	if !p.Netmask.IsValid() {
+		return client
+	}
+	b, m := client.AsSlice(), p.Netmask.AsSlice()
+	for i := range b {
+		b[i] &= m[i]
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
