@@ -2,10 +2,12 @@ package demo
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -18,8 +20,9 @@ import (
 // agree about the beginning of an outage, which is known by the last beat.
 const checkEvery = time.Second
 
-// patientHaD is the tutorial's /etc/ha.d with a deadtime of three keepalives.
-func patientHaD(t *testing.T) string {
+// patientHaD is the tutorial's /etc/ha.d with a keepalive of a second and a
+// deadtime of so many seconds.
+func patientHaD(t *testing.T, dead int) string {
 	t.Helper()
 	dir := quickHaD(t, "lvs01 10.1.0.100 10.240.0.1 10.240.1.1 ldirectord\n")
 	name := filepath.Join(dir, "ha.cf")
@@ -27,7 +30,7 @@ func patientHaD(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	paced := rewrite(string(text), map[string][]string{"keepalive": {"keepalive 1"}, "warntime": {"warntime 2"}, "deadtime": {"deadtime 3"}})
+	paced := rewrite(string(text), map[string][]string{"keepalive": {"keepalive 1"}, "warntime": {"warntime 2"}, "deadtime": {fmt.Sprintf("deadtime %d", dead)}, "initdead": {fmt.Sprintf("initdead %d", 2*dead)}})
 	if err := os.WriteFile(name, []byte(paced), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -37,7 +40,7 @@ func patientHaD(t *testing.T) string {
 // The survivor's journal tells of an outage what a client measured.
 func TestTheClientAndTheJournalAgree(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, lab.Options{HaD: os.DirFS(patientHaD(t))})
+	c := newCluster(t, lab.Options{HaD: os.DirFS(patientHaD(t, 3))})
 	c.holder("lvs01", "lvs01", "lvs02")
 	client := newAccount()
 	answers, report := io.Pipe()
@@ -125,6 +128,48 @@ func TestTheClientAndTheJournalAgree(t *testing.T) {
 	for _, want := range []string{"new power supply (by ", " canceled: not needed (by "} {
 		if !strings.Contains(events, want) {
 			t.Errorf("the events lack %q:\n%s", want, events)
+		}
+	}
+}
+
+// A daemon that crashes and is back before its deadtime has served all along:
+// the kernel had the address and the table, and the journal says so.
+func TestACrashedDaemonLeavesNoGapInTheJournal(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, lab.Options{HaD: os.DirFS(patientHaD(t, 60))})
+	c.holder("lvs01", "lvs01", "lvs02")
+	states := func() (list []string) {
+		for _, line := range strings.Split(c.out("lvs01", "batuta", "events", "--about", "state: "), "\n") {
+			if _, text, ok := strings.Cut(line, "state: "); ok {
+				list = append(list, text)
+			}
+		}
+		return list
+	}
+	count := func(text string) (n int) {
+		for _, s := range states() {
+			if strings.HasPrefix(s, text) {
+				n++
+			}
+		}
+		return n
+	}
+	service := "service tcp 10.1.0.100:80 is up on lvs01"
+	c.eventually("the journal knows the service", func() (bool, string) { return count(service) == 1, strings.Join(states(), "\n") })
+	daemon := c.Node("lvs01").Service()
+	if err := daemon.Signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	_ = daemon.Wait() // killed
+	if err := c.Node("lvs01").StartService(); err != nil {
+		t.Fatal(err)
+	}
+	c.holder("lvs01", "lvs01", "lvs02")
+	c.eventually("the journal knows the service again", func() (bool, string) { return count(service) == 2, strings.Join(states(), "\n") })
+	text := strings.Join(states(), "\n")
+	for _, want := range []string{"vip 10.1.0.100 is up on lvs01: found in force when the daemon was back", service + ": found in force when the daemon was back"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the journal lacks %q:\n%s", want, text)
 		}
 	}
 }
