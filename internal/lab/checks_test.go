@@ -42,7 +42,7 @@ func checkAll(patience time.Duration) error {
 			again := time.NewTicker(100 * time.Millisecond)
 			defer again.Stop()
 			for {
-				verdicts[i] = check.Perform(context.Background(), check.For(t), t)
+				verdicts[i] = bothWays(ctx, t)
 				if verdicts[i].Status == model.Up {
 					return
 				}
@@ -56,6 +56,27 @@ func checkAll(patience time.Duration) error {
 	}
 	all.Wait()
 	return json.NewEncoder(os.Stdout).Encode(verdicts)
+}
+
+// bothWays makes a check as a director does, by check.Poll if that can make it,
+// and as a call. The verdicts have to agree.
+func bothWays(ctx context.Context, t model.Target) model.Verdict {
+	v := check.Perform(context.Background(), check.For(t), t)
+	if !check.Pollable(&t) {
+		return v
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	ended := make(chan model.Verdict, 1)
+	p, err := check.NewPoll(ctx, func(list []check.Ended) { ended <- list[0].Verdict })
+	if err != nil {
+		return model.Verdict{Reason: err.Error()}
+	}
+	p.Start(nil, &t)
+	if polled := <-ended; polled.Status != v.Status || polled.Reason != v.Reason {
+		return model.Verdict{Reason: fmt.Sprintf("as a call %v, polled %v", v, polled)}
+	}
+	return v
 }
 
 // pki are certificates of every kind that a server may show.
