@@ -33,7 +33,7 @@ func negotiateFTP(ctx context.Context, t model.Target) model.Verdict {
 		}
 		said := "logged in"
 		if t.Request != "" && t.Request != "/" {
-			content, err := d.retrieve(t.Request)
+			content, err := d.retrieve(t)
 			if err != nil {
 				return "", err
 			}
@@ -62,19 +62,23 @@ func (d *dialogue) ftpLogin(login, password string) error {
 // one kind: there is another.
 var errDataRefused = errors.New("no data connection")
 
-// retrieve returns the beginning of a file, up to bodyLimit.
-func (d *dialogue) retrieve(name string) ([]byte, error) {
+// retrieve returns the beginning of the file that request names, up to
+// bodyLimit.
+func (d *dialogue) retrieve(t model.Target) ([]byte, error) {
+	name := t.Request
 	if strings.ContainsFunc(name, func(c rune) bool { return c < ' ' }) {
 		return nil, errors.New("request contains a control character: it cannot be sent")
 	}
 	if _, err := d.ask("TYPE I"); err != nil { // if it is refused, text will do
 		return nil, err
 	}
-	content, err := d.transfer(name, d.active)
-	if errors.Is(err, errDataRefused) {
-		content, err = d.transfer(name, d.passive)
+	if t.Via == model.ViaReal { // by the virtual address the server's own connections do not arrive
+		content, err := d.transfer(name, d.active)
+		if !errors.Is(err, errDataRefused) {
+			return content, err
+		}
 	}
-	return content, err
+	return d.transfer(name, d.passive)
 }
 
 // transfer fetches a file over a data connection of one kind.
@@ -160,7 +164,9 @@ func (d *dialogue) passive() (dataPort, error) {
 		return dataPort{}, fmt.Errorf("not an answer: %q", clean(r.text))
 	}
 	to := d.peer().AddrPort()
-	conn, err := (&net.Dialer{Deadline: d.end}).DialContext(d.ctx, "tcp", netip.AddrPortFrom(to.Addr(), port).String())
+	opening := dialer()
+	opening.Deadline = d.end
+	conn, err := opening.DialContext(d.ctx, "tcp", netip.AddrPortFrom(to.Addr(), port).String())
 	if err != nil {
 		return dataPort{}, fmt.Errorf("data connection: %w", err)
 	}

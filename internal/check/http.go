@@ -209,6 +209,11 @@ func (r httpRequest) follow(location string) (httpRequest, error) {
 		return r, fmt.Errorf("redirected: %w", err)
 	}
 	next.target = elsewhere(r.target, next.host)
+	if next.host != r.host && next.target.Headers != "" {
+		bare := *next.target
+		bare.Headers = "" // they may let in, and are for the configured server alone
+		next.target = &bare
+	}
 	if r.absolute && next.scheme == "http" { // a proxy is asked for the next page, too
 		next.via, next.absolute = r.via, true
 	}

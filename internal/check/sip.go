@@ -39,8 +39,7 @@ func negotiateSIP(ctx context.Context, t model.Target) model.Verdict {
 	if t.Proto == model.TCP {
 		network = "tcp"
 	}
-	d := net.Dialer{KeepAlive: -1}
-	conn, err := d.DialContext(within, network, t.Addr.String())
+	conn, err := dialer().DialContext(within, network, t.Addr.String())
 	if err != nil {
 		return failed(ctx, within, err, t.NegotiateTimeout)
 	}

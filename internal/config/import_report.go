@@ -130,7 +130,7 @@ func (im *importer) became(director map[string]string, common *draft, drafts []*
 
 // shown is an attribute as written; secrets stay hidden.
 func shown(path, text string) string {
-	if path == "check.password" || path == "check.secret" {
+	if slices.Contains(hidden, strings.TrimPrefix(path, "check.")) {
 		text = `"..."`
 	}
 	return path + " = " + text

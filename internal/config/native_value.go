@@ -43,7 +43,11 @@ func (n *nativeParser) value(spec *attribute, a *hcl.Attribute) (rawValue, bool)
 	}
 	out := rawValue{pos: at}
 	wrong := func(want string) (rawValue, bool) {
-		n.error(at, fmt.Sprintf("%s must be %s, not %s", spec.name, want, kindName(v)), "")
+		not := ", not " + kindName(v)
+		if slices.Contains(hidden, spec.name) {
+			not = ""
+		}
+		n.error(at, spec.name+" must be "+want+not, "")
 		return rawValue{}, false
 	}
 	switch spec.kind {
@@ -82,6 +86,9 @@ func (n *nativeParser) value(spec *attribute, a *hcl.Attribute) (rawValue, bool)
 	}
 	return out, true
 }
+
+// hidden are the attributes whose values are not shown.
+var hidden = []string{"password", "secret"}
 
 // kindName is what a value is, for people.
 func kindName(v cty.Value) string {

@@ -27,7 +27,8 @@ service "tcp 10.0.0.1:80" {
   check {
     type = "htpp"
     connects = 2.5
-    password = ["sesame"]
+    password = 123456789
+    secret = ["sesame"]
   }
   check {
   }
