@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// story is what happens to a duet after its cold start.
+// story is what happens to a duet from its cold start on.
 type story struct {
 	name string
 	tell func(*duet)
@@ -49,9 +49,10 @@ func TestInterop(t *testing.T) {
 			}
 		}
 	}
+	duets = append(duets, told{duetOptions{"sha1", "bcast", "off", theirs}, story{"migration", migrate}})
 	// The nodes mostly wait for each other's timers, so many duets fit beside
 	// each other; t.Parallel would allow as many as there are processors.
-	places := make(chan struct{}, 9)
+	places := make(chan struct{}, 10)
 	var running sync.WaitGroup
 	for _, d := range duets {
 		places <- struct{}{}
@@ -59,9 +60,7 @@ func TestInterop(t *testing.T) {
 			defer func() { <-places }()
 			name := fmt.Sprintf("%s/%s-%s-failback-%s-%s-first", d.name, d.auth, d.media, d.failback, d.first)
 			t.Run(name, func(t *testing.T) {
-				duet := newDuet(t, d.duetOptions)
-				duet.coldStart()
-				d.tell(duet)
+				tell(t, d.duetOptions, d.tell)
 			})
 		})
 	}
@@ -106,6 +105,7 @@ func (d *duet) returns(story, node string) {
 // failover: each machine crashes and comes back, each daemon is stopped
 // cleanly and started again.
 func failover(d *duet) {
+	d.coldStart()
 	for _, node := range []string{theirs, ours} {
 		if err := d.Kill(node); err != nil {
 			d.Fatal(err)
@@ -148,8 +148,9 @@ func (d *duet) on(node string, args ...string) string {
 // wire and then on one that loses packets; then each daemon dies and is back
 // before it is missed.
 func handover(d *duet) {
+	d.coldStart()
 	if d.failback != "legacy" {
-		d.moves()
+		d.moves(8)
 	} else {
 		// There is nothing to hand over by: both refuse.
 		d.on(theirs, d.tool("hb_standby", theirs, "all")...)
@@ -159,7 +160,7 @@ func handover(d *duet) {
 	}
 	d.lossy(0.3)
 	if d.failback != "legacy" {
-		d.moves()
+		d.moves(5)
 	}
 	d.settled("on a bad wire", ourSet, theySet)
 	d.lossy(0)
@@ -170,18 +171,18 @@ func handover(d *duet) {
 	d.settled("ours was restarted quickly", ourSet, theySet)
 	if d.failback != "legacy" {
 		// Between two originals the resources of theirs would now be nowhere.
-		d.on(theirs, d.tool("hb_standby", theirs, "all")...)
-		d.settled("ours holds everything", both, nothing)
+		d.move(theirs, "hb_standby", "all", both, nothing)
 		d.agree()
 		d.restart(ours)
 		d.once("ours, with everything, was restarted quickly")
 	}
 }
 
-// moves hands sets over by the tools of either side.
-func (d *duet) moves() {
+// moves hands sets over by the tools of either side: the first n of the list,
+// 5 or 8, which end with each set at its own node.
+func (d *duet) moves(n int) {
 	d.Helper()
-	for _, move := range []struct {
+	list := []struct {
 		node, tool, set  string
 		atOurs, atTheirs string
 	}{
@@ -193,12 +194,32 @@ func (d *duet) moves() {
 		{theirs, "hb_standby", "local", both, nothing},
 		{theirs, "hb_takeover", "all", nothing, both},
 		{theirs, "hb_standby", "foreign", ourSet, theySet},
-	} {
-		d.agree()
-		d.on(move.node, d.tool(move.tool, move.node, move.set)...)
-		d.settled(fmt.Sprintf("%s: %s %s", move.node, move.tool, move.set), move.atOurs, move.atTheirs)
+	}
+	for _, move := range list[:n] {
+		d.move(move.node, move.tool, move.set, move.atOurs, move.atTheirs)
 	}
 	d.agree()
+}
+
+// move asks for a hand-over once both agree, and again if nothing comes of it,
+// as an operator would: the original at times loses what its tools write to
+// its FIFO (it logs a "Message with zero fields").
+func (d *duet) move(node, tool, set, atOurs, atTheirs string) {
+	d.Helper()
+	want := fmt.Sprintf("ours %q theirs %q", atOurs, atTheirs)
+	for range 6 {
+		d.agree()
+		if err := d.Node(node).Run(d.Context(), d.tool(tool, node, set)...); err != nil {
+			d.Log(err)
+		}
+		for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+			if fmt.Sprintf("ours %q theirs %q", d.holds(ours), d.holds(theirs)) == want {
+				d.Logf("%s: %s %s", node, tool, set)
+				return
+			}
+		}
+	}
+	d.Fatalf("%s: %s %s: ours %q theirs %q, want %s", node, tool, set, d.holds(ours), d.holds(theirs), want)
 }
 
 // lossy makes the real daemon drop this share of what it receives and of what
@@ -243,6 +264,7 @@ func (d *duet) restart(node string) {
 // then the nodes lose each other, both take everything, and when they hear
 // each other again each set ends up on one node.
 func split(d *duet) {
+	d.coldStart()
 	d.link("eth1", "up")
 	if err := d.Cut(theirs, "eth1"); err != nil {
 		d.Fatal(err)

@@ -78,6 +78,77 @@ type duet struct {
 	duetOptions
 	heartbeat []string          // the original's service
 	runs      map[string]string // what a node runs: batuta or heartbeat
+	patient   bool              // another attempt follows if this one proves nothing
+}
+
+// unfit is why an attempt says nothing about Batuta.
+type unfit string
+
+// unfit looks for what would spoil any story: the original loses, at times,
+// what its own scripts write to its FIFO, and then waits for it forever; a node
+// that got no processor for longer than its patience is dead to the other.
+func (d *duet) unfit() unfit {
+	for _, n := range []string{ours, theirs} {
+		for _, phrase := range []string{"Message with zero fields", "this node was not running for"} {
+			if d.Node(n).Run(context.Background(), "grep", "-qF", phrase, "/var/log/ha-log") == nil {
+				return unfit(n + " logged: " + phrase)
+			}
+		}
+	}
+	return ""
+}
+
+// Fatalf ends the attempt, and the test unless the attempt was unfit.
+func (d *duet) Fatalf(format string, args ...any) {
+	d.Helper()
+	if d.patient {
+		if why := d.unfit(); why != "" {
+			d.Logf(format, args...)
+			panic(why)
+		}
+	}
+	d.T.Fatalf(format, args...)
+}
+
+// Fatal is Fatalf without a format.
+func (d *duet) Fatal(args ...any) {
+	d.Helper()
+	d.Fatalf("%s", fmt.Sprint(args...))
+}
+
+// attempts is how often a story is begun anew when an attempt was unfit.
+const attempts = 3
+
+// tell tells a story to a new duet, and again if that proved nothing.
+func tell(t *testing.T, o duetOptions, story func(*duet)) {
+	t.Helper()
+	for i := 1; i <= attempts; i++ {
+		d := newDuet(t, o)
+		d.patient = i < attempts
+		why := d.hear(story)
+		if why == "" {
+			return
+		}
+		t.Logf("attempt %d is not counted: %s", i, why)
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// hear tells whether, and why, the attempt was unfit.
+func (d *duet) hear(story func(*duet)) (why unfit) {
+	defer func() {
+		switch v := recover().(type) {
+		case nil:
+		case unfit:
+			why = v
+		default:
+			panic(v)
+		}
+	}()
+	story(d)
+	return ""
 }
 
 // duetOptions are what differs from one duet to another.
@@ -151,7 +222,7 @@ func newDuet(t *testing.T, o duetOptions) *duet {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &duet{t, l, o, heartbeat, map[string]string{}}
+	d := &duet{T: t, Lab: l, duetOptions: o, heartbeat: heartbeat, runs: map[string]string{}}
 	t.Cleanup(func() {
 		if t.Failed() {
 			mu.Lock()

@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 )
 
@@ -69,12 +68,11 @@ func (p *probe) answered(since time.Time) (n int) {
 	return n
 }
 
-// A running pair of real Heartbeats becomes a pair of Batuta nodes, one node
-// after the other, and one of them goes back. A client that asks for the
-// service address each millisecond tells what each step costs it;
-// docs/guide/migrate-from-heartbeat.md is written from the log of this test.
-func TestMigration(t *testing.T) {
-	d := newDuet(t, duetOptions{"sha1", "bcast", "off", theirs})
+// migrate makes a running pair of real Heartbeats a pair of Batuta nodes, one
+// node after the other, and lets one of them go back. A client that asks for
+// the service address each millisecond tells what each step costs it;
+// docs/guide/migrate-from-heartbeat.md is written from the log of this story.
+func migrate(d *duet) {
 	d.use(ours, "heartbeat") // at first
 	d.coldStart()
 	client := d.probe("10.77.0.101")
@@ -92,9 +90,6 @@ func TestMigration(t *testing.T) {
 		})
 		fmt.Fprintf(&report, "%-55s longest silence %6.1f ms\n", what, client.gap(begin).Seconds()*1000)
 	}
-	move := func(node, tool string, args ...string) func() {
-		return func() { d.on(node, d.tool(tool, node, args...)...) }
-	}
 	replace := func(node, by string) func() {
 		return func() {
 			d.stop(node)
@@ -104,31 +99,16 @@ func TestMigration(t *testing.T) {
 	}
 
 	step("nothing happens", func() {})
-	step("theirs (real) hands everything to ours (real)", func() {
-		move(theirs, "hb_standby", "all")()
-		d.settled("handed over", both, nothing)
-	})
+	step("theirs (real) hands everything to ours (real)", func() { d.move(theirs, "hb_standby", "all", both, nothing) })
 	step("theirs becomes Batuta", replace(theirs, "batuta"))
 	d.settled("nothing has moved", both, nothing)
-	step("ours (real) hands everything to theirs (Batuta)", func() {
-		move(ours, "hb_standby", "all")()
-		d.settled("handed over", nothing, both)
-	})
+	step("ours (real) hands everything to theirs (Batuta)", func() { d.move(ours, "hb_standby", "all", nothing, both) })
 	step("ours becomes Batuta", replace(ours, "batuta"))
 	d.settled("nothing has moved", nothing, both)
-	step("ours (Batuta) takes its own back from theirs (Batuta)", func() {
-		move(ours, "hb_takeover", "local")()
-		d.settled("taken back", ourSet, theySet)
-	})
-	step("ours hands everything to theirs, both Batuta", func() {
-		move(ours, "hb_standby", "all")()
-		d.settled("handed over", nothing, both)
-	})
+	step("ours (Batuta) takes its own back from theirs (Batuta)", func() { d.move(ours, "hb_takeover", "local", ourSet, theySet) })
+	step("ours hands everything to theirs, both Batuta", func() { d.move(ours, "hb_standby", "all", nothing, both) })
 	step("the way back: ours becomes a real Heartbeat again", replace(ours, "heartbeat"))
 	d.settled("nothing has moved", nothing, both)
-	step("theirs (Batuta) hands everything to ours (real)", func() {
-		move(theirs, "hb_standby", "all")()
-		d.settled("handed over", both, nothing)
-	})
-	t.Logf("what a client saw that asks each millisecond:\n%s", report.String())
+	step("theirs (Batuta) hands everything to ours (real)", func() { d.move(theirs, "hb_standby", "all", both, nothing) })
+	d.Logf("what a client saw that asks each millisecond:\n%s", report.String())
 }
