@@ -33,7 +33,6 @@ type oService struct {
 	model.VirtualService
 	reals []*oReal // sorted
 	next  int
-	count model.Counters
 }
 
 type oReal struct {
@@ -373,11 +372,11 @@ func (o *oracle) carry(p packet, f *oFlow, dir int) verdict {
 	f.account(p, dir)
 	out := p
 	if f.forward != model.Masq {
-		switch why {
-		case ReasonTTL:
-			return verdict{code: redirected, reason: ReasonLastHop, out: refusal(p, f, 11, 3, 0, 0)}
-		case ReasonTooBig:
-			return verdict{code: redirected, reason: ReasonOversize, out: refusal(p, f, 3, 2, 4, mtu-room)}
+		if why == ReasonTTL {
+			return verdict{code: redirected, reason: ReasonLastHop, out: refusal(p, 11, 3, 0, 0)}
+		}
+		if why == ReasonTooBig {
+			return verdict{code: redirected, reason: ReasonOversize, out: refusal(p, 3, 2, 4, mtu-room)}
 		}
 		out.ttl--
 		return verdict{code: redirected, out: f.wrap(out)}
@@ -415,7 +414,7 @@ func (f *oFlow) wrap(p packet) packet {
 }
 
 // refusal is the ICMP error that the plane makes itself.
-func refusal(p packet, f *oFlow, typ4, typ6, code4, size int) packet {
+func refusal(p packet, typ4, typ6, code4, size int) packet {
 	q := p
 	q.length = 0 // the headers alone are quoted
 	if p.proto == "sctp" {
