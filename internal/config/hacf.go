@@ -117,6 +117,10 @@ type haDirective struct {
 
 // haDirectives is the whole vocabulary of ha.cf.
 var haDirectives = map[string]haDirective{
+	// Batuta's own.
+	"suspecttime": {form: "SECONDS, or Nms", read: haTime},
+	"quarantine":  {form: "FAILURES", read: haNumber(0, 100)},
+
 	"node": {form: "NAME...", read: func(h *haParser, l haLine) bool {
 		h.raw.nodes = append(h.raw.nodes, l.args...)
 		return true

@@ -146,11 +146,24 @@ func (l *haLower) nodes(h *model.Heartbeat) {
 	}
 }
 
+// A node that fails defaultFlaps times within flapWindow is given nothing back
+// until it has been well for flapHold (quarantine).
+const (
+	defaultFlaps = 5
+	flapWindow   = 10 * time.Minute
+	flapHold     = 5 * time.Minute
+)
+
 func (l *haLower) times(h *model.Heartbeat) {
 	h.Keepalive = l.time("keepalive", defaultKeepalive)
 	h.DeadTime = l.time("deadtime", defaultDeadTime)
 	h.WarnTime = l.time("warntime", h.DeadTime/2)
 	h.DeadPing = l.time("deadping", h.DeadTime)
+	h.SuspectTime = l.time("suspecttime", max(3*h.DeadTime, time.Second))
+	h.Flaps, h.FlapWindow, h.FlapHold = defaultFlaps, flapWindow, flapHold
+	if s, own := l.raw.settings["quarantine"]; own {
+		h.Flaps, _ = number(s.last().text)
+	}
 	switch {
 	case h.DeadTime > 10*time.Second:
 		h.InitDead = h.DeadTime
@@ -171,6 +184,9 @@ func (l *haLower) times(h *model.Heartbeat) {
 	}
 	if _, own := l.raw.settings["deadping"]; own && h.DeadPing <= 2*h.Keepalive {
 		l.error(l.at("deadping"), fmt.Sprintf("deadping %s is not more than twice the keepalive %s", h.DeadPing, h.Keepalive), fmt.Sprintf("write a deadping above %s", 2*h.Keepalive))
+	}
+	if _, own := l.raw.settings["suspecttime"]; own && h.SuspectTime < h.DeadTime {
+		l.error(l.at("suspecttime"), fmt.Sprintf("suspecttime %s is shorter than deadtime %s: a node would be dead before it is suspect", h.SuspectTime, h.DeadTime), fmt.Sprintf("write at least %s, better three times as much", h.DeadTime))
 	}
 	if _, own := l.raw.settings["initdead"]; own {
 		switch {

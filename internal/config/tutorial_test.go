@@ -80,6 +80,7 @@ func tutorialCluster() *model.Cluster {
 				Peer: netip.MustParseAddrPort("10.240.0.255:694")}},
 			Failback:  model.FailbackOn,
 			Keepalive: time.Second, WarnTime: 3 * time.Second, DeadTime: 5 * time.Second, InitDead: 15 * time.Second, DeadPing: 5 * time.Second,
+			SuspectTime: 15 * time.Second, Flaps: 5, FlapWindow: 10 * time.Minute, FlapHold: 5 * time.Minute,
 			MaxRexmitDelay: 250 * time.Millisecond, HopFudge: 1, InnerAuth: true,
 			LogFile: "/var/log/ha-log", DebugFile: "/var/log/ha-debug", SyslogFormat: true, LogBadPackets: true,
 			Recorded: []model.Setting{

@@ -69,7 +69,7 @@ func runScript(script string, do func(command string) string) string {
 //	node a of a b c               the node and its cluster; keepalive 1s, deadtime 5s
 //	start
 //	see b joined|beat|restarted|returned STATE [gen=N]
-//	see b silent|link-up|link-down [IF]
+//	see b silent|suspect|link-up|link-down [IF]
 //	hear b TYPE [FIELD=VALUE...]  a message comes in ("_" in a value is a space)
 //	tick 3s                       time passes; own beats are counted, not listed
 //	view
@@ -84,7 +84,8 @@ func (s *stage) do(command string) string {
 	w := strings.Fields(command)
 	switch w[0] {
 	case "node":
-		hb := model.Heartbeat{Self: model.NodeName(w[1]), Keepalive: time.Second, DeadTime: 5 * time.Second}
+		hb := model.Heartbeat{Self: model.NodeName(w[1]), Keepalive: time.Second, DeadTime: 5 * time.Second,
+			Flaps: 3, FlapWindow: 10 * time.Minute, FlapHold: 5 * time.Minute}
 		for _, n := range w[3:] {
 			hb.Nodes = append(hb.Nodes, model.NodeName(n))
 		}
@@ -110,6 +111,12 @@ func (s *stage) do(command string) string {
 		out := ""
 		for _, n := range s.core.View().Nodes {
 			out += fmt.Sprintf("%s %s gen=%d dead=%v batuta=%v", n.Name, n.State, n.Generation, time.Duration(n.DeadTime), n.Batuta)
+			if n.Suspect {
+				out += " suspect"
+			}
+			if s.now.Before(n.Quarantine) {
+				out += fmt.Sprintf(" quarantine=%v", n.Quarantine.Sub(s.now))
+			}
 			for _, l := range n.Links {
 				out += fmt.Sprintf(" %s:%v", l.Name, map[bool]string{true: "up", false: "down"}[l.Up])
 			}
@@ -123,7 +130,7 @@ func (s *stage) do(command string) string {
 
 func (s *stage) sighting(w []string) model.Sighting {
 	x := model.Sighting{Node: model.NodeName(w[1]), At: s.now, Batuta: true}
-	for k := model.SightingBeat; k <= model.SightingLinkDown; k++ {
+	for k := model.SightingBeat; k <= model.SightingSuspect; k++ {
 		if k.String() == w[2] {
 			x.Kind = k
 		}
@@ -131,7 +138,7 @@ func (s *stage) sighting(w []string) model.Sighting {
 	switch x.Kind {
 	case model.SightingLinkUp, model.SightingLinkDown:
 		x.Link = w[3]
-	case model.SightingSilent:
+	case model.SightingSilent, model.SightingSuspect:
 	case model.SightingNone:
 		s.t.Fatalf("unknown sighting %q", w[2])
 	default:
