@@ -69,6 +69,10 @@ bench-checks: build ## what checks cost, beside the real ldirectord (root, 10 mi
 bench-sla: build ## a yearly statement of ten million intervals: time and memory (3 min, 400 MB of disk)
 	BATUTA_BENCH=sla $(GO) test -count=1 -timeout 20m -run '^TestBenchSLA$$' -v ./internal/journal
 
+.PHONY: bench-ipvs
+bench-ipvs: ## a large table into the kernel's IPVS, beside ipvsadm -R in the same kernel (root, 5 min)
+	BATUTA_BENCH=ipvs $(GO) test -count=1 -timeout 1h -run '^TestBenchIPVS$$' -v ./internal/lab
+
 .PHONY: clean
 clean: ## remove what the build wrote
 	rm -rf bin

@@ -35,6 +35,7 @@ var rooms = map[string]room{
 	"internal/pair":      {level: 1, pure: true}, // haresources negotiation
 	"internal/balance":   {level: 1, pure: true}, // desired table, difference
 	"internal/sla":       {level: 1, pure: true}, // availability: statements and predictions
+	"internal/doctor":    {level: 1, pure: true}, // facts about a machine to findings
 
 	"internal/link":     {level: 2},                                        // heartbeat media
 	"internal/agent":    {level: 2},                                        // resource agents
