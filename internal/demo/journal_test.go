@@ -139,7 +139,7 @@ func TestACrashedDaemonLeavesNoGapInTheJournal(t *testing.T) {
 	c := newCluster(t, lab.Options{HaD: os.DirFS(patientHaD(t, 60))})
 	c.holder("lvs01", "lvs01", "lvs02")
 	states := func() (list []string) {
-		for _, line := range strings.Split(c.out("lvs01", "batuta", "events", "--about", "state: "), "\n") {
+		for _, line := range strings.SplitSeq(c.out("lvs01", "batuta", "events", "--about", "state: "), "\n") {
 			if _, text, ok := strings.Cut(line, "state: "); ok {
 				list = append(list, text)
 			}

@@ -31,7 +31,7 @@ type recorder struct {
 	ready   chan struct{}
 	wake    chan struct{}
 
-	evidence   func(journal.Thing) journal.Evidence       // of what was so while no daemon ran; nil for none
+	evidence   func(journal.Thing) journal.Evidence        // of what was so while no daemon ran; nil for none
 	agreements func() map[model.ServiceKey]model.Agreement // nil: nothing is promised
 	agreed     map[journal.Thing]model.Agreement           // as it has been recorded
 
