@@ -36,6 +36,7 @@ var rewrite = flag.Bool("rewrite", false, "write testdata/packets anew; review t
 //	egress inside0 PACKET
 //	to PACKET                             in short: to which end it goes from outside
 //	flows                                 lists the connections
+//	trace tcp 10.1.0.50:40000 > 10.1.0.100:80 S    what would happen
 func TestGoldenPackets(t *testing.T) {
 	requireRoot(t)
 	files, err := filepath.Glob("testdata/packets/*.txt")
@@ -176,6 +177,17 @@ func (s *story) run(command string) string {
 			return head + "\n"
 		}
 		return answer[4] + "\n"
+	case "trace":
+		in, err := parsePacket(rest)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		p := map[string]model.Protocol{"tcp": model.TCP, "udp": model.UDP, "sctp": model.SCTP}[in.proto]
+		answer, err := TraceTable(s.plane.o.Dir, Question{Proto: p, Client: in.src, Virtual: in.dst, Opens: in.flags == "S"})
+		if err != nil {
+			return err.Error() + "\n"
+		}
+		return answer.String()
 	case "ingress", "egress":
 		dev, text, _ := strings.Cut(rest, " ")
 		return s.send(word, dev, text)
@@ -216,24 +228,6 @@ func (s *story) send(hook, dev, text string) string {
 		return answer + "\n"
 	}
 	return answer + " " + readPacket(out, false).String() + "\n" + hexLines(out)
-}
-
-// skbContext is struct __sk_buff of linux/bpf.h as far as test-run reads it.
-type skbContext struct {
-	Len, PktType, Mark, QueueMapping, Protocol, VlanPresent, VlanTci, VlanProto uint32
-	Priority, IngressIfindex, Ifindex, TcIndex                                  uint32
-	CB                                                                          [5]uint32
-	Hash, TcClassid, Data, DataEnd, NapiID, Family                              uint32
-	RemoteIP4, LocalIP4                                                         uint32
-	RemoteIP6, LocalIP6                                                         [4]uint32
-	RemotePort, LocalPort, DataMeta, _                                          uint32
-	FlowKeys, Tstamp                                                            uint64
-	WireLen, GsoSegs                                                            uint32
-	Sk                                                                          uint64
-	GsoSize                                                                     uint32
-	TstampType                                                                  uint8
-	_                                                                           [3]uint8
-	Hwtstamp                                                                    uint64
 }
 
 // ethernet is the header before an IP packet.
