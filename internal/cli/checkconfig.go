@@ -11,6 +11,7 @@ import (
 
 func newCheckConfigCommand(o *options) *cobra.Command {
 	var kind string
+	var schema bool
 	cmd := &cobra.Command{
 		Use:   "check-config FILE...",
 		Short: "Report every problem of configuration files at once",
@@ -22,8 +23,17 @@ The kind of a file follows from its name (ldirectord.cf or *.cf, batuta.hcl or *
 *.hcl.json, ha.cf, authkeys, haresources) or from --kind. A directory is read as an ha.d directory, with
 checks across its files. Exit code 0 without errors, 78 with any.`,
 		Example: "  batuta check-config /etc/ha.d\n  batuta check-config --kind ldirectord draft.txt",
-		Args:    positional(cobra.MinimumNArgs(1)),
+		Args: positional(func(cmd *cobra.Command, args []string) error {
+			if schema {
+				return cobra.NoArgs(cmd, args)
+			}
+			return cobra.MinimumNArgs(1)(cmd, args)
+		}),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if schema {
+				_, err := cmd.OutOrStdout().Write(config.NativeSchema())
+				return err
+			}
 			k := config.KindUnknown
 			if kind != "" {
 				var err error
@@ -53,5 +63,6 @@ checks across its files. Exit code 0 without errors, 78 with any.`,
 		},
 	}
 	cmd.Flags().StringVar(&kind, "kind", "", "ldirectord, hcl, ha.cf, authkeys or haresources, whatever the name")
+	cmd.Flags().BoolVar(&schema, "schema", false, "print the JSON Schema of batuta.hcl.json instead")
 	return cmd
 }

@@ -29,6 +29,11 @@ func TestReference(t *testing.T) {
 	compareGolden(t, nativeReference, head+mark+referenceText())
 }
 
+// TestNativeSchema: the published schema is the one of the tables.
+func TestNativeSchema(t *testing.T) {
+	compareGolden(t, "../../docs/reference/batuta.schema.json", string(NativeSchema()))
+}
+
 // TestReferenceExample: the example of the reference is one.
 func TestReferenceExample(t *testing.T) {
 	b, err := os.ReadFile(nativeReference)
