@@ -135,7 +135,9 @@ func sysctlNames() []string {
 	return names
 }
 
-// Sysctls returns the kernel's settings of IPVS, in the order of their names.
+// Sysctls returns the kernel's settings of IPVS, in the order of their names:
+// those of the calling thread's namespace, which is the plane's in a process
+// that has only one.
 func (p *Plane) Sysctls(context.Context) ([]model.Setting, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
