@@ -2,6 +2,7 @@ package journal
 
 import (
 	"fmt"
+	"iter"
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/sla"
@@ -52,8 +53,8 @@ func (s *Story) NodesExperience() (sla.Experience, error) {
 		}
 		all.Parts++
 		all.Operating += e.Operating
-		for iv := range s.Intervals(node) {
-			if iv.State != sla.Down || s.leftInOrder(node.Name, iv.From) {
+		for iv := range outages(s.Intervals(node)) {
+			if s.leftInOrder(node.Name, iv.From) {
 				continue
 			}
 			all.Failures++
@@ -73,6 +74,30 @@ func (s *Story) NodesExperience() (sla.Experience, error) {
 		all.Failover = sla.SpanOf(failover) / sla.Span(all.Handled)
 	}
 	return all, nil
+}
+
+// outages are the times down, each in one piece whatever its parts and who
+// recorded it. Those that a window excuses are left out.
+func outages(record iter.Seq[sla.Interval]) iter.Seq[sla.Interval] {
+	return func(yield func(sla.Interval) bool) {
+		var now sla.Interval
+		for iv := range record {
+			if iv.State != sla.Down {
+				continue
+			}
+			if now.To.Equal(iv.From) {
+				now.To = iv.To
+				continue
+			}
+			if !now.To.IsZero() && !yield(now) {
+				return
+			}
+			now = iv
+		}
+		if !now.To.IsZero() {
+			yield(now)
+		}
+	}
 }
 
 // orderReach is how long after the end of its journal a node may still have

@@ -24,6 +24,7 @@ func TestNodesExperience(t *testing.T) {
 	state(vip, 0, sla.Up, "lvs01")
 	// It dies at 100 and is back at 160; the address runs here from 107 on.
 	state(node, 100, sla.Down, "")
+	state(node, 130, sla.Down, "said again: one failure all the same")
 	state(vip, 100, sla.Down, "")
 	state(vip, 107, sla.Up, "lvs02")
 	state(node, 160, sla.Up, "")

@@ -211,7 +211,8 @@ type Standing struct {
 }
 
 // At is how everything was at a moment: of what the nodes say of a thing, the
-// strongest statement counts, as in the intervals.
+// strongest statement counts, as in the intervals, and of two the same the one
+// that reaches further back.
 func (s *Story) At(at time.Time) []Standing {
 	all := []Standing{}
 	for _, thing := range s.Things() {
@@ -224,7 +225,7 @@ func (s *Story) At(at time.Time) []Standing {
 				if !at.Before(sp.To) && (!at.Equal(s.Last) || !sp.To.Equal(at)) {
 					continue
 				}
-				if sp.State > st.State || st.By == "" {
+				if sp.State > st.State || st.By == "" || sp.State == st.State && sp.From.Before(st.Since) {
 					sp := sp.span()
 					st = Standing{thing, sp.State, sp.From, sp.Where, sp.Why, sp.Node}
 				}

@@ -174,8 +174,12 @@ func SpanOf(d time.Duration) Span { return Span(d.Seconds()) }
 // Hours is the span in hours.
 func (s Span) Hours() float64 { return float64(s / Hour) }
 
-// InHours is for people who think of MTBF in hours: "1000 h".
+// InHours is for people who think of MTBF in hours: "1000 h". Less than an hour
+// is written as String does.
 func (s Span) InHours() string {
+	if s < Hour {
+		return s.String()
+	}
 	return strconv.FormatFloat(significant(s.Hours(), 6), 'f', -1, 64) + " h"
 }
 
