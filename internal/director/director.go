@@ -161,8 +161,13 @@ func offer(c chan<- struct{}) {
 }
 
 // Services describes the configured services as they are now, in file order.
-func (l *Loop) Services() []model.ServiceView {
+func (l *Loop) Services() []model.ServiceView { return l.views(true) }
+
+// States is Services without the history of the checks, for who asks often.
+func (l *Loop) States() []model.ServiceView { return l.views(false) }
+
+func (l *Loop) views(latency bool) []model.ServiceView {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.st.views()
+	return l.st.views(latency)
 }

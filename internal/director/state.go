@@ -35,6 +35,7 @@ type state struct {
 	health   balance.Health
 	verdicts [][]model.Verdict // the last one of each real server
 	past     [][]past          // and what was before
+	names    [][]string        // of the real servers: views are asked for each second
 	probes   []*probe          // in file order
 	index    map[model.ServiceKey]int
 	readd    map[model.ServiceKey]bool
@@ -94,7 +95,7 @@ func (s *state) configure(d model.Director, have model.Table) {
 func (s *state) set(d model.Director) {
 	s.director, s.fresh = d, true
 	s.verdicts, s.past = make([][]model.Verdict, len(d.Services)), make([][]past, len(d.Services))
-	s.probes = nil
+	s.probes, s.names = nil, nil
 	known := map[probeKey]*probe{}
 	s.index, s.readd = map[model.ServiceKey]int{}, map[model.ServiceKey]bool{}
 	for i := range d.Services {
@@ -103,7 +104,9 @@ func (s *state) set(d model.Director) {
 		s.index[k], s.owned[k] = i, true
 		s.readd[k] = svc.ReaddQuiescent
 		s.verdicts[i], s.past[i] = make([]model.Verdict, len(svc.Reals)), make([]past, len(svc.Reals))
+		names := make([]string, len(svc.Reals))
 		for j := range svc.Reals {
+			names[j] = svc.Reals[j].Addr.String()
 			p := &probe{target: &svc.Reals[j].Target, interval: svc.CheckInterval, jitter: svc.CheckJitter}
 			if p.interval <= 0 {
 				p.interval = defaultInterval
@@ -117,6 +120,7 @@ func (s *state) set(d model.Director) {
 			}
 			p.users = append(p.users, place{i, j})
 		}
+		s.names = append(s.names, names)
 	}
 }
 
@@ -354,8 +358,9 @@ func (s *state) configured(svc int, row netip.AddrPort) (real int, ok bool) {
 	return real, ok
 }
 
-// views describes the services for status.
-func (s *state) views() []model.ServiceView {
+// views describes the services for status, with the latency of the last checks
+// or without.
+func (s *state) views(latency bool) []model.ServiceView {
 	out := make([]model.ServiceView, 0, len(s.director.Services))
 	rows := make(map[model.ServiceKey]*model.VirtualService, len(s.have.Services))
 	for i := range s.have.Services {
@@ -364,7 +369,7 @@ func (s *state) views() []model.ServiceView {
 	for i := range s.director.Services {
 		svc := &s.director.Services[i]
 		k := svc.Virtual.Key
-		v := model.ServiceView{Key: k, Name: svc.ServiceName, Scheduler: svc.Virtual.Scheduler, Reals: []model.RealView{}, Refused: s.refused[realKey{service: k}]}
+		v := model.ServiceView{Key: k, Name: svc.ServiceName, Scheduler: svc.Virtual.Scheduler, Reals: make([]model.RealView, 0, len(svc.Reals)), Refused: s.refused[realKey{service: k}]}
 		row := func(r model.RealServer) *model.RealServer {
 			if rows[k] == nil {
 				return nil
@@ -374,11 +379,13 @@ func (s *state) views() []model.ServiceView {
 		v.Fallback = svc.Fallback != nil && row(*svc.Fallback) != nil && balance.Live(s.health[i]) != model.Up
 		for j := range svc.Reals {
 			st, last := s.health[i][j], s.verdicts[i][j]
-			rv := model.RealView{Addr: svc.Reals[j].Addr.String(), Forward: svc.Reals[j].Forward.String(),
+			rv := model.RealView{Addr: s.names[i][j], Forward: svc.Reals[j].Forward.String(),
 				Status: st.Status, Failures: st.Failures, Reason: last.Reason, Last: last.Status, Checked: last.At, Took: last.Duration}
 			rv.Load, rv.Warning = st.Load.String(), last.Warning
 			rv.Refused = s.refused[realKey{k, balance.RowAddr(k, svc.Reals[j].RealServer)}]
-			rv.Since, rv.Latency = s.past[i][j].since, s.past[i][j].latency()
+			if rv.Since = s.past[i][j].since; latency {
+				rv.Latency = s.past[i][j].latency()
+			}
 			if d := s.drains[realKey{k, svc.Reals[j].Addr}]; d != nil {
 				rv.Drain = &model.DrainView{Since: d.since, Deadline: d.deadline, Remaining: d.remaining, Out: d.out}
 			}

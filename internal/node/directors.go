@@ -317,10 +317,15 @@ func (ds *directors) setActive(in *instance, active bool) {
 }
 
 // services describes the services of all.
-func (ds *directors) services() []model.ServiceView {
+func (ds *directors) services() []model.ServiceView { return ds.describe((*director.Loop).Services) }
+
+// states is services without the history of the checks.
+func (ds *directors) states() []model.ServiceView { return ds.describe((*director.Loop).States) }
+
+func (ds *directors) describe(one func(*director.Loop) []model.ServiceView) []model.ServiceView {
 	var out []model.ServiceView
 	for _, in := range ds.instances() {
-		out = append(out, in.loop.Services()...)
+		out = append(out, one(in.loop)...)
 	}
 	return notNil(out)
 }

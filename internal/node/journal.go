@@ -222,7 +222,7 @@ func (n *clusterNode) snapshots() func() journal.Snapshot {
 			s.Resources = append(s.Resources, v)
 		}
 		if n.directors != nil {
-			for _, v := range n.directors.services() {
+			for _, v := range n.directors.states() {
 				s.Services = append(s.Services, journal.Service{ServiceView: v, Needs: needs(v.Key)})
 			}
 		}
@@ -249,7 +249,7 @@ func (d *loneDirector) record(c *crew, r *recorder) {
 	}
 	r.look = func() journal.Snapshot {
 		s := journal.Snapshot{Self: d.node, Ready: true, Nodes: []model.NodeView{{Name: d.node, State: model.NodeActive}}}
-		for _, v := range d.directors.services() {
+		for _, v := range d.directors.states() {
 			s.Services = append(s.Services, journal.Service{ServiceView: v})
 		}
 		return s
