@@ -58,8 +58,8 @@ type duel struct {
 	plane  *Plane
 	oracle *oracle
 	before []uint64
-	opened map[uint32]uint64  // connections of each real server so far, by slot
-	keys   []model.ServiceKey // of the oracle's services, sorted
+	opened map[[2]uint32]uint64 // connections of each real server so far, by slot and generation
+	keys   []model.ServiceKey   // of the oracle's services, sorted
 	last   []func() string
 }
 
@@ -67,7 +67,7 @@ func newDuel(t *testing.T, seed uint64) *duel {
 	o := testOptions()
 	day := 24 * time.Hour // nothing expires
 	o.Timeouts = Timeouts{SynRecv: day, Established: day, CloseWait: day, Closing: day, Closed: day, UDP: day}
-	d := &duel{t: t, seed: seed, rand: rand.New(rand.NewPCG(seed, 6)), plane: open(t, o), oracle: newOracle(), opened: map[uint32]uint64{}}
+	d := &duel{t: t, seed: seed, rand: rand.New(rand.NewPCG(seed, 6)), plane: open(t, o), oracle: newOracle(), opened: map[[2]uint32]uint64{}}
 	d.before = slices.Clone(d.plane.t.reasons)
 	for range 12 {
 		d.configure()
@@ -264,6 +264,7 @@ func (d *duel) step() {
 		got.out = readPacket(out, false)
 	}
 	seen := d.learn()
+	d.oracle.opened = netip.AddrPort{}
 	var want verdict
 	if hook == "egress" {
 		want = d.oracle.egress(p)
@@ -275,6 +276,9 @@ func (d *duel) step() {
 	if want.code != dropped {
 		want.out = readPacket(want.out.ip(), false)
 		want.out.id, got.out.id = 0, 0 // quotations have their own
+	}
+	if d.oracle.opened != seen {
+		d.fatal("%s %s %s: opened a connection with %s, want %s\n%s", hook, dev, p, seen, d.oracle.opened, d.oracle.describe(p))
 	}
 	if want.reason == reasonAny && (got.reason == ReasonOverloaded || got.reason == ReasonCollision) {
 		want.reason = got.reason
@@ -289,11 +293,10 @@ func (d *duel) step() {
 func (d *duel) learn() (opened netip.AddrPort) {
 	for k, s := range d.plane.state.services {
 		for _, r := range s.reals {
-			if n := d.plane.t.realCounters(r.slot).Connections; n != d.opened[r.slot] {
-				d.opened[r.slot] = n
-				if n > 0 {
-					opened = r.Addr
-				}
+			life := [2]uint32{r.slot, d.plane.t.realCPUs[int(r.slot)*d.plane.t.cpus].Gen}
+			if n := d.plane.t.realCounters(r.slot).Connections; n != d.opened[life] {
+				d.opened[life] = n
+				opened = r.Addr
 			}
 		}
 		if o := d.oracle.services[k]; o.chancy() {

@@ -15,7 +15,8 @@ type oracle struct {
 	services map[model.ServiceKey]*oService
 	flows    map[ends]*oFlow // by both directions
 	stays    map[stayKey]*oReal
-	list     []*oFlow // as flows, in the order of opening; some are over
+	opened   netip.AddrPort // the real server of the last new connection
+	list     []*oFlow       // as flows, in the order of opening; some are over
 }
 
 // ends are a packet's.
@@ -232,6 +233,7 @@ func (o *oracle) open(s *oService, e ends, seen netip.AddrPort) (*oFlow, Reason)
 		o.stays[key] = f.real
 	}
 	f.real.count.Connections++
+	o.opened = f.real.Addr
 	if s.OnePacket {
 		return f, ReasonNone
 	}
