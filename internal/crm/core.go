@@ -86,8 +86,8 @@ func NewCore(cfg Config, hand Hand) (*Core, error) {
 		c.cfg.Sink = func(model.Event) {}
 	}
 	pc := pair.Config{Self: cfg.Self, Peer: cfg.Peer, Failback: cfg.Failback == model.FailbackOn,
-		Legacy: cfg.Failback == model.FailbackLegacy,
-		First:  cfg.Peer == "" || slices.Index(cfg.Nodes, cfg.Self) < slices.Index(cfg.Nodes, cfg.Peer)}
+		Legacy: cfg.Failback == model.FailbackLegacy, Ipfail: cfg.Ipfail,
+		First: cfg.Peer == "" || slices.Index(cfg.Nodes, cfg.Self) < slices.Index(cfg.Nodes, cfg.Peer)}
 	units := map[string]*unit{}
 	var errs []error
 	for _, g := range cfg.Groups {

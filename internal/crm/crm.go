@@ -26,6 +26,7 @@ type Config struct {
 	Nodes      []model.NodeName // as ha.cf lists them: the first wins a tie after a split
 	Groups     []model.ResourceGroup
 	Failback   model.FailbackMode
+	Ipfail     time.Duration // wait before the node that sees fewer ping nodes gives up; 0: it keeps what it has
 
 	// Agents finds the agent of a resource. It is called once for each, by New.
 	Agents func(model.Resource) (agent.Agent, error)

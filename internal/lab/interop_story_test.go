@@ -14,14 +14,15 @@ import (
 
 // story is what happens to a duet from its cold start on.
 type story struct {
-	name string
-	tell func(*duet)
+	name  string
+	tell  func(*duet)
+	extra string // lines of ha.cf
 }
 
 var stories = []story{
-	{"failover", failover},
-	{"handover", handover},
-	{"split", split},
+	{"failover", failover, ""},
+	{"handover", handover, ""},
+	{"split", split, "respawn hacluster /usr/libexec/heartbeat/ipfail\napiauth ipfail gid=haclient uid=hacluster\n"},
 }
 
 // TestInterop forms clusters of a Batuta node and a real Heartbeat 3.0.6 node
@@ -43,13 +44,13 @@ func TestInterop(t *testing.T) {
 					// Nine combinations have every pair of values: a Latin square
 					// gives the third of each, its mirror the fourth.
 					if all || f == (a+m)%3 && s == (a+2*m)%3 {
-						duets = append(duets, told{duetOptions{auth, medium, failback, firsts[(a+m+f+s)%2]}, st})
+						duets = append(duets, told{duetOptions{auth, medium, failback, firsts[(a+m+f+s)%2], st.extra}, st})
 					}
 				}
 			}
 		}
 	}
-	duets = append(duets, told{duetOptions{"sha1", "bcast", "off", theirs}, story{"migration", migrate}})
+	duets = append(duets, told{duetOptions{auth: "sha1", media: "bcast", failback: "off", first: theirs}, story{"migration", migrate, ""}})
 	// The nodes mostly wait for each other's timers, so many duets fit beside
 	// each other; t.Parallel would allow as many as there are processors.
 	places := make(chan struct{}, 10)
@@ -260,8 +261,8 @@ func (d *duet) restart(node string) {
 	d.agree()
 }
 
-// split: a wire is cut and nothing moves, a ping node dies and nothing moves;
-// then the nodes lose each other, both take everything, and when they hear
+// split: a wire is cut and nothing moves, a ping node dies and nothing moves,
+// a node alone loses it and gives all to the other, in either direction; then the nodes lose each other, both take everything, and when they hear
 // each other again each set ends up on one node.
 func split(d *duet) {
 	d.coldStart()
@@ -287,6 +288,14 @@ func split(d *duet) {
 	d.pinged("ping")
 	d.settled("the ping node was away", ourSet, theySet)
 
+	if d.failback != "legacy" { // there ipfail has nothing to move by
+		d.losesGate(theirs)
+		d.move(theirs, "hb_takeover", "local", ourSet, theySet)
+		d.losesGate(ours)
+		d.move(ours, "hb_takeover", "local", ourSet, theySet)
+		d.agree()
+	}
+
 	if err := d.Cut(theirs); err != nil {
 		d.Fatal(err)
 	}
@@ -296,6 +305,21 @@ func split(d *duet) {
 	}
 	d.once("each set is on one node again")
 	d.agree()
+}
+
+// losesGate cuts a node from the ping node: the other gets everything.
+func (d *duet) losesGate(node string) {
+	d.Helper()
+	d.agree()
+	if err := d.Cut(node, "eth0"); err != nil {
+		d.Fatal(err)
+	}
+	d.holding(node+" lost the ping node", node, nothing, both)
+	if err := d.Heal(node, "eth0"); err != nil {
+		d.Fatal(err)
+	}
+	d.pinged("ping")
+	d.link("eth0", "up")
 }
 
 // once waits until each set runs, and on one node only.

@@ -157,6 +157,7 @@ type duetOptions struct {
 	media    string // of duetMedia
 	failback string // on, off, legacy
 	first    string // the node that starts first
+	extra    string // more lines of ha.cf
 }
 
 var duetAuth = map[string]string{"crc": "crc", "md5": "md5 secret", "sha1": "sha1 a#longer#secret"}
@@ -183,7 +184,7 @@ ping ` + gate + `
 auto_failback ` + o.failback + `
 node ours
 node theirs
-`
+` + o.extra
 	return map[string]lab.File{
 		"/etc/ha.d/ha.cf":            {Data: []byte(cf)},
 		"/etc/ha.d/authkeys":         {Data: []byte("auth 1\n1 " + duetAuth[o.auth] + "\n"), Mode: 0o600},

@@ -29,6 +29,7 @@ func (c *Core) cluster(e model.ClusterEvent) {
 			c.peer.alive = v.State == model.NodeActive || v.State == model.NodeUp
 		}
 	}
+	defer c.look(e)
 	switch e.Kind {
 	case model.CommunicationUp:
 		c.communicationUp(e.View)
@@ -153,6 +154,8 @@ func (c *Core) message(m model.Message) {
 		c.onTakeover(m)
 	case "shutdone":
 		c.onShutdone()
+	case pingCount, pingBehind, pingBalance:
+		c.onIpfail(m)
 	}
 }
 
@@ -394,6 +397,7 @@ func (c *Core) consider() {
 		c.move()
 	}
 	c.adopt(settled)
+	c.yieldForPings()
 	c.askAgain()
 }
 

@@ -82,6 +82,10 @@ type Config struct {
 	// Resources in each set: after a split the side that holds more of them keeps them.
 	LocalResources, ForeignResources int
 
+	// Ipfail makes the node that sees fewer ping nodes give everything to the
+	// other, after this wait; 0: no. See ipfail.go.
+	Ipfail time.Duration
+
 	// LocalGroups are the keys of this node's groups, which the legacy mode asks for.
 	LocalGroups []string
 }
@@ -271,8 +275,10 @@ type Core struct {
 	won           bool // a split was won; the loser has not yet released
 	audited       bool // a double claim was reported
 	orphanAt      time.Time
-	orphanOffered bool // once; it was not taken
-	found         Set  // left running by an earlier life
+	pingsSeen     int
+	yieldAt       time.Time // the other node sees more ping nodes: when to give up
+	orphanOffered bool      // once; it was not taken
+	found         Set       // left running by an earlier life
 	cleaning      bool
 	stuck         Set       // the other's, but it could not be stopped here
 	stuckAt       time.Time // when to try again
@@ -327,7 +333,7 @@ func (c *Core) Step(now time.Time, in Input) []Effect {
 // Next is when Step must be called at the latest; zero for no time in sight.
 func (c *Core) Next() time.Time {
 	var next time.Time
-	for _, t := range [...]time.Time{c.takeoverAt, c.standbyAt, c.giveUpAt, c.askAt, c.stuckAt, c.orphanAt, c.quarantine} {
+	for _, t := range [...]time.Time{c.takeoverAt, c.standbyAt, c.giveUpAt, c.askAt, c.stuckAt, c.orphanAt, c.quarantine, c.yieldAt} {
 		if !t.IsZero() && t.After(c.now) && (next.IsZero() || t.Before(next)) {
 			next = t
 		}

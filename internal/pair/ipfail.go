@@ -1,0 +1,106 @@
+package pair
+
+import (
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// Heartbeat's ipfail, built in: when the other node sees more of the ping
+// nodes, this one hands everything to it. The words are those of the original,
+// as recorded from it, so that either side may be one:
+//
+//	A  num_ping_nodes num_ping=N   I see N; asked whetime.Time{} it may have changed
+//	B  you_are_dead                if B sees more
+//	B  abort_giveup                if B sees as many: nothing is to be moved
+//
+// and if B sees fewer, it is B that gives up. A ping node that dies is missed by
+// one node a little earlier than by the other; so who is to give up waits a
+// moment for the other to miss it, too.
+
+// Messages of ipfail.
+const (
+	pingCount   = "num_ping_nodes"
+	pingBehind  = "you_are_dead"
+	pingBalance = "abort_giveup"
+)
+
+// toIpfail are the fields that make an original hand a message to its ipfail.
+var toIpfail = []model.Field{{Name: "from_id", Value: "ipfail"}, {Name: "to_id", Value: "ipfail"}, {Name: "client_gen", Value: "0"}}
+
+// look counts the ping nodes that are seen, and tells the other node when the
+// count or what it goes by has changed.
+func (c *Core) look(e model.ClusterEvent) {
+	if c.cfg.Ipfail == 0 || c.cfg.Legacy || c.cfg.Peer == "" {
+		return
+	}
+	seen := 0
+	for _, n := range e.View.Nodes {
+		if n.Ping && n.State == model.NodePing {
+			seen++
+		}
+	}
+	changed := seen != c.pingsSeen
+	c.pingsSeen = seen
+	if c.state == stateInit || c.state == stateShutdown || c.alone() {
+		return
+	}
+	if changed || e.Kind == model.CommunicationUp || e.Node == c.cfg.Peer && e.Kind != model.MessageReceived {
+		c.tellIpfail(pingCount, model.Field{Name: "num_ping", Value: strconv.Itoa(seen)})
+	}
+}
+
+func (c *Core) tellIpfail(kind string, fields ...model.Field) {
+	c.out = append(c.out, Send{model.Message{Type: kind, From: c.cfg.Self, To: c.cfg.Peer, Fields: slices.Concat(fields, toIpfail)}})
+}
+
+// onIpfail takes the other node's word about the ping nodes.
+func (c *Core) onIpfail(m model.Message) {
+	if c.cfg.Ipfail == 0 || c.cfg.Legacy {
+		return
+	}
+	switch m.Type {
+	case pingCount:
+		n, err := strconv.Atoi(m.Get("num_ping"))
+		switch {
+		case err != nil:
+		case n > c.pingsSeen:
+			c.yieldSoon()
+		case n < c.pingsSeen:
+			c.yieldAt = time.Time{}
+			c.tellIpfail(pingBehind)
+		default:
+			c.yieldAt = time.Time{}
+			c.tellIpfail(pingBalance)
+		}
+	case pingBehind:
+		c.yieldSoon()
+	case pingBalance:
+		c.yieldAt = time.Time{}
+	}
+}
+
+// yieldSoon begins the wait, unless it runs.
+func (c *Core) yieldSoon() {
+	if c.yieldAt.IsZero() && c.hold != None {
+		c.yieldAt = c.now.Add(c.cfg.Ipfail)
+	}
+}
+
+// yieldForPings hands everything over once the wait is over.
+func (c *Core) yieldForPings() {
+	switch {
+	case c.yieldAt.IsZero():
+	case c.hold == None || c.alone() || c.state == stateShutdown:
+		c.yieldAt = time.Time{}
+	case !c.due(c.yieldAt):
+	case c.CanStandby(All) != nil:
+		c.yieldAt = c.now.Add(c.cfg.Ipfail) // not yet
+	default:
+		c.yieldAt = time.Time{}
+		c.say(model.LevelWarning, "fewer-ping-nodes", "%s sees more ping nodes than this node, which sees %d: handing all resources to it", c.cfg.Peer, c.pingsSeen)
+		c.offer(All, false)
+	}
+}
