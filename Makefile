@@ -35,6 +35,10 @@ unit: build ## all Go tests, as root with the kernel and lab tests
 sim: ## N fault schedules of two nodes in virtual time (default 10000), from seed SEED on
 	$(GO) test -count=1 -timeout 24h -run 'TestSchedules|TestStories|TestExact' ./internal/sim -v -schedules=$(or $(N),10000) -from=$(or $(SEED),1) | grep -v '^=== \|--- PASS'
 
+.PHONY: sim-mutants
+sim-mutants: ## break one rule at a time; the simulation must find each
+	@GO='$(GO)' scripts/sim-mutants
+
 .PHONY: fuzz
 fuzz: ## each fuzz target for T executions or seconds (default 5000x)
 	@GO='$(GO)' T='$(T)' scripts/fuzz

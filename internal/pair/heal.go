@@ -1,6 +1,7 @@
 package pair
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/model"
@@ -55,8 +56,9 @@ func (c *Core) question() {
 }
 
 // decide applies the rule that both sides know: what is held once stays;
-// if anything is held twice, the side that holds more resources keeps all it
-// has, then the side listed first in ha.cf, and the other releases all it has.
+// if anything is held twice, the side of the higher epoch (the one that took
+// over, where only one did) keeps all it has, then the side that holds more
+// resources, then the one listed first in ha.cf; the other releases all it has.
 func (c *Core) decide() {
 	c.healing = false
 	if c.hold&c.Other() == None {
@@ -65,8 +67,11 @@ func (c *Core) decide() {
 		}
 		return
 	}
-	mine, theirs := c.weight(c.hold), c.weight(c.Other())
-	if mine < theirs || mine == theirs && !c.cfg.First {
+	first := 0
+	if c.cfg.First {
+		first = 1
+	}
+	if cmp.Or(cmp.Compare(c.epoch, c.peer.epoch), cmp.Compare(c.weight(c.hold), c.weight(c.Other())), 2*first-1) < 0 {
 		c.say(model.LevelCritical, "split-lost", "%s and %s both held [%v]: %s keeps its resources, this node releases all of its own",
 			c.cfg.Self, c.cfg.Peer, c.hold&c.Other(), c.cfg.Peer)
 		c.giveUpAll()

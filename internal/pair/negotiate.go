@@ -131,6 +131,7 @@ func (c *Core) takeAll() {
 	c.state, c.takeoverAt = stateStable, time.Time{}
 	missing := All&^c.hold | c.failed
 	c.hold = All
+	c.epoch++
 	c.report(true, infoOwn)
 	if missing != None {
 		c.acquire(missing, forTakeover)
@@ -219,6 +220,7 @@ func (c *Core) onResource(m model.Message) {
 	default:
 		c.other |= set
 	}
+	c.agree(m)
 	info := m.Get("info")
 	if info == infoCleaning {
 		c.peer.cleaning = true
@@ -328,7 +330,21 @@ func (c *Core) numbered(f ...model.Field) []model.Field {
 	if c.peer.batuta && c.reports > 0 {
 		f = append(f, model.Field{Name: "report", Value: strconv.FormatUint(c.reports, 16)})
 	}
+	if c.peer.batuta && c.epoch > 0 {
+		f = append(f, model.Field{Name: "epoch", Value: strconv.FormatUint(c.epoch, 16)})
+	}
 	return f
+}
+
+// agree takes over the higher epoch of the other node, unless both claim the
+// same: then it is what decides between them.
+func (c *Core) agree(m model.Message) {
+	if n, err := strconv.ParseUint(m.Get("epoch"), 16, 64); err == nil {
+		c.peer.epoch = n
+	}
+	if m.Get("isstable") == "1" && c.hold&c.Other() == None {
+		c.epoch = max(c.epoch, c.peer.epoch)
+	}
 }
 
 // number is the number of the sender's last report, 0 where it gives none.

@@ -239,6 +239,7 @@ type peerState struct {
 	gone     bool   // it has released everything and ends
 	cleaning bool   // it releases what it does not claim
 	report   uint64 // number of its last report
+	epoch    uint64 // that it gave last
 	message  uint32 // that of the message with its last report, for a Heartbeat numbers nothing else
 }
 
@@ -255,6 +256,7 @@ type Core struct {
 
 	peer    peerState
 	reports uint64
+	epoch   uint64 // counts takeovers, the other's that were agreed to among them
 
 	standby       standby
 	standbySet    Set // in terms of the node that hands over

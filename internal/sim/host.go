@@ -36,7 +36,10 @@ type host struct {
 }
 
 // span is a stretch of time.
-type span struct{ from, to time.Time }
+type span struct {
+	from, to time.Time
+	noticed  bool // something was due meanwhile
+}
 
 func newHost(w *world, index int) *host {
 	h := &host{w: w, index: index, name: nodeNames[index], floors: map[model.NodeName]heartbeat.Floor{}, runs: map[string]bool{}, stuck: map[string]bool{},
@@ -140,7 +143,8 @@ func (h *host) away(until *time.Time, d time.Duration) {
 		if until == &h.frozen {
 			h.thawed = end
 		}
-		h.absent = append(h.absent, span{h.w.now, end})
+		due := h.daemon.msgr.Next().Add(h.w.cfg.Keepalive / 4)
+		h.absent = append(h.absent, span{h.w.now, end, end.After(due)})
 	}
 }
 
@@ -158,7 +162,9 @@ func (h *host) present(since time.Time) time.Duration {
 			to = h.w.now
 		}
 		if to.After(from) {
-			d -= max(0, to.Sub(from)-h.w.cfg.Keepalive*5/4)
+			if s.noticed {
+				d -= to.Sub(from)
+			}
 			from = to
 		}
 	}
