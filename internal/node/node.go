@@ -248,6 +248,7 @@ func (n *clusterNode) buildCRM() (err error) {
 		Nodes:      n.hb.Nodes,
 		Groups:     n.cluster.Groups,
 		Failback:   n.hb.Failback,
+		Ipfail:     ipfailWait(&n.hb),
 		Agents:     n.agentFor,
 		Send:       n.messenger.Send,
 		Reannounce: n.network.Reannounce,
@@ -255,6 +256,16 @@ func (n *clusterNode) buildCRM() (err error) {
 		Sink:       n.sink,
 	})
 	return err
+}
+
+// ipfailWait is how long the node that sees fewer ping nodes waits before it
+// gives up: each node misses one within two of its own beats, and the original
+// looks every 250 ms. 0 without ipfail.
+func ipfailWait(hb *model.Heartbeat) time.Duration {
+	if !hb.Ipfail() {
+		return 0
+	}
+	return 2*hb.Keepalive + 500*time.Millisecond
 }
 
 // peerOf is the other node; "" for a cluster of one.
