@@ -125,7 +125,7 @@ func (s *script) call(ctx context.Context, action string) ([]byte, error) {
 		return nil, fmt.Errorf("resource %s: %s: %w", s.res.Text, action, err)
 	}
 	cmd := exec.CommandContext(ctx, file, append(slices.Clone(s.res.Args), action)...)
-	cmd.Env = s.environ()
+	cmd.Env = Environment(s.opt)
 	cmd.Stdout, cmd.Stderr = printed, printed
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
@@ -158,19 +158,22 @@ func lastLine(out []byte) string {
 // binDirs is where Heartbeat's own helpers may be.
 var binDirs = []string{"/usr/libexec/heartbeat", "/usr/lib/heartbeat"}
 
-// environ is what Heartbeat tells its scripts: directories, log files, every
-// parameter of ha.cf, and what env lines say. What the configuration sets wins
-// over defaults.
-func (s *script) environ() []string {
-	dir, bin := s.opt.HaD, binDirs[0]
+// Environment is what Heartbeat tells the programs that it starts: directories,
+// log files, every parameter of ha.cf, and what env lines say. What the
+// configuration sets wins over defaults.
+func Environment(opt ScriptOptions) []string {
+	dir, bin := opt.HaD, binDirs[0]
 	for _, d := range binDirs {
 		if _, err := os.Stat(d); err == nil {
 			bin = d
 			break
 		}
 	}
-	env := append(slices.Clone(s.opt.Environ),
-		"HA_CURHOST="+string(s.opt.Self),
+	if opt.Environ == nil {
+		opt.Environ = os.Environ()
+	}
+	env := append(slices.Clone(opt.Environ),
+		"HA_CURHOST="+string(opt.Self),
 		"HA_DIR="+dir,
 		"HA_FUNCS="+filepath.Join(dir, "shellfuncs"),
 		"HA_RCDIR="+filepath.Join(dir, "rc.d"),
@@ -184,17 +187,17 @@ func (s *script) environ() []string {
 		"OCF_ROOT=/usr/lib/ocf",
 		"OCF_AGENTS=/usr/lib/ocf/resource.d/heartbeat/",
 	)
-	if !s.opt.Legacy {
+	if !opt.Legacy {
 		env = append(env, "HA_NICEFAILBACK=yes")
 	}
 	names := map[string]string{"logfile": "HA_LOGFILE", "debugfile": "HA_DEBUGLOG", "logfacility": "HA_LOGFACILITY", "compression": "HA_COMPRESSION"}
-	for _, set := range s.opt.Settings {
+	for _, set := range opt.Settings {
 		env = append(env, "HA_"+set.Name+"="+set.Value)
 		if n, ok := names[set.Name]; ok {
 			env = append(env, n+"="+set.Value)
 		}
 	}
-	for _, set := range s.opt.Programs {
+	for _, set := range opt.Programs {
 		env = append(env, "HA_"+set)
 	}
 	return env

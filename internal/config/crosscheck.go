@@ -39,6 +39,7 @@ func (x *crossCheck) run() []*problems {
 	if len(x.cluster.Groups) == 0 && !Failed(x.list) {
 		x.warn(top, "there is no resource: the cluster has nothing to do", "add a line: NODE ADDRESS ldirectord")
 	}
+	x.sharedDisks(places)
 	known := map[string]int{} // index into Directors, by file
 	for _, g := range x.cluster.Groups {
 		for _, r := range g.Resources {
@@ -71,6 +72,34 @@ func (x *crossCheck) run() []*problems {
 		}
 	}
 	return files
+}
+
+// diskAgents are scripts whose resource two nodes must never have at once. Of
+// file systems only those on a device that is not replicated are meant.
+var diskAgents = []string{"Filesystem", "LVM", "Raid1", "ServeRAID", "ICP", "LinuxSCSI"}
+
+// sharedDisks refuses disks that two nodes could write to after a split. In
+// Heartbeat fencing prevents that, which is not here; a watchdog resets a hung
+// machine at least.
+func (x *crossCheck) sharedDisks(places map[string]word) {
+	for _, g := range x.cluster.Groups {
+		for _, r := range g.Resources {
+			if !slices.Contains(diskAgents, r.Agent) {
+				continue
+			}
+			if r.Agent == "Filesystem" {
+				if len(r.Args) == 0 || !strings.HasPrefix(r.Args[0], "/dev/") && !strings.HasPrefix(r.Args[0], "-") || strings.HasPrefix(r.Args[0], "/dev/drbd") {
+					continue
+				}
+			}
+			text := r.Text + ": after a split both nodes may write to this disk, and destroy what is on it: nothing here fences the other node"
+			if x.cluster.Heartbeat != nil && x.cluster.Heartbeat.Watchdog != "" {
+				x.warn(places[r.Text].pos, text+"; the watchdog resets a hung machine, not one that is cut off", "replicate with drbd, or mount from a file server")
+				continue
+			}
+			x.error(places[r.Text].pos, text, "replicate with drbd, or mount from a file server; or give each node a watchdog (ha.cf: watchdog /dev/watchdog) and two heartbeat paths, and accept the rest")
+		}
+	}
 }
 
 // findDirector looks where ldirectord does: in the directory, in conf below

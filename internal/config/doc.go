@@ -6,7 +6,7 @@
 // Reading has two steps. A parser keeps what is written, with positions, in
 // raw structs of its dialect; lowering resolves names, applies defaults and
 // makes model values. The grammar of each dialect is a table of directives,
-// and pending.go is the one list of what is understood but not yet in force.
+// and pending.go is the one list of what is understood but does nothing here.
 //
 // The package never opens a socket, never reads a clock, never writes, and
 // never stops at the first problem.

@@ -132,13 +132,9 @@ var haDirectives = map[string]haDirective{
 	"deadping":  {form: "SECONDS, or Nms", read: haTime},
 	"hopfudge":  {form: "N", read: haNumber(0, 255)},
 	"udpport": {form: "PORT", read: func(h *haParser, l haLine) bool {
-		ok := haNumber(1, maxNumber)(h, l)
+		ok := haNumber(1, 65535)(h, l)
 		if ok {
 			h.port, _ = number(l.last().text)
-			if h.port > 65535 {
-				h.warn(l.last().pos, fmt.Sprintf("udpport %d is above 65535, and port %d is used", h.port, h.port%65536), "write a port below 65536")
-				h.port %= 65536
-			}
 		}
 		return ok
 	}},

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net/netip"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -40,21 +41,56 @@ func lowerHaCf(p *problems, raw *rawHaCf, r *resolver, self model.NodeName) *mod
 		LogFile:        l.text("logfile", ""),
 		DebugFile:      l.text("debugfile", ""),
 		LogFacility:    l.text("logfacility", ""),
-		SyslogFormat:   l.truth("syslogmsgfmt", true),
-		LogBadPackets:  l.truth("log_badpack", true),
+		SyslogFormat:   l.truth("syslogmsgfmt"),
+		LogBadPackets:  l.truth("log_badpack"),
 		GenerationTime: l.text("hbgenmethod", "file") == "time",
+		Debug:          l.number("debug", 0),
+		LockMemory:     l.truth("realtime"),
+		Watchdog:       l.text("watchdog", ""),
 	}
+	if _, ok := raw.settings["coredumps"]; ok {
+		h.CoreDumps = model.ChoiceNo
+		if l.truth("coredumps") {
+			h.CoreDumps = model.ChoiceYes
+		}
+	}
+	l.programs(h)
 	l.nodes(h)
 	l.times(h)
 	l.failback(h)
 	l.media(h)
 	for _, d := range raw.all {
 		h.Recorded = append(h.Recorded, model.Setting{Name: d.word, Value: d.rest.text})
-		if e, ok := pendingHaCf[d.word]; ok {
+		if e, ok := withoutHaCf[d.word]; ok {
 			e.report(p, d.pos, d.word, d.last().text)
 		}
 	}
 	return h
+}
+
+// strangers are programs that need Heartbeat's client interface.
+var strangers = []string{"dopd", "ccm", "pingd", "apphbd", "cib", "crmd", "lrmd", "stonithd", "attrd", "mgmtd", "hbagent", "cl_respawn"}
+
+// programs notes what runs beside the daemon.
+func (l *haLower) programs(h *model.Heartbeat) {
+	for _, d := range l.raw.all {
+		if d.word != "respawn" && d.word != "failfast" {
+			continue
+		}
+		p := model.Program{User: d.args[0].text, Failfast: d.word == "failfast"}
+		for _, a := range d.args[1:] {
+			p.Command = append(p.Command, a.text)
+		}
+		name := path.Base(p.Command[0])
+		if name == "ipfail" {
+			continue // built in
+		}
+		if slices.Contains(strangers, name) {
+			l.warn(d.args[1].pos, fmt.Sprintf("%s is not started: %s talks to Heartbeat's client interface, which is not here", d.word, name), "remove the line when no original Heartbeat reads the file")
+			continue
+		}
+		h.Programs = append(h.Programs, p)
+	}
 }
 
 func (l *haLower) text(name, otherwise string) string {
@@ -72,12 +108,13 @@ func (l *haLower) number(name string, otherwise int) int {
 	return otherwise
 }
 
-func (l *haLower) truth(name string, otherwise bool) bool {
+// truth is a directive that is on unless somebody says otherwise.
+func (l *haLower) truth(name string) bool {
 	if s, ok := l.raw.settings[name]; ok {
 		b, _ := boolean(s.last().text)
 		return b
 	}
-	return otherwise
+	return true
 }
 
 func (l *haLower) time(name string, otherwise time.Duration) time.Duration {

@@ -70,7 +70,7 @@ func TestKinder(t *testing.T) {
 	if Failed(list) {
 		t.Fatal(text(list))
 	}
-	base := count(list, Warning) // of what is not yet in force, and # in quotes
+	base := count(list, Warning) // of what does nothing here, and # in quotes
 	doc := document(t)
 	for _, k := range kinderRules {
 		t.Run(k.rule+k.new, func(t *testing.T) {

@@ -2,53 +2,44 @@ package config
 
 import "slices"
 
-// pending is one directive that is understood and accepted, but does nothing
-// yet. The list below is the only place that says so: taking an entry out is
+// without is one directive that is understood and accepted but does nothing
+// here. The list below is the only place that says so: taking an entry out is
 // part of putting its directive in force. Of ldirectord.cf all is in force.
-type pending struct {
-	consequence string                  // what happens, or does not, meanwhile
+type without struct {
+	consequence string                  // what happens, or does not, instead
+	instead     string                  // what to write or use in its place; "" for nothing
 	fine        func(value string) bool // values with nothing to miss; nil: none
 }
 
-// pendingHaCf are the directives of ha.cf.
-var pendingHaCf = map[string]pending{
-	"hbaping": {"no heartbeats go over it", nil},
-	"rds":     {"no heartbeats go over it", nil},
-	"tipc":    {"no heartbeats go over it", nil},
+// withoutHaCf are the directives of ha.cf. docs/reference/heartbeat.md has them
+// with the reasons.
+var withoutHaCf = map[string]without{
+	"hbaping": {"no heartbeats go over it", "use ping for hosts, and ucast, mcast or serial between the nodes", nil},
+	"rds":     {"no heartbeats go over it", "use ucast", nil},
+	"tipc":    {"no heartbeats go over it", "use mcast", nil},
 
-	"stonith":      {"a dead node is not fenced before its resources are taken over", nil},
-	"stonith_host": {"a dead node is not fenced before its resources are taken over", nil},
-	"watchdog":     {"a hung machine is not reset", nil},
+	"stonith":      {"a dead node is not fenced before its resources are taken over", "use resources that bear two owners for a moment: addresses, ldirectord, drbd", nil},
+	"stonith_host": {"a dead node is not fenced before its resources are taken over", "use resources that bear two owners for a moment: addresses, ldirectord, drbd", nil},
 
-	"respawn":  {"the program is not started", nil},
-	"failfast": {"the program is not started", nil},
-	"apiauth":  {"there is no client interface to guard", nil},
-	"env":      {"there are no clients to get it", nil},
+	"apiauth": {"there is no client interface to guard: root alone asks this daemon, over its control socket", "remove the line when no original Heartbeat reads the file", nil},
 
-	"use_logd":       {"messages go to the log files and standard error, not to the logging daemon", isFalse},
-	"conn_logd_time": {"there is no logging daemon", nil},
-	"debug":          {"debug messages are as many as ever", oneOfFunc("0")},
-	"realtime":       {"memory is not locked and the priority is an ordinary one", isFalse},
-	"rtprio":         {"the priority is an ordinary one", nil},
-	"memreserve":     {"memory is not reserved", nil},
-	"coredumps":      {"the system's own setting decides on core dumps", nil},
-	"coreroot":       {"the system's own setting decides on core dumps", nil},
-	"use_apphbd":     {"there is no application heartbeat", isFalse},
-	"autojoin":       {"only nodes that the file names are members", oneOfFunc("none")},
-	"uuidfrom":       {"the node's identity comes from its file", oneOfFunc("file")},
+	"use_logd":       {"messages go to the log files, syslog and standard error, not to the logging daemon", "name a logfile, debugfile or logfacility", isFalse},
+	"conn_logd_time": {"there is no logging daemon to connect to", "", nil},
+	"rtprio":         {"the priority is an ordinary one: give the service CPUWeight= or Nice= in its systemd unit", "", nil},
+	"memreserve":     {"memory comes as it is needed, and is locked then", "", nil},
+	"coreroot":       {"the kernel's core_pattern decides where core dumps go", "set kernel.core_pattern (sysctl)", nil},
+	"use_apphbd":     {"there is no application heartbeat", "use the watchdog directive, or the WatchdogSec= of systemd units", isFalse},
+	"autojoin":       {"only nodes that the file names are members", "name each node", oneOfFunc("none")},
+	"uuidfrom":       {"the node's identity comes from its file", "", oneOfFunc("file")},
 
-	"compression":             {"large messages are sent as they are", nil},
-	"compression_threshold":   {"large messages are sent as they are", nil},
-	"traditional_compression": {"large messages are sent as they are", isFalse},
-
-	"crm":                   {"there is no such cluster manager, and haresources is not used with it: no resource is managed", isFalse},
-	"pacemaker":             {"there is no such cluster manager, and haresources is not used with it: no resource is managed", isFalse},
-	"crm_daemon_dir":        {"it is for crm only", nil},
-	"crmd_spawns_pengine":   {"it is for crm only", nil},
-	"record_config_changes": {"it is for crm only", nil},
-	"record_pengine_inputs": {"it is for crm only", nil},
-	"enable_config_writes":  {"it is for crm only", nil},
-	"quorum_server":         {"there is no quorum server", nil},
+	"crm":                   {"there is no such cluster manager, and haresources is not used with it: no resource is managed", "write crm off, and the resources into haresources", isFalse},
+	"pacemaker":             {"there is no such cluster manager, and haresources is not used with it: no resource is managed", "write pacemaker off, and the resources into haresources", isFalse},
+	"crm_daemon_dir":        {"it is for crm only", "", nil},
+	"crmd_spawns_pengine":   {"it is for crm only", "", nil},
+	"record_config_changes": {"it is for crm only", "", nil},
+	"record_pengine_inputs": {"it is for crm only", "", nil},
+	"enable_config_writes":  {"it is for crm only", "", nil},
+	"quorum_server":         {"there is no quorum server", "", nil},
 }
 
 func oneOfFunc(words ...string) func(string) bool {
@@ -60,13 +51,13 @@ func isFalse(v string) bool {
 	return ok && !b
 }
 
-// report warns of a directive that is pending.
-func (p pending) report(to *problems, at pos, name, value string) {
-	if p.fine != nil && p.fine(value) {
+// report warns of a directive that does nothing here.
+func (w without) report(to *problems, at pos, name, value string) {
+	if w.fine != nil && w.fine(value) {
 		return
 	}
-	if p.fine != nil {
+	if w.fine != nil {
 		name += "=" + clip(value)
 	}
-	to.warn(at, name+" is not yet in force: "+p.consequence, "")
+	to.warn(at, name+" does nothing here: "+w.consequence, w.instead)
 }

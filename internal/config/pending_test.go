@@ -2,10 +2,10 @@ package config
 
 import "testing"
 
-// TestPending: the list of what is not yet in force names directives that
+// TestWithout: the list of what does nothing here names directives that
 // exist, and says what follows.
-func TestPending(t *testing.T) {
-	for name, p := range pendingHaCf {
+func TestWithout(t *testing.T) {
+	for name, p := range withoutHaCf {
 		if _, known := haDirectives[name]; !known || p.consequence == "" {
 			t.Errorf("ha.cf: %s", name)
 		}

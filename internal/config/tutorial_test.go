@@ -82,7 +82,7 @@ func tutorialCluster() *model.Cluster {
 			Keepalive: time.Second, WarnTime: 3 * time.Second, DeadTime: 5 * time.Second, InitDead: 15 * time.Second, DeadPing: 5 * time.Second,
 			SuspectTime: 15 * time.Second, Flaps: 5, FlapWindow: 10 * time.Minute, FlapHold: 5 * time.Minute,
 			MaxRexmitDelay: 250 * time.Millisecond, HopFudge: 1, InnerAuth: true,
-			LogFile: "/var/log/ha-log", DebugFile: "/var/log/ha-debug", SyslogFormat: true, LogBadPackets: true,
+			LogFile: "/var/log/ha-log", DebugFile: "/var/log/ha-debug", SyslogFormat: true, LogBadPackets: true, LockMemory: true,
 			Recorded: []model.Setting{
 				{Name: "debugfile", Value: "/var/log/ha-debug"}, {Name: "logfile", Value: "/var/log/ha-log"},
 				{Name: "keepalive", Value: "1"}, {Name: "deadtime", Value: "5"}, {Name: "warntime", Value: "3"}, {Name: "initdead", Value: "15"},
@@ -134,7 +134,7 @@ ha.d/haresources:1:1: warning: there is no resource: the cluster has nothing to 
 ha.d/ha.cf:3:6: error: this node, other, is not among the nodes lvs01, lvs02; name it as ` + "`uname -n`" + ` does, or give the name to use with --node or in the file nodeinfo beside ha.cf
 `},
 		{"a manager replaces haresources", map[string]string{"ha.cf": ha + "crm yes\n", "authkeys": keys}, `
-ha.d/ha.cf:4:1: warning: crm=yes is not yet in force: there is no such cluster manager, and haresources is not used with it: no resource is managed
+ha.d/ha.cf:4:1: warning: crm=yes does nothing here: there is no such cluster manager, and haresources is not used with it: no resource is managed; write crm off, and the resources into haresources
 `},
 	}
 	for _, test := range tests {

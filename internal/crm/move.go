@@ -120,6 +120,11 @@ func (l *Loop) notice(e model.Event) string {
 	return l.trouble
 }
 
+// Alive returns once the loop has answered: it decides still. A watchdog asks.
+func (l *Loop) Alive(ctx context.Context) error {
+	return l.wish(ctx, func() error { return nil }, func() {})
+}
+
 // wish has the loop do something if it may.
 func (l *Loop) wish(ctx context.Context, may func() error, do func()) error {
 	answer := make(chan error, 1)

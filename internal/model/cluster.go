@@ -64,8 +64,34 @@ type Heartbeat struct {
 	LogBadPackets  bool
 	GenerationTime bool // hbgenmethod time
 
+	Debug      int       // debug messages are logged from 1 on
+	LockMemory bool      // realtime: nothing of the daemon is ever swapped out
+	Watchdog   string    // device that resets the machine unless it is fed; "" for none
+	CoreDumps  Choice    // of the daemon; unset leaves it to the system
+	Programs   []Program // respawn and failfast, in file order
+
 	// Recorded is every directive as written, for HA_<directive> in scripts.
 	Recorded []Setting
+}
+
+// Choice is yes, no, or nobody said.
+type Choice uint8
+
+// Choices.
+const (
+	ChoiceUnset Choice = iota
+	ChoiceYes
+	ChoiceNo
+)
+
+func (c Choice) String() string { return [...]string{"unset", "yes", "no"}[min(int(c), 2)] }
+
+// Program runs beside the daemon: from when the cluster can talk until the
+// daemon's end, again and again.
+type Program struct {
+	User     string   // whose it is
+	Command  []string // absolute path and arguments
+	Failfast bool     // the node does not go on without it
 }
 
 // Setting is one directive with its text.

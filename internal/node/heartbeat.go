@@ -24,7 +24,7 @@ const nodeWeight = 100
 
 // Heartbeat is the cluster in Heartbeat's words.
 func (n *clusterNode) Heartbeat(context.Context) (api.Heartbeat, error) {
-	h := api.Heartbeat{Version: api.Version, Self: n.hb.Self, PID: os.Getpid(), Holding: n.crm.Holding(), Clients: []string{}, Parameters: map[string]string{}}
+	h := api.Heartbeat{Version: api.Version, Self: n.hb.Self, PID: os.Getpid(), Holding: n.crm.Holding(), Clients: n.clients(), Parameters: map[string]string{}}
 	for _, p := range config.Parameters(&n.hb) {
 		h.Parameters[p.Name] = p.Value
 	}

@@ -126,6 +126,7 @@ type clusterNode struct {
 	directors *directors           // nil where no resource balances
 	balancers map[string]*instance // by the argument of their resource
 	mailer    *alert.Mailer        // of MailTo resources; nil without
+	beside    []Task               // respawn, failfast, watchdog
 	rates     *rateMeter
 	recorder  *recorder // nil without a journal
 	windows   *windowKeeper
@@ -149,7 +150,7 @@ func (n *clusterNode) build() error {
 		LogFile: n.hb.LogFile, DebugFile: n.hb.DebugFile, Facility: n.hb.LogFacility, OldFormat: !n.hb.SyslogFormat,
 		Host: string(n.hb.Self), PID: os.Getpid(), Sink: stderr})
 	n.recorder = openRecorder(n.StateDir, n.hb.Self, stderr)
-	n.sink = fanOut(stderr, clusterLog, n.recorder.hear)
+	n.sink = fanOut(stderr, n.quietDebug(clusterLog), n.recorder.hear)
 	n.windows = newWindowKeeper(n.StateDir, n.sink)
 	if err := n.buildDirectors(fanOut(stderr, n.recorder.hear)); err != nil {
 		return err
@@ -159,7 +160,11 @@ func (n *clusterNode) build() error {
 	if err := n.buildMessenger(); err != nil {
 		return err
 	}
-	return n.buildCRM()
+	if err := n.buildCRM(); err != nil {
+		return err
+	}
+	n.settleProcess()
+	return n.buildPrograms()
 }
 
 func (n *clusterNode) buildDirectors(sink model.Sink) error {
@@ -307,8 +312,7 @@ func (n *clusterNode) agentFor(r model.Resource) (agent.Agent, error) {
 		return agent.Delay(r)
 	case agent.KindScript, agent.KindUnset:
 	}
-	return agent.Script(r, agent.ScriptOptions{HaD: n.HaD, Settings: config.Parameters(&n.hb), Programs: config.Environment(&n.hb),
-		Legacy: n.hb.Failback == model.FailbackLegacy, Self: n.hb.Self, Output: n.scriptOutput()})
+	return agent.Script(r, n.scriptOptions())
 }
 
 // scriptOutput is where resource scripts print: the debug file, as with
@@ -354,6 +358,9 @@ func (n *clusterNode) run(ctx context.Context, server *api.Server) error {
 	}
 	c.start(n.messenger)
 	c.start(n.windows)
+	for _, t := range n.beside {
+		c.start(t)
+	}
 	c.start(&feeder{loop: n.crm, events: n.messenger.Events()})
 	n.watch(ctx, c)
 	n.release(c)
