@@ -161,6 +161,30 @@ var mailCases = []realServerCase{
 	{"echo by udp", checkedOn("simpletcp", 7, byUDP, asking("ping"), wants("^ping$")), model.Up, "ping"},
 	{"discard says nothing", checkedOn("simpletcp", 9, asking("ping")), model.Down, "closed without an answer"},
 	{"characters without end", checkedOn("simpletcp", 19, wants("no such line")), model.Down, ""},
+
+	{"SMTP", checkedOn("dialogue", 25, speaks("expect", "^220 ", "send", "EHLO check.example.test\r\n", "expect", "^250 ", "send", "QUIT\r\n", "expect", "^221 ")), model.Up, "221 "},
+	{"SMTP that refuses", checkedOn("dialogue", 26, speaks("expect-not", "^5")), model.Down, `step 1, expect-not: "^5" is in the answer "554 5.7.1`},
+	{"IMAP, goes over to TLS, good", checkedOn("dialogue", 143, imapByTLS), model.Up, "2 OK"},
+	{"IMAP, goes over to TLS, good by its name", checkedOn("dialogue", 143, imapByTLS, verify(model.VerifyName), serverName("www.example.test")), model.Up, "2 OK"},
+	{"IMAP, goes over to TLS, expired", checkedOn("dialogue", 1143, imapByTLS), model.Down, "step 4, starttls: "},
+	{"IMAP, goes over to TLS, self-signed", checkedOn("dialogue", 2143, imapByTLS), model.Down, "unknown authority"},
+	{"IMAP, goes over to TLS, self-signed, nothing verified", checkedOn("dialogue", 2143, imapByTLS, verify(model.VerifyNothing)), model.Up, "2 OK"},
+	{"IMAP, goes over to TLS, another name", checkedOn("dialogue", 3143, imapByTLS, verify(model.VerifyName)), model.Down, "step 4, starttls: "},
+	{"POP by TLS from its first byte", checkedOn("dialogue", 995, func(t *model.Target) { t.TLS = true }, speaks("expect", `^\+OK Dovecot`, "close", "")), model.Up, "+OK Dovecot"},
+}
+
+// imapByTLS is a dialogue with an IMAP server that goes over to TLS in its middle.
+var imapByTLS = speaks("expect", `^\* OK`, "send", "1 STARTTLS\r\n", "expect", "^1 OK", "starttls", "", "send", "2 NOOP\r\n", "expect", "^2 OK")
+
+// speaks writes a dialogue out: kinds of steps, each with its text.
+func speaks(words ...string) func(*model.Target) {
+	kinds := map[string]model.StepKind{"send": model.StepSend, "expect": model.StepExpect, "expect-not": model.StepExpectNot,
+		"starttls": model.StepStartTLS, "close": model.StepClose}
+	var steps []model.Step
+	for i := 0; i < len(words); i += 2 {
+		steps = append(steps, model.Step{Kind: kinds[words[i]], Text: words[i+1]})
+	}
+	return func(t *model.Target) { t.Steps = model.StepsText(steps) }
 }
 
 // Every protocol that is spoken in lines against a real server of its kind
