@@ -1,5 +1,5 @@
-// Package config turns text into the model: ldirectord.cf, ha.cf, authkeys
-// and haresources. What comes in are files (an fs.FS) and a snapshot of the
+// Package config turns text into the model: the native file (HCL 2),
+// ldirectord.cf, ha.cf, authkeys and haresources. What comes in are files (an fs.FS) and a snapshot of the
 // host; what goes out is a model value and every problem of the files at
 // once, each with its place and a hint.
 //
