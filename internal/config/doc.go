@@ -1,7 +1,7 @@
 // Package config turns text into the model: the native file (HCL 2),
-// ldirectord.cf, ha.cf, authkeys and haresources. What comes in are files (an fs.FS) and a snapshot of the
-// host; what goes out is a model value and every problem of the files at
-// once, each with its place and a hint.
+// ldirectord.cf, ha.cf, authkeys and haresources. What comes in are files (an
+// fs.FS) and a snapshot of the host; what goes out is a model value and every
+// problem of the files at once, each with its place and a hint.
 //
 // Reading has two steps. A parser keeps what is written, with positions, in
 // raw structs of its dialect; lowering resolves names, applies defaults and
