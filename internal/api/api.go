@@ -41,6 +41,7 @@ type Peer struct {
 	Name  model.NodeName   `json:"name"`
 	State string           `json:"state"`
 	Self  bool             `json:"self"`
+	Ping  bool             `json:"ping"` // a host that is asked whether it is there, no member
 	Links []model.LinkView `json:"links"`
 }
 

@@ -179,7 +179,8 @@ func TestRatesAreDifferencesPerSecond(t *testing.T) {
 func TestSentencesTellTheUrgentFirst(t *testing.T) {
 	key := model.ServiceKey{Proto: model.TCP, Addr: netip.MustParseAddrPort("10.1.0.100:80")}
 	st := api.Status{State: "active", BadPackets: 7,
-		Peers: []api.Peer{{Name: "lvs01", Self: true, State: "active"}, {Name: "lvs02", State: "dead"}},
+		Peers: []api.Peer{{Name: "lvs01", Self: true, State: "active"}, {Name: "lvs02", State: "dead"},
+			{Name: "10.1.0.254", State: "dead", Ping: true, Links: []model.LinkView{{Name: "10.1.0.254"}}}, {Name: "router", State: "ping", Ping: true}},
 		Resources: []model.ResourceView{{Name: "10.1.0.100", State: model.ResourceRunning, Node: "lvs01"},
 			{Name: "apache2", State: model.ResourceFailed, Here: model.ResourceFailed, Node: "lvs01", Error: "no such script"}},
 		Services: []model.ServiceView{
@@ -194,6 +195,7 @@ func TestSentencesTellTheUrgentFirst(t *testing.T) {
 		"service tcp 10.1.0.100:80: 1 of 2 real servers are up",
 		"7 heartbeat packets failed authentication: do all nodes have the same authkeys?",
 		"node lvs02 is dead: nobody is left to take over from this one",
+		"ping node 10.1.0.254 does not answer this node",
 	}
 	if diff := cmp.Diff(want, sentences(st)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -23,7 +23,7 @@ func (n *clusterNode) Status(context.Context) (api.Status, error) {
 	}
 	st.BadPackets = n.messenger.Counters().Bad
 	for _, v := range view.Nodes {
-		st.Peers = append(st.Peers, api.Peer{Name: v.Name, State: v.State.String(), Self: v.Name == n.hb.Self, Links: v.Links})
+		st.Peers = append(st.Peers, api.Peer{Name: v.Name, State: v.State.String(), Self: v.Name == n.hb.Self, Ping: v.Ping, Links: v.Links})
 	}
 	if n.plane != nil {
 		st.PlaneInfo = n.plane.Info()
@@ -95,7 +95,11 @@ func sentences(st api.Status) []string {
 		if p.Self {
 			continue
 		}
-		if p.State == model.NodeDead.String() {
+		switch {
+		case p.Ping && p.State != model.NodePing.String():
+			later = append(later, fmt.Sprintf("ping node %s does not answer this node", p.Name))
+			continue
+		case p.State == model.NodeDead.String():
 			later = append(later, fmt.Sprintf("node %s is dead: nobody is left to take over from this one", p.Name))
 			continue
 		}
