@@ -39,6 +39,10 @@ sim: ## N fault schedules of two nodes in virtual time (default 10000), from see
 sim-mutants: ## break one rule at a time; the simulation must find each
 	@GO='$(GO)' scripts/sim-mutants
 
+.PHONY: interop
+interop: build ## Batuta beside the real Heartbeat 3.0.6: every combination of key, medium, failback and story (root, 15 min)
+	BATUTA_INTEROP=all $(GO) test -count=1 -timeout 1h -run '^TestInterop$$' -v ./internal/lab
+
 .PHONY: fuzz
 fuzz: ## each fuzz target for T executions or seconds (default 5000x)
 	@GO='$(GO)' T='$(T)' scripts/fuzz
