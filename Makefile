@@ -81,6 +81,18 @@ bench-sla: build ## a yearly statement of ten million intervals: time and memory
 bench-ipvs: ## a large table into the kernel's IPVS, beside ipvsadm -R in the same kernel (root, 5 min)
 	BATUTA_BENCH=ipvs $(GO) test -count=1 -timeout 1h -run '^TestBenchIPVS$$' -v ./internal/lab
 
+.PHONY: bench-plane
+bench-plane: ## what the eBPF plane costs: per packet and path, and a stream beside plain forwarding (root, 2 min)
+	$(GO) test -run '^$$' -bench 'Program|Stream' -benchtime 2s ./internal/plane/ebpf
+
+.PHONY: fuzz-plane
+fuzz-plane: ## the eBPF plane against its model: PACKETS random packets (root; 10 million by default)
+	BATUTA_PACKETS=$(or $(PACKETS),10000000) $(GO) test -count=1 -timeout 12h -run '^TestAgainstOracle$$' -v ./internal/plane/ebpf
+
+.PHONY: test-plane-kernel
+test-plane-kernel: ## the eBPF plane on Debian 12's kernel, in QEMU (root; 10 to 30 min)
+	BATUTA_KERNEL=plane $(GO) test -count=1 -timeout 55m -run '^TestPlaneOnDebian12$$' -v ./internal/lab
+
 .PHONY: clean
 clean: ## remove what the build wrote
 	rm -rf bin
