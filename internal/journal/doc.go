@@ -11,7 +11,16 @@
 // disk stops the journal only. Lengths come from the clock that counts since
 // the boot; the wall clock places them, by its latest word: a step corrects
 // what the same boot recorded before. What nobody recorded is unknown, not up:
-// the time between the last sign of life of a daemon and the next start.
+// the time between the last sign of life of a daemon and the next start, unless
+// there is evidence (Tracker.Resume).
+//
+// In the directory of a node:
+//
+//	00000000000000000001.jsonl    all records, a line each; the number is that of the first
+//	00000000000000000001.states   the states of that file once it has ended (sheet)
+//	alive                         the last sign of life, overwritten each second
+//	plans.jsonl                   maintenance windows, also written by the command line
+//	agreed.json                   what was promised about services
 //
 // It never decides what the cluster does, and reads no configuration.
 package journal
