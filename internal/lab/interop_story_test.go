@@ -28,7 +28,7 @@ var stories = []story{
 // TestInterop forms clusters of a Batuta node and a real Heartbeat 3.0.6 node
 // and tells each a story. Of every two of authentication, medium, failback and
 // story each pair of values occurs; with BATUTA_INTEROP=all (make interop) all
-// combinations do. docs/reference/heartbeat.md has the table of such a run.
+// combinations do. docs/reference/interop.md has the table of such a run.
 func TestInterop(t *testing.T) {
 	type told struct {
 		duetOptions

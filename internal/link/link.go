@@ -1,5 +1,6 @@
 // Package link carries heartbeat datagrams over the media of ha.cf. Bytes go
-// in and come out; a link neither parses nor authenticates them.
+// in and come out; a link neither authenticates nor understands them. A serial
+// line alone looks inside, to write each datagram in the encoding of such lines.
 package link
 
 import (
