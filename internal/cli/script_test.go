@@ -41,6 +41,11 @@ func TestStories(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("GORACE", raceOptions)
 			e.Setenv("UDPPORT", freeUDPPort(t))
+			packaging, err := filepath.Abs("../../packaging")
+			if err != nil {
+				return err
+			}
+			e.Setenv("PACKAGING", packaging)
 			for _, dir := range []string{"run", "a", "b"} {
 				e.Defer(func() { endDaemons(t, filepath.Join(e.WorkDir, dir)) })
 			}

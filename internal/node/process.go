@@ -83,6 +83,9 @@ func (n *clusterNode) buildPrograms() error {
 // clients are the programs beside this daemon that run now, by their names.
 func (n *clusterNode) clients() []string {
 	list := []string{}
+	if n.hb.Ipfail() {
+		list = append(list, "ipfail") // built in
+	}
 	for _, t := range n.beside {
 		if p, ok := t.(*program); ok && p.runs.Load() {
 			list = append(list, filepath.Base(p.Command[0]))
