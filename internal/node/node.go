@@ -441,9 +441,7 @@ func (n *clusterNode) watch(ctx context.Context, c *crew) {
 		case <-c.failed:
 			return
 		case <-n.Hangup:
-			if n.directors != nil {
-				n.directors.reload()
-			}
+			n.reload()
 		}
 	}
 }
