@@ -11,10 +11,5 @@
 // the description of the original's behavior on the wire.
 //
 // Between Batuta nodes the protocol is the same with additions that the
-// original ignores: status messages carry batuta=1 and ka, the keepalive
-// interval in milliseconds (hexadecimal, like dt); the message
-// batuta-returned tells a node that its peer had declared it dead in its
-// present life. A Batuta peer is asked for missing messages within 20 ms
-// instead of 50 to 250, as it never sends out of order; everything else is
-// answered at once to anybody.
+// original ignores; docs/reference/cluster-protocol.md lists them all.
 package heartbeat

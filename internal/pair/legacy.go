@@ -30,10 +30,12 @@ func (c *Core) legacyUp(peerActive bool) {
 		return
 	}
 	if left := c.found & Foreign; left != None {
-		c.release(left, forNothing)
+		c.release(left, forYielding) // the other is answered when it is gone
 	}
 	c.found = None
-	if !peerActive || len(c.cfg.LocalGroups) == 0 {
+	// A Batuta node that is not active yet may run our set all the same, left by
+	// an earlier life: it answers when it is active and has stopped it.
+	if !peerActive && !c.peer.batuta || len(c.cfg.LocalGroups) == 0 {
 		c.acquire(Local, forOwn)
 		return
 	}
@@ -65,6 +67,10 @@ func (c *Core) legacyMessage(m model.Message) {
 		if delete(c.awaited, key); len(c.awaited) == 0 {
 			c.askAt = time.Time{}
 			c.acquire(Local, forOwn)
+		}
+	case "status":
+		if m.Get("st") == model.NodeActive.String() && len(c.awaited) > 0 {
+			c.askGroups() // now it can answer
 		}
 	case "shutdone":
 		c.onShutdone()

@@ -51,6 +51,9 @@ func (c *Core) cluster(e model.ClusterEvent) {
 		c.newLife()
 	case model.NodeJoined:
 		c.newLife()
+		if v := e.View.Find(c.cfg.Peer); c.cfg.Legacy && v != nil && v.State == model.NodeActive {
+			c.legacyHealed() // active at first sight: it has been there, and asks for nothing
+		}
 	case model.PartitionHealed:
 		c.healed()
 	case model.CommunicationUp, model.Renewed, model.LinkChanged, model.ClusterNone:

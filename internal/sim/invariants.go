@@ -221,7 +221,11 @@ func (c *checks) well() bool {
 		if h.daemon == nil || !h.daemon.ready || h.daemon.told || !h.active() || !h.daemon.crm.Stable() {
 			return false
 		}
-		if v := h.daemon.msgr.View(); c.w.now.Before(v.Find(h.peer().name).Quarantine.Add(time.Second)) || (v.Find(h.peer().name).State == model.NodeActive) != h.peer().up {
+		wanted := model.NodeDead
+		if h.peer().up {
+			wanted = model.NodeActive
+		}
+		if v := h.daemon.msgr.View(); c.w.now.Before(v.Find(h.peer().name).Quarantine.Add(time.Second)) || v.Find(h.peer().name).State != wanted {
 			return false
 		}
 	}
