@@ -193,9 +193,9 @@ func (l *nativeLower) service(b *rawBlock) (model.Service, bool) {
 	if v, given := b.values["monitor_file"]; given {
 		l.writable(v.pos, "monitor_file", v.text)
 	}
-	if s.CheckJitter >= s.CheckInterval && s.CheckJitter > 0 {
+	if s.CheckJitter > s.CheckInterval/2 {
 		v, _ := pace.find("jitter")
-		l.error(v.pos, "jitter is not smaller than interval", "a tenth of it is usual")
+		l.error(v.pos, "jitter is more than half of interval", "a tenth of it is usual")
 	}
 	if !ok { // its checks are looked at all the same
 		for _, c := range append([]*rawBlock{b}, b.all("real_server")...) {
