@@ -5,6 +5,7 @@ package ipvs
 const (
 	familyName    = "IPVS" // IPVS_GENL_NAME
 	familyVersion = 1      // IPVS_GENL_VERSION
+	genlHeader    = 4      // length of struct genlmsghdr
 )
 
 // Commands, IPVS_CMD_*.

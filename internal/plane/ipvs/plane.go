@@ -3,6 +3,7 @@ package ipvs
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -264,7 +265,7 @@ func (p *Plane) each(ctx context.Context, do func(service, []dest)) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		s, err := decodeService(a.Data)
+		s, err := decodeService(a)
 		if err != nil {
 			return fmt.Errorf("list the IPVS services: %w", err)
 		}
@@ -295,7 +296,7 @@ func (p *Plane) dests(k model.ServiceKey) ([]dest, error) {
 	}
 	dests := make([]dest, len(answers))
 	for i, a := range answers {
-		if dests[i], err = decodeDest(a.Data, k.Family()); err != nil {
+		if dests[i], err = decodeDest(a, k.Family()); err != nil {
 			return nil, err
 		}
 	}
@@ -347,14 +348,52 @@ func (p *Plane) tell(command uint8, message []byte) error {
 	return err
 }
 
-// dump asks for a list; where the table changes meanwhile the kernel may say
-// that the list was interrupted, and is asked again.
-func (p *Plane) dump(command uint8, message []byte) ([]genetlink.Message, error) {
+// dump asks for a list and returns its messages; where the table changes
+// meanwhile the kernel may say that the list was interrupted, and is asked
+// again.
+func (p *Plane) dump(command uint8, message []byte) ([][]byte, error) {
 	const tries = 5
 	for n := 1; ; n++ {
-		answers, err := p.execute(command, message, netlink.Request|netlink.Dump)
-		if n == tries || !errors.Is(err, unix.EINTR) {
+		answers, whole, err := p.list(command, message)
+		if err != nil || whole || n == tries {
 			return answers, err
+		}
+	}
+}
+
+// list asks once. It goes by receive, which reads a datagram in one call where
+// package netlink needs three: a large table is thousands of lists.
+func (p *Plane) list(command uint8, message []byte) (answers [][]byte, whole bool, err error) {
+	m, err := p.pack(command, message)
+	if err != nil {
+		return nil, false, err
+	}
+	m.Header.Flags |= netlink.Dump
+	sent, err := p.raw.SendMessages([]netlink.Message{m})
+	if err != nil {
+		return nil, false, err
+	}
+	for whole = true; ; {
+		messages, err := p.receive()
+		if err != nil {
+			return nil, false, err
+		}
+		for _, a := range messages {
+			switch {
+			case a.Header.Seq != sent[0].Header.Sequence:
+				continue // of a request that was given up
+			case a.Header.Type == unix.NLMSG_DONE || a.Header.Type == unix.NLMSG_ERROR:
+				if len(a.Data) >= 4 {
+					if code := int32(binary.NativeEndian.Uint32(a.Data)); code < 0 {
+						return nil, false, unix.Errno(-code)
+					}
+				}
+				return answers, whole, nil
+			case len(a.Data) < genlHeader:
+				return nil, false, fmt.Errorf("%w: a message of %d bytes", errForm, len(a.Data))
+			}
+			whole = whole && a.Header.Flags&unix.NLM_F_DUMP_INTR == 0
+			answers = append(answers, bytes.Clone(a.Data[genlHeader:]))
 		}
 	}
 }

@@ -39,7 +39,7 @@ func (p *Plane) syncDaemons() ([]model.SyncDaemon, error) {
 	}
 	list := make([]model.SyncDaemon, len(answers))
 	for i, a := range answers {
-		if list[i], err = decodeDaemon(a.Data); err != nil {
+		if list[i], err = decodeDaemon(a); err != nil {
 			return nil, fmt.Errorf("list the sync daemons of IPVS: %w", err)
 		}
 	}
