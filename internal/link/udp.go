@@ -104,7 +104,7 @@ func (u *udp) open() (in, out *net.UDPConn, err error) {
 			return nil, nil, fmt.Errorf("no interface of that name: %w", err)
 		}
 	}
-	if in, err = u.socket(u.how.receive, append(u.how.onReceive, stamp)); err != nil {
+	if in, err = u.socket(u.how.receive, append(u.how.onReceive, stamp, framesOnly)); err != nil {
 		return nil, nil, fmt.Errorf("cannot receive on %v: %w", u.how.receive, err)
 	}
 	if out, err = u.socket(u.how.send, u.how.onSend); err != nil {

@@ -43,6 +43,7 @@ func mustOpen(t *testing.T, m model.Medium, o Options) Link {
 // an interface that has just been set up may lose the first ones.
 func exchange(t *testing.T, from, to Link, content string) Packet {
 	t.Helper()
+	content = "###\n" + content // what does not begin so is no message
 	got := make(chan Packet, 1)
 	go func() {
 		for {
@@ -63,7 +64,7 @@ func exchange(t *testing.T, from, to Link, content string) Packet {
 		// Sending happens on the test's thread, which may be in a namespace of
 		// its own; a link whose interface vanished comes back by sending.
 		_ = from.Send([]byte(content))
-		_ = to.Send([]byte("beat"))
+		_ = to.Send([]byte("###\nbeat"))
 		select {
 		case p := <-got:
 			return p
@@ -259,6 +260,36 @@ func TestUnicast6(t *testing.T) {
 		t.Errorf("from %v", p.From)
 	}
 	exchange(t, b, a, "hello too")
+}
+
+// A flood of what is no message fills no buffer: between any number of such
+// packets, sent by another socket, what is one arrives.
+func TestGarbageTakesNoRoom(t *testing.T) {
+	port := freePort(t, "127.0.0.1")
+	one, two := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")
+	a := mustOpen(t, model.Medium{Kind: model.Unicast, Interface: "lo", Name: "lo", Peer: netip.AddrPortFrom(two, port)}, Options{Source: one})
+	b := mustOpen(t, model.Medium{Kind: model.Unicast, Interface: "lo", Name: "lo", Peer: netip.AddrPortFrom(one, port)}, Options{Source: two})
+	flood, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(two, port)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer flood.Close()
+	garbage := make([]byte, 1200)
+	for _, begin := range []string{"", "#", "##\n#", ">>>", "%%%\n", "<<<\n"} {
+		copy(garbage, begin)
+		// Nobody reads meanwhile; these alone are more than a socket's buffer holds.
+		for range 2000 {
+			_, _ = flood.Write(garbage)
+		}
+	}
+	for _, m := range []string{"###\nfirst", ">>>\nsecond"} {
+		if err := a.Send([]byte(m)); err != nil {
+			t.Fatal(err)
+		}
+		if p, err := b.Receive(); err != nil || string(p.Data) != m {
+			t.Errorf("received %.20q, %v; want %q", p.Data, err, m)
+		}
+	}
 }
 
 // A kernel time stamp in the future or of long ago is not believed.
