@@ -39,10 +39,15 @@ type sheet struct {
 	names      *names   // of the things
 	chunks     []chunk  // ascending by thing
 
-	path string // of the file with the chunks; "" when they are here
+	path string   // of the file with the chunks; "" when they are here
+	file *os.File // kept open, of some; closed when the sheet is forgotten
 	body []byte
 	base int64 // of the first chunk in the file
 }
+
+// maxFiles is how many sheets of a journal are kept open: to open one costs
+// more than to read from it, and a statement of all services reads each often.
+const maxFiles = 512
 
 // sign is the last one of an earlier life.
 type sign struct {
@@ -73,6 +78,7 @@ type thingID uint32
 type names struct {
 	ids    map[string]thingID // by canonical text
 	things []Thing
+	files  int // of the journal that are kept open
 }
 
 func newNames() *names { return &names{ids: map[string]thingID{}} }
@@ -422,11 +428,19 @@ func (s *sheet) bytes(t Thing, buf []byte) ([]byte, error) {
 			b = make([]byte, c.size)
 		}
 		b = b[:c.size]
-		f, err := os.Open(s.path)
-		if err != nil {
-			return nil, fmt.Errorf("read the journal: %w", err)
+		f := s.file
+		if f == nil {
+			var err error
+			if f, err = os.Open(s.path); err != nil {
+				return nil, fmt.Errorf("read the journal: %w", err)
+			}
+			if s.names.files < maxFiles {
+				s.names.files++
+				s.file = f
+			} else {
+				defer f.Close()
+			}
 		}
-		defer f.Close()
 		if _, err := f.ReadAt(b, s.base+int64(c.at)); err != nil {
 			return nil, fmt.Errorf("read the journal %s: %w", s.path, err)
 		}

@@ -253,7 +253,7 @@ func TestARealDiskThatIsFull(t *testing.T) {
 		t.Skip(err) // root without the right to mount
 	}
 	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
 	})
