@@ -194,6 +194,18 @@ func TestRequestsByteForByte(t *testing.T) {
 			[]string{"6 " + "3000 0180" + keyV4 + "4800 0280" + "0600 0b00 0200 0000" + "1400 0100 0af00014 00000000 00000000 00000000" +
 				"0600 0200 0050 0000" + "0800 0300 02000000" + "0800 0400 01000000" + "0800 0500 00000000" + "0800 0600 00000000"},
 		},
+		"a GUE tunnel": {
+			model.Change{Op: model.RealAdd, Service: model.VirtualService{Key: web}, Real: model.RealServer{Addr: netip.MustParseAddrPort("10.240.0.20:80"),
+				Forward: model.IPIP, Weight: 1, Tunnel: model.Tunnel{Kind: model.TunnelGUE, Port: 6080, Checksum: model.TunnelRemoteChecksum}}},
+			[]string{"5 " + "3000 0180" + keyV4 + "6000 0280" + "0600 0b00 0200 0000" + "1400 0100 0af00014 00000000 00000000 00000000" +
+				"0600 0200 0050 0000" + "0800 0300 02000000" + "0800 0400 01000000" + "0800 0500 00000000" + "0800 0600 00000000" +
+				"0500 0d00 01 000000" + "0600 0e00 17c0 0000" + "0600 0f00 0200 0000"},
+		},
+		"a persistence engine": {
+			model.Change{Op: model.ServiceAdd, Service: model.VirtualService{Key: web, Scheduler: "rr",
+				Persistence: model.Persistence{Enabled: true, Timeout: time.Minute, Engine: "sip"}}},
+			[]string{"1 " + "5c00 0180" + keyV4 + "0700 0600 727200 00" + "0c00 0700 01000000 ffffffff" + "0800 0800 3c000000" + "0800 0900 ffffffff" + "0800 0b00 73697000"},
+		},
 		"a real server goes": {
 			model.Change{Op: model.RealDelete, Service: model.VirtualService{Key: web},
 				Real: model.RealServer{Addr: netip.MustParseAddrPort("10.240.0.20:80"), Forward: model.Masq}},
@@ -255,6 +267,73 @@ func TestAdoptsWhatTheKernelHas(t *testing.T) {
 	}
 	if got, want := p.Info(), (model.PlaneInfo{Name: "ipvs", Detail: "the kernel's IP Virtual Server 1.2.1", Size: 4096}); got != want {
 		t.Errorf("info %+v, want %+v", got, want)
+	}
+}
+
+// Changes that do not hang on each other are one message; the kernel's answer
+// to the last request, a harmless question, tells that all are done. Those that
+// it refuses are told apart, and what only misfits is done the other way.
+func TestChangesGoTogether(t *testing.T) {
+	web := model.VirtualService{Key: tcp("10.1.0.100:80"), Scheduler: "rr"}
+	row := func(op model.ChangeOp, addr string) model.Change {
+		return model.Change{Op: op, Service: web, Real: model.RealServer{Addr: netip.MustParseAddrPort(addr), Forward: model.Masq, Weight: 1}}
+	}
+	add := model.Change{Op: model.ServiceAdd, Service: web}
+	gone := model.Change{Op: model.ServiceDelete, Service: web}
+	for name, c := range map[string]struct {
+		changes []model.Change
+		refuse  map[int]unix.Errno // by the number of the question
+		asked   string
+		err     string
+	}{
+		"all are carried out": {[]model.Change{add, row(model.RealAdd, "10.0.0.1:80"), row(model.RealAdd, "10.0.0.2:80")}, nil, "1 5 5 15", ""},
+		"the middle one is refused": {[]model.Change{add, row(model.RealAdd, "10.0.0.1:80"), row(model.RealAdd, "10.0.0.2:80")},
+			map[int]unix.Errno{1: unix.ERANGE}, "1 5 5 15",
+			"real-add tcp 10.1.0.100:80 10.0.0.1:80 masq weight 1: the kernel refuses weight 1 or the thresholds upper 0, lower 0: numerical result out of range"},
+		"the service is there already": {[]model.Change{add, row(model.RealAdd, "10.0.0.1:80")}, map[int]unix.Errno{0: unix.EEXIST, 3: unix.EEXIST}, "1 5 15 1 2", ""},
+		"the service is gone": {[]model.Change{{Op: model.ServiceEdit, Service: web}, row(model.RealAdd, "10.0.0.1:80")},
+			map[int]unix.Errno{0: unix.ESRCH, 1: unix.ESRCH, 3: unix.ESRCH}, "2 5 15 2 1 5", ""},
+		"one row twice":            {[]model.Change{row(model.RealAdd, "10.0.0.1:80"), row(model.RealEdit, "10.0.0.1:80")}, nil, "5 6", ""},
+		"a service and its end":    {[]model.Change{add, row(model.RealAdd, "10.0.0.1:80"), gone}, nil, "1 5 15 3", ""},
+		"what is gone is no error": {[]model.Change{row(model.RealDelete, "10.0.0.1:80"), row(model.RealDelete, "10.0.0.2:80")}, map[int]unix.Errno{0: unix.ENOENT, 1: unix.ESRCH}, "7 7 15", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := &kernel{}
+			k.answer = func(uint8, []byte) ([][]byte, error) {
+				if errno := c.refuse[len(k.asked)-1]; errno != 0 {
+					return nil, errno
+				}
+				return nil, nil
+			}
+			err := k.open(t).Apply(t.Context(), c.changes)
+			if err == nil && c.err != "" || err != nil && err.Error() != c.err {
+				t.Errorf("got  %v\nwant %s", err, c.err)
+			}
+			var asked []string
+			for _, a := range k.asked {
+				command, _, _ := strings.Cut(a, " ")
+				asked = append(asked, command)
+			}
+			if got := strings.Join(asked, " "); got != c.asked {
+				t.Errorf("commands %s, want %s", got, c.asked)
+			}
+		})
+	}
+}
+
+func TestSyncDaemonsByteForByte(t *testing.T) {
+	d := model.SyncDaemon{Role: model.SyncBackup, Interface: "eth1", ID: 7, MaxLen: 1400, Group: netip.MustParseAddr("224.0.0.99"), Port: 1234, TTL: 3}
+	want := unhex("4000 0380" + "0800 0100 02000000" + "0900 0200 6574683100 000000" + "0800 0300 07000000" + "0600 0400 7805 0000" +
+		"0800 0500 e0000063" + "0600 0700 d204 0000" + "0500 0800 03 000000")
+	got, err := encodeDaemon(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(hex.EncodeToString(want), hex.EncodeToString(got)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if back, err := decodeDaemon(got); err != nil || back != d {
+		t.Errorf("%+v, %v", back, err)
 	}
 }
 
@@ -402,6 +481,8 @@ func FuzzDecode(f *testing.F) {
 		_, _ = decodeService(message)
 		_, _ = decodeDest(message, model.IPv4)
 		_, _, _ = decodeInfo(message)
+		_, _ = decodeDaemon(message)
+		_, _ = decodeTimeouts(message)
 		_, _ = readFlows(strings.NewReader(proc))
 	})
 }
