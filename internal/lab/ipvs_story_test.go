@@ -44,6 +44,11 @@ func TestStoryOfTheTutorial(t *testing.T) {
 	visitsAre(t, l, 8, "web1 2, web2 2, web3 2, web4 2")
 	listingsAgree(t, l, "lvs01")
 
+	// The table is flushed behind the director's back, and is there again.
+	output(t, l, "lvs01", "ipvsadm", "-C")
+	tableIs(t, l, "lvs01", "rr", rows("masq", 1, 1, 1, 1))
+	visitsAre(t, l, 8, "web1 2, web2 2, web3 2, web4 2")
+
 	service("web2", false)
 	tableIs(t, l, "lvs01", "rr", rows("masq", 1, 0, 1, 1))
 	visitsAre(t, l, 6, "web1 2, web3 2, web4 2")
