@@ -49,17 +49,17 @@ static __always_inline int take_slot(__u32 *slot)
  * connections once there are upper, until there are fewer than lower. */
 static __always_inline int overloaded(struct real *r)
 {
-	__u32 upper = r->upper, lower = r->lower, n, is;
+	__u32 upper = r->upper, lower = r->lower, was = READ_ONCE(r->overloaded), n, is;
 
-	if (!upper)
+	if (!upper && !was)
 		return 0;
 	if (!lower)
 		lower = (__u32)((__u64)upper * 3 / 4);
 	if (lower > upper) /* nobody wants it to come and go with each connection */
 		lower = upper;
 	n = READ_ONCE(r->active) + READ_ONCE(r->inactive);
-	is = READ_ONCE(r->overloaded) ? n >= lower : n >= upper;
-	if (is != r->overloaded && !tracing)
+	is = upper && n >= (was ? lower : upper);
+	if (is != was && !tracing)
 		r->overloaded = is;
 	return is;
 }

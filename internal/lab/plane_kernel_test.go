@@ -61,7 +61,7 @@ func TestPlaneOnDebian12(t *testing.T) {
 		t.Fatal(err)
 	}
 	run("A=", "sh", "-c", "cd "+dir+"/root && find . | ./busybox cpio -o -H newc | gzip -1 > ../initrd")
-	// The tree is not to be written to: QEMU gets its files by descriptor paths.
+	// QEMU runs outside the tree, with the tree's libraries and modules.
 	kernel, initrd := kernels[0], dir+"/initrd"
 	loader := tree + "/lib64/ld-linux-x86-64.so.2"
 	cmd := exec.CommandContext(ctx, loader, "--library-path", tree+"/lib/x86_64-linux-gnu:"+tree+"/usr/lib/x86_64-linux-gnu",
@@ -69,6 +69,7 @@ func TestPlaneOnDebian12(t *testing.T) {
 		"-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio", "-kernel", kernel, "-initrd", initrd,
 		"-append", "console=ttyS0 quiet mitigations=off panic=-1 rdinit=/init")
 	var out bytes.Buffer
+	cmd.Env = append(os.Environ(), "QEMU_MODULE_DIR="+tree+"/usr/lib/x86_64-linux-gnu/qemu")
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err = cmd.Run()
 	t.Logf("%s", out.String())
