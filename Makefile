@@ -87,7 +87,7 @@ bench-plane: ## what the eBPF plane costs: per packet and path, and a stream bes
 
 .PHONY: fuzz-plane
 fuzz-plane: ## the eBPF plane against its model: PACKETS random packets (root; 10 million by default)
-	BATUTA_PACKETS=$(or $(PACKETS),10000000) $(GO) test -count=1 -timeout 12h -run '^TestAgainstOracle$$' -v ./internal/plane/ebpf
+	BATUTA_SEED=$(or $(SEED),$(shell date +%s)) BATUTA_PACKETS=$(or $(PACKETS),10000000) $(GO) test -count=1 -timeout 12h -run '^TestAgainstOracle$$' -v ./internal/plane/ebpf
 
 .PHONY: test-plane-kernel
 test-plane-kernel: ## the eBPF plane on Debian 12's kernel, in QEMU (root; 10 to 30 min)

@@ -33,7 +33,7 @@ func TestAgainstOracle(t *testing.T) {
 	if total > 1000000 { // a new plane takes longer than a packet
 		round = 50000
 	}
-	seed := number("BATUTA_SEED", uint64(time.Now().UnixNano()))
+	seed := number("BATUTA_SEED", 1)
 	sent, began := 0, time.Now()
 	for n := seed; uint64(sent) < total; n++ {
 		d := newDuel(t, n)
