@@ -125,7 +125,7 @@ func TestTheClientAndTheJournalAgree(t *testing.T) {
 		return err == nil && strings.Contains(text, "no maintenance is planned"), text
 	})
 	events := c.out("lvs02", "batuta", "events", "--about", "maintenance")
-	for _, want := range []string{"new power supply (by ", " canceled: not needed (by "} {
+	for _, want := range []string{"new power supply (by ", "operator maintenance-plan: ", "operator maintenance-plan-done: ", " canceled: not needed (by "} {
 		if !strings.Contains(events, want) {
 			t.Errorf("the events lack %q:\n%s", want, events)
 		}
@@ -139,7 +139,7 @@ func TestACrashedDaemonLeavesNoGapInTheJournal(t *testing.T) {
 	c := newCluster(t, lab.Options{HaD: os.DirFS(patientHaD(t, 60))})
 	c.holder("lvs01", "lvs01", "lvs02")
 	states := func() (list []string) {
-		for _, line := range strings.SplitSeq(c.out("lvs01", "batuta", "events", "--about", "state: "), "\n") {
+		for line := range strings.SplitSeq(c.out("lvs01", "batuta", "events", "--about", "state: "), "\n") {
 			if _, text, ok := strings.Cut(line, "state: "); ok {
 				list = append(list, text)
 			}
