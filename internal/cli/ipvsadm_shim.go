@@ -32,23 +32,38 @@ it are refused, since the daemon would change it back.`,
 			if len(args) > 0 && (args[0] == "-h" || args[0] == "--help") {
 				return cmd.Help()
 			}
-			w, err := parseWish(args, newMachineNames(cmd.Context()))
+			w, err := parseWish(o.takeOwn(args), newMachineNames(cmd.Context()))
 			if err != nil {
 				return &exitError{exitUsage, "ipvsadm: " + err.Error()}
 			}
-			if w.socket != "" {
-				o.socket = w.socket
-			}
-			return w.answer(cmd.Context(), o.client(), cmd.OutOrStdout())
+			return w.answer(cmd.Context(), o, cmd.OutOrStdout())
 		},
 	}
+}
+
+// takeOwn takes the options that are this program's, and no ipvsadm's, out of
+// the arguments: which daemon to ask.
+func (o *options) takeOwn(args []string) (rest []string) {
+	for i := 0; i < len(args); i++ {
+		name, value, joined := strings.Cut(args[i], "=")
+		to := map[string]*string{"--run-dir": &o.runDir, "--socket": &o.socket}[name]
+		switch {
+		case to == nil:
+			rest = append(rest, args[i])
+		case joined:
+			*to = value
+		case i+1 < len(args):
+			i++
+			*to = args[i]
+		}
+	}
+	return rest
 }
 
 // wish is what a call of ipvsadm wants to see.
 type wish struct {
 	listing
-	what   string // list, save, connections, timeout, daemon
-	socket string
+	what string // list, save, connections, timeout, daemon
 }
 
 // changing are ipvsadm's commands that are not for looking.
@@ -102,7 +117,7 @@ func parseWish(args []string, names interface {
 	for words = words[1:]; len(words) > 0; words = words[1:] {
 		var err error
 		option := words[0]
-		if w.what == "save" && option != "-n" && option != "--numeric" && option != "--socket" {
+		if w.what == "save" && option != "-n" && option != "--numeric" {
 			return w, fmt.Errorf("%s does not go with -S", option)
 		}
 		switch option {
@@ -129,16 +144,12 @@ func parseWish(args []string, names interface {
 			err = set("daemon", formList)
 		case "-6", "--ipv6":
 			c.six = true
-		case "--socket", "-t", "--tcp-service", "-u", "--udp-service", "--sctp-service", "-f", "--fwmark-service":
+		case "-t", "--tcp-service", "-u", "--udp-service", "--sctp-service", "-f", "--fwmark-service":
 			if len(words) < 2 {
 				return w, fmt.Errorf("%s: missing argument", option)
 			}
 			value := words[1]
 			words = words[1:]
-			if option == "--socket" {
-				w.socket = value
-				break
-			}
 			if w.what != "list" {
 				return w, errors.New("options conflict in the list command")
 			}
@@ -168,19 +179,17 @@ type tables interface {
 }
 
 // answer asks the daemon, or the kernel where none runs.
-func (w wish) answer(ctx context.Context, daemon *api.Client, out io.Writer) error {
-	var source tables = daemon
-	if w.socket == "" {
-		if _, err := daemon.Table(ctx); errors.Is(err, api.ErrNotRunning) || errors.Is(err, api.ErrDied) {
-			kernel, kerr := node.OpenKernel()
-			if kerr != nil {
-				return fmt.Errorf("%w; and of the kernel: %w", err, kerr)
-			}
-			defer kernel.Close() //nolint:errcheck // nothing was written
-			source = kernel
-		}
+func (w wish) answer(ctx context.Context, o *options, out io.Writer) error {
+	err := w.print(ctx, o.client(), out)
+	if !errors.Is(err, api.ErrNotRunning) && !errors.Is(err, api.ErrDied) {
+		return err
 	}
-	return w.print(ctx, source, out)
+	kernel, kerr := node.OpenKernel()
+	if kerr != nil {
+		return fmt.Errorf("%w; and of the kernel: %w", err, kerr)
+	}
+	defer kernel.Close() //nolint:errcheck // nothing was written
+	return w.print(ctx, kernel, out)
 }
 
 func (w wish) print(ctx context.Context, source tables, out io.Writer) error {

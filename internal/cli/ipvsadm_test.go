@@ -154,6 +154,14 @@ func TestCallsOfIpvsadm(t *testing.T) {
 	}
 }
 
+func TestWhichDaemonIpvsadmAsks(t *testing.T) {
+	var o options
+	rest := o.takeOwn([]string{"--run-dir", "/run/x", "-L", "--socket=/run/y", "-n"})
+	if diff := cmp.Diff([]string{"-L", "-n"}, rest); diff != "" || o.runDir != "/run/x" || o.socket != "/run/y" {
+		t.Errorf("%+v (-want +got):\n%s", o, diff)
+	}
+}
+
 // What is read can be written and read again.
 func FuzzReadSave(f *testing.F) {
 	f.Add("-A -t 10.1.0.100:80 -s wrr -p 300 -M 255.255.255.0 -b flag-1\n-a -t 10.1.0.100:80 -r 10.240.0.20:80 -i -w 3 --tun-type gue --tun-port 1 --tun-csum\n")
