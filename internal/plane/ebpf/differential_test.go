@@ -17,9 +17,9 @@ import (
 )
 
 // Random changes of the table and random packets: the programs must do what
-// the oracle says, to the packet, its counters and its connection. So many
-// packets, or BATUTA_PACKETS; a failure names its seed, and BATUTA_SEED
-// repeats it.
+// the oracle says, to the packet, its counters and its connection. The same
+// packets each time, or BATUTA_PACKETS from BATUTA_SEED on; a failure names its
+// seed. (make fuzz-plane takes other ones each time.)
 func TestAgainstOracle(t *testing.T) {
 	requireRoot(t)
 	number := func(name string, otherwise uint64) uint64 {
