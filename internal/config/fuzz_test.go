@@ -50,23 +50,33 @@ func FuzzLdirectord(f *testing.F) {
 		if Failed(list) {
 			return
 		}
-		keys := map[model.ServiceKey]bool{}
-		for _, s := range d.Services {
-			k := s.Virtual.Key
-			if again, err := model.ParseServiceKey(k.String()); err != nil || again != k || keys[k] {
-				t.Errorf("%q: service %s: %v", file, k, err)
+		checkServices(t, file, d)
+	})
+}
+
+// checkServices holds what an accepted file means against what a director
+// relies on.
+func checkServices(t *testing.T, file string, d *model.Director) {
+	t.Helper()
+	keys := map[model.ServiceKey]bool{}
+	for _, s := range d.Services {
+		k := s.Virtual.Key
+		if again, err := model.ParseServiceKey(k.String()); err != nil || again != k || keys[k] {
+			t.Errorf("%q: service %s: %v", file, k, err)
+		}
+		keys[k] = true
+		if s.FailureCount < 1 || s.CheckInterval <= 0 || s.CheckJitter > s.CheckInterval/2 {
+			t.Errorf("%q: %+v", file, s)
+		}
+		for _, r := range s.Reals {
+			if !r.Addr.IsValid() || model.FamilyOf(r.Addr.Addr()) != k.Family() || r.Forward == model.ForwardNone || r.Weight < 0 {
+				t.Errorf("%q: real server %+v of %s", file, r, k)
 			}
-			keys[k] = true
-			if s.FailureCount < 1 || s.CheckInterval <= 0 {
-				t.Errorf("%q: %+v", file, s)
-			}
-			for _, r := range s.Reals {
-				if !r.Addr.IsValid() || model.FamilyOf(r.Addr.Addr()) != k.Family() || r.Forward == model.ForwardNone || r.Weight < 0 {
-					t.Errorf("%q: real server %+v of %s", file, r, k)
-				}
+			if _, err := model.ParseSteps(r.Target.Steps); err != nil || strings.ContainsAny(strings.ReplaceAll(r.Target.Headers, "\n", ""), "\r\x00") {
+				t.Errorf("%q: target %+v: %v", file, r.Target, err)
 			}
 		}
-	})
+	}
 }
 
 func FuzzHaCf(f *testing.F) {

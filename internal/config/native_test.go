@@ -368,25 +368,7 @@ func FuzzNative(f *testing.F) {
 			if Failed(list) {
 				continue
 			}
-			keys := map[model.ServiceKey]bool{}
-			for _, s := range d.Services {
-				k := s.Virtual.Key
-				if again, err := model.ParseServiceKey(k.String()); err != nil || again != k || keys[k] {
-					t.Errorf("%q: service %s: %v", file, k, err)
-				}
-				keys[k] = true
-				if s.FailureCount < 1 || s.CheckInterval <= 0 || s.CheckJitter > s.CheckInterval/2 {
-					t.Errorf("%q: %+v", file, s)
-				}
-				for _, r := range s.Reals {
-					if !r.Addr.IsValid() || model.FamilyOf(r.Addr.Addr()) != k.Family() || r.Forward == model.ForwardNone || r.Weight < 0 {
-						t.Errorf("%q: real server %+v of %s", file, r, k)
-					}
-					if _, err := model.ParseSteps(r.Target.Steps); err != nil || strings.ContainsAny(strings.ReplaceAll(r.Target.Headers, "\n", ""), "\r\x00") {
-						t.Errorf("%q: target %+v: %v", file, r.Target, err)
-					}
-				}
-			}
+			checkServices(t, file, d)
 		}
 	})
 }
