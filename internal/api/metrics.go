@@ -43,10 +43,10 @@ func serveMetrics(d Daemon) http.HandlerFunc {
 // carries the packets; the checks' results are named as blackbox_exporter's.
 func WriteMetrics(w io.Writer, st Status, t Table) {
 	m := &metrics{w: bufio.NewWriter(w)}
-	defer m.w.Flush() // writes to a buffer, or to somebody who has gone
 	m.cluster(st)
 	m.services(st)
 	m.plane(t)
+	_ = m.w.Flush() // to a buffer, or to somebody who has gone
 }
 
 // metrics writes families of samples, one after the other.
