@@ -95,6 +95,9 @@ func (t *tables) readState() (*state, error) {
 		realSpace:    newSpace(uint32(len(t.reals))),
 		ringSpace:    newSpace(uint32(len(t.rings))),
 	}
+	if !t.adopted {
+		return s, nil
+	}
 	bySlot := map[uint32]*service{}
 	for i := range t.services {
 		row := &t.services[i]

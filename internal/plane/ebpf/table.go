@@ -24,23 +24,16 @@ func (p *Plane) Read(context.Context) (model.Table, error) {
 		return model.Table{}, plane.ErrClosed
 	}
 	var t model.Table
-	at := map[uint32]int{}
-	for i := range p.t.services {
-		row := &p.t.services[i]
-		if row.Used == 0 {
+	// Only rows in use are looked at: the others' memory is better left untouched.
+	for _, v := range p.state.services {
+		if p.t.services[v.slot].Used == 0 {
 			continue
 		}
-		at[uint32(i)] = len(t.Services)
-		t.Services = append(t.Services, serviceOf(row))
-	}
-	for i := range p.t.reals {
-		row := &p.t.reals[i]
-		if row.Used == 0 {
-			continue
+		row := serviceOf(&p.t.services[v.slot])
+		for _, r := range v.reals {
+			row.Reals = append(row.Reals, realOf(&p.t.reals[r.slot]).RealServer)
 		}
-		if n, ok := at[row.Service]; ok {
-			t.Services[n].Reals = append(t.Services[n].Reals, realOf(row).RealServer)
-		}
+		t.Services = append(t.Services, row)
 	}
 	t.Sort()
 	return t, nil
