@@ -17,7 +17,7 @@ import (
 var (
 	seedFlag  = flag.Uint64("seed", 0, "run the schedule of this seed alone and write what happens")
 	fromFlag  = flag.Uint64("from", 1, "first seed of TestSchedules")
-	countFlag = flag.Uint64("schedules", 0, "how many schedules TestSchedules runs (default 10000; 500 with the race detector)")
+	countFlag = flag.Uint64("schedules", 0, "how many schedules TestSchedules runs (default 10000; 200 with the race detector)")
 	stopFlag  = flag.Bool("stop", false, "TestSchedules ends with the first failure")
 	keepFlag  = flag.String("keep", "", "write the schedule of -seed to testdata/NAME.json")
 )
@@ -78,7 +78,7 @@ func TestSchedules(t *testing.T) {
 	switch {
 	case count > 0:
 	case raceDetector || testing.Short():
-		count = 500
+		count = 200
 	default:
 		count = 10_000
 	}
