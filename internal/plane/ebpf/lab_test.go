@@ -105,7 +105,7 @@ func build() error {
 		return err
 	}
 	director = &host{name: "director", ns: own}
-	if director.Handle, err = netlink.NewHandle(); err != nil {
+	if director.Handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return err
 	}
 	for _, x := range []struct {
@@ -117,7 +117,7 @@ func build() error {
 			return err
 		}
 		h := &host{name: x.name, ns: ns}
-		if h.Handle, err = netlink.NewHandleAt(ns); err != nil {
+		if h.Handle, err = netlink.NewHandleAt(ns, unix.NETLINK_ROUTE); err != nil {
 			return err
 		}
 		if err := up(h, "lo"); err != nil {

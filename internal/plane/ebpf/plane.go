@@ -200,7 +200,7 @@ func Open(o Options) (_ *Plane, err error) {
 	if err != nil {
 		return nil, err
 	}
-	nl, err := netlink.NewHandle()
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}

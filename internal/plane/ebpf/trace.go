@@ -8,6 +8,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/batuta-ha/batuta/internal/model"
 	"github.com/batuta-ha/batuta/internal/plane"
@@ -91,7 +92,7 @@ func TraceTable(dir string, q Question) (Trace, error) {
 	if t.control.Abi != abiHash(spec) {
 		return Trace{}, otherVersion(dir)
 	}
-	nl, err := netlink.NewHandle()
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return Trace{}, fmt.Errorf("open netlink: %w", err)
 	}
