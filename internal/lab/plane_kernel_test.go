@@ -46,7 +46,7 @@ func TestPlaneOnDebian12(t *testing.T) {
 	run("A=", "cp", tree+"/bin/busybox", dir+"/root/busybox")
 	modules := run("A=", "chroot", tree, "/sbin/modprobe", "-a", "-S", version, "--show-depends", "veth", "sch_ingress", "cls_bpf")
 	var load []string
-	for _, line := range strings.Split(string(modules), "\n") {
+	for line := range strings.SplitSeq(string(modules), "\n") {
 		if f := strings.Fields(line); len(f) > 1 && f[0] == "insmod" {
 			run("A=", "cp", tree+f[1], dir+"/root/"+filepath.Base(f[1]))
 			load = append(load, "insmod /"+filepath.Base(f[1]))
