@@ -172,3 +172,12 @@ func (c *Core) onTakeover(m model.Message) {
 	}
 	c.offer(give, false)
 }
+
+// abandoned tells that a report means the end of the hand-over under way for
+// the other node: it has settled, and does not speak of it. What it said of
+// the end was overtaken by this report, or it was taken out of it by a split.
+func (c *Core) abandoned(m model.Message) bool {
+	accepted := c.standby == standbyOther || c.standby == standbyDone || c.standby == standbyMe && c.releasing()
+	return accepted && c.peer.batuta && m.Get("rtype") == "full" && m.Get("isstable") == "1" &&
+		number(m) > c.standbyReport && m.Get("offer") != c.standbyID
+}
