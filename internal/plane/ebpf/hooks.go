@@ -64,6 +64,11 @@ func haveTCX(prog *ebpf.Program) bool {
 // scan attaches to what is there and lets go of what is not.
 func (h *hooks) scan() error {
 	all, err := netlink.LinkList()
+	for try := 0; errors.Is(err, netlink.ErrDumpInterrupted) && try < 10; try++ {
+		all, err = netlink.LinkList()
+	}
+	// A list that was made while interfaces changed may lack some that are there.
+	whole := err == nil
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return fmt.Errorf("list interfaces: %w", err)
 	}
@@ -78,6 +83,9 @@ func (h *hooks) scan() error {
 			there[l.Attrs().Index] = true
 			errs = append(errs, h.attach(l.Attrs().Index, l.Attrs().Name))
 		}
+	}
+	if !whole {
+		return errors.Join(errs...) // what changed meanwhile is told, and brings us back
 	}
 	h.mu.Lock()
 	gone := []int{}
