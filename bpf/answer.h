@@ -14,6 +14,9 @@
 
 /* IP header with all its options, and a transport header without. */
 #define QUOTE_MAX 96
+/* The longest error. Its way is asked for with this length: without one the
+ * kernel asks whether the packet as it still is would fit. */
+#define ANSWER_MAX (sizeof(struct ipv6hdr) + sizeof(struct icmphdr) + QUOTE_MAX)
 
 /* Room that the stack has not. */
 struct {

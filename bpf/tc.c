@@ -83,7 +83,7 @@ static __always_inline int refuse(struct __sk_buff *skb, const struct packet *p,
 	n->sport = 0;
 	n->dport = 0;
 	n->proto = p->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
-	if (find_route(skb, p, n, 0, w) != REASON_NONE ||
+	if (find_route(skb, p, n, ANSWER_MAX, w) != REASON_NONE ||
 	    answer(skb, p, why == REASON_TOO_BIG ? ANSWER_TOO_BIG : ANSWER_TTL, mtu))
 		return TC_ACT_SHOT;
 	return send(skb, w);
