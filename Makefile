@@ -29,7 +29,7 @@ needs: ## say what of `make test` this machine has to leave out
 
 .PHONY: unit
 unit: build ## all Go tests, as root with the kernel and lab tests
-	$(GO) test $(RACE) -timeout 15m ./...
+	$(GO) test $(RACE) -timeout 30m ./...
 
 .PHONY: sim
 sim: ## N fault schedules of two nodes in virtual time (default 10000), from seed SEED on
