@@ -75,6 +75,9 @@ func rateText(r *float64) string {
 	if r == nil {
 		return "unknown"
 	}
+	if *r >= 100 {
+		return fmt.Sprintf("%.0f", *r)
+	}
 	return fmt.Sprintf("%.3g", *r)
 }
 
