@@ -157,7 +157,7 @@ func TestBurnRates(t *testing.T) {
 		{"was down an hour ago", "up 98h50m, down 10m, up 1h", "0/0 27.8/0 6.94/83.3! 2.31/27.8!"},
 		{"slow leak", "up 28h, down 10m, up 71h45m, down 5s, up 4m55s", "1.39/16.7 0.231/2.78 0.0579/0.694 2.33/0.231"},
 		{"a planned window costs nothing", "up 99h, planned 1h", "?/? 0/? 0/0 0/0"},
-		{"half of it is unknown", "up 99h, gap 30m, up 15m, down 15m", "500/1e+03! 45.5/500! 10.6/167! 3.5/45.5!"},
+		{"half of it is unknown", "up 99h, gap 30m, up 15m, down 15m", "500/1000! 45.5/500! 10.6/167! 3.5/45.5!"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			record := story(t, now.Add(-100*time.Hour), c.record)
