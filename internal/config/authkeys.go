@@ -76,7 +76,8 @@ func keyNumber(p *problems, w word) (int, bool) {
 
 // authMethods by their names in the file.
 var authMethods = map[string]model.AuthMethod{"crc": model.AuthCRC, "md5": model.AuthMD5, "sha1": model.AuthSHA1,
-	"sha256": model.AuthSHA256, "sha384": model.AuthSHA384, "sha512": model.AuthSHA512}
+	"sha256": model.AuthSHA256, "sha384": model.AuthSHA384, "sha512": model.AuthSHA512,
+	"xchacha20": model.AuthXChaCha20}
 
 func keyLine(p *problems, words []word) (n int, key model.AuthKey, ok bool) {
 	if n, ok = keyNumber(p, words[0]); !ok {

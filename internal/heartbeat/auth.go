@@ -1,6 +1,7 @@
 package heartbeat
 
 import (
+	"crypto/cipher"
 	"crypto/hmac"
 	"crypto/md5"  // the wire format demands it; HMAC-MD5 (RFC 2104)
 	"crypto/sha1" // HMAC-SHA1
@@ -13,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/crypto/chacha20poly1305"
+
 	"github.com/batuta-ha/batuta/internal/model"
 )
 
@@ -20,7 +23,7 @@ import (
 var (
 	// ErrNoKey means that authkeys has no key of the packet's index.
 	ErrNoKey = errors.New("no such key in authkeys")
-	// ErrDigest means that the signature does not belong to these bytes and this key.
+	// ErrDigest means that the signature, or the encryption, is not of these bytes and this key.
 	ErrDigest = errors.New("signature does not match")
 )
 
@@ -29,13 +32,18 @@ var (
 type Authenticator struct {
 	keys [16]signer
 	send int
-	text []byte // reused: the bytes that a digest covers
+	text []byte // reused: the bytes that a digest covers, or a message before encryption
+	box  []byte // reused: an encrypted message
+
+	random func([]byte) // fills in nonces; see Config.Random
+	nonce  [chacha20poly1305.NonceSizeX]byte
 }
 
 // signer is one key, ready for use.
 type signer struct {
 	method model.AuthMethod
-	mac    hash.Hash // nil for crc
+	mac    hash.Hash   // nil for crc and what encrypts
+	cipher cipher.AEAD // nil for what signs
 	sum    [sha512.Size]byte
 	digest [2 * sha512.Size]byte
 }
@@ -60,9 +68,14 @@ func NewAuthenticator(ring model.Keyring) (*Authenticator, error) {
 			s.mac = hmac.New(sha512.New384, []byte(k.Secret))
 		case model.AuthSHA512:
 			s.mac = hmac.New(sha512.New, []byte(k.Secret))
+		case model.AuthXChaCha20:
+			var err error
+			if s.cipher, err = newCipher(i, k.Secret); err != nil {
+				return nil, fmt.Errorf("authkeys: key %d: %w", i, err)
+			}
 		case model.AuthCRC:
 		case model.AuthNone:
-			return nil, fmt.Errorf("authkeys: key %d has no method: want crc, md5, sha1, sha256, sha384 or sha512", i)
+			return nil, fmt.Errorf("authkeys: key %d has no method: want crc, md5, sha1, sha256, sha384, sha512 or xchacha20", i)
 		default:
 			return nil, fmt.Errorf("authkeys: key %d: unknown method %v", i, k.Method)
 		}
@@ -93,12 +106,16 @@ func ParseAuth(s string) (index int, digest string, err error) {
 }
 
 // Verify accepts a packet whose digest matches the key of its own index
-// (§3.4) and returns that index. Inner signatures of netstring packets do
-// not count; see VerifyInner.
+// (§3.4) and returns that index. An encrypted packet then has the fields of
+// the message within. Inner signatures of netstring packets do not count; see
+// VerifyInner.
 func (a *Authenticator) Verify(p *Packet) (index int, err error) {
 	index, digest, err := ParseAuth(p.Auth())
 	if err != nil {
 		return 0, err
+	}
+	if a.Method(index).Encrypts() {
+		return index, a.decrypt(p, index)
 	}
 	if p.Encoding == Netstring {
 		a.text = append(a.text[:0], p.raw[:p.signed]...)
@@ -145,8 +162,11 @@ func (s *signer) sign(data []byte) []byte {
 
 // Seal writes the fields as a signed packet. In a netstring packet the inner
 // signature is added when asked for (msgfmt classic), as the original does; a
-// text packet always has it.
+// text packet always has it. Under a key that encrypts it is an encrypted one.
 func (a *Authenticator) Seal(b []byte, enc Encoding, fields []Field, inner bool, index int) []byte {
+	if a.Method(index).Encrypts() {
+		return a.encrypt(b, enc, fields, index)
+	}
 	start := len(b)
 	if inner || enc == Text {
 		a.text = appendSigned(a.text[:0], fields)

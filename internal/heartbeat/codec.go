@@ -117,28 +117,11 @@ func Parse(b []byte) (Packet, error) {
 
 // parseNetstring reads the netstring encoding by its lengths alone: values
 // may hold any byte, commas and newlines included (§2.1).
-func parseNetstring(raw string) (Packet, error) {
-	p := Packet{Encoding: Netstring, raw: raw, Fields: make([]Field, 0, 14)}
-	at := len(netstringStart)
-	for !strings.HasPrefix(raw[at:], netstringEnd) {
-		item, next, err := netstring(raw, at)
-		if err != nil {
-			return Packet{}, err
-		}
-		if len(item) < 3 || item[0] != '(' || item[1] < '0' || item[1] > '0'+byte(maxType) || item[2] != ')' {
-			return Packet{}, fmt.Errorf("%w: the field at byte %d does not begin with its type, (0) to (5)", ErrMalformed, at)
-		}
-		name, value, ok := strings.Cut(item[3:], "=")
-		if !ok || !ValidField(name) {
-			return Packet{}, fmt.Errorf("%w: the field at byte %d has no usable name", ErrMalformed, at)
-		}
-		if len(p.Fields) == maxFields {
-			return Packet{}, fmt.Errorf("%w: more than %d fields", ErrMalformed, maxFields)
-		}
-		p.Fields = append(p.Fields, Field{Name: name, Value: value, Type: FieldType(item[1] - '0')})
-		at = next
+func parseNetstring(raw string) (p Packet, err error) {
+	p = Packet{Encoding: Netstring, raw: raw}
+	if p.Fields, p.signed, err = parseFields(raw, make([]Field, 0, 14)); err != nil {
+		return Packet{}, err
 	}
-	p.signed = at + len(netstringEnd)
 	outer, next, err := netstring(raw, p.signed)
 	if err != nil {
 		return Packet{}, err
@@ -148,6 +131,34 @@ func parseNetstring(raw string) (Packet, error) {
 	}
 	p.Outer = outer
 	return p, nil
+}
+
+// parseFields reads ###, the fields, which it appends, and %%%, and returns
+// the offset of what follows.
+func parseFields(raw string, fields []Field) ([]Field, int, error) {
+	if !strings.HasPrefix(raw, netstringStart) {
+		return nil, 0, fmt.Errorf("%w: does not start with ###", ErrMalformed)
+	}
+	at := len(netstringStart)
+	for !strings.HasPrefix(raw[at:], netstringEnd) {
+		item, next, err := netstring(raw, at)
+		if err != nil {
+			return nil, 0, err
+		}
+		if len(item) < 3 || item[0] != '(' || item[1] < '0' || item[1] > '0'+byte(maxType) || item[2] != ')' {
+			return nil, 0, fmt.Errorf("%w: the field at byte %d does not begin with its type, (0) to (5)", ErrMalformed, at)
+		}
+		name, value, ok := strings.Cut(item[3:], "=")
+		if !ok || !ValidField(name) {
+			return nil, 0, fmt.Errorf("%w: the field at byte %d has no usable name", ErrMalformed, at)
+		}
+		if len(fields) == maxFields {
+			return nil, 0, fmt.Errorf("%w: more than %d fields", ErrMalformed, maxFields)
+		}
+		fields = append(fields, Field{Name: name, Value: value, Type: FieldType(item[1] - '0')})
+		at = next
+	}
+	return fields, at + len(netstringEnd), nil
 }
 
 // netstring reads LEN:BYTES, at that offset and returns the bytes and the

@@ -10,12 +10,15 @@ import (
 	"github.com/batuta-ha/batuta/internal/model"
 )
 
-// Config is what a Core needs to know. All members but Load, Wall, Boot and Floors are required.
+// Config is what a Core needs to know. All members but Load, Wall, Boot, Floors and Random are required.
 type Config struct {
 	Heartbeat  model.Heartbeat
 	Generation uint32     // of this life; see NextGeneration
 	UUID       [16]byte   // of this node
 	Rand       *rand.Rand // acknowledgment residues and request delays
+	// Random fills in bytes that nobody can have seen (crypto/rand.Read): the
+	// nonces of encrypted packets. Needed where a key encrypts.
+	Random func([]byte)
 	// Load returns the text of the ld field, the line of /proc/loadavg; nil
 	// leaves it at zeros.
 	Load func() string
@@ -174,7 +177,7 @@ const complaintPeriod = time.Minute
 // New makes a Core, whose life begins with Start.
 func New(cfg Config) (*Core, error) {
 	hb := &cfg.Heartbeat
-	auth, err := NewAuthenticator(hb.Keys)
+	auth, err := cfg.authenticator(hb.Keys)
 	switch {
 	case err != nil:
 		return nil, err
@@ -202,6 +205,18 @@ func New(cfg Config) (*Core, error) {
 	c.ttl = fmt.Sprint(1 + len(c.names) + len(c.pings) + hb.HopFudge)
 	c.watch(time.Time{})
 	return c, nil
+}
+
+// authenticator makes one that can also encrypt.
+func (cfg *Config) authenticator(ring model.Keyring) (*Authenticator, error) {
+	if encrypts(ring) && cfg.Random == nil {
+		return nil, errors.New("heartbeat: a key encrypts, and a source of nonces is missing")
+	}
+	a, err := NewAuthenticator(ring)
+	if err == nil {
+		a.random = cfg.Random
+	}
+	return a, err
 }
 
 // watch begins to watch everybody.
@@ -363,6 +378,12 @@ func (c *Core) follow(now time.Time, p *peer, pkt *Packet, index int) {
 	}
 	c.send = index
 	if index == c.hb.Keys.Send {
+		return
+	}
+	if c.auth.Method(c.hb.Keys.Send).Encrypts() {
+		c.note(now, model.LevelWarning, "key-followed", string(p.name),
+			"node %s is an original Heartbeat, which cannot read what is encrypted: sending in clear, signed with key %d, while it is there (authkeys selects %d; without key %d in the file it would not hear this node)",
+			p.name, index, c.hb.Keys.Send, index)
 		return
 	}
 	c.note(now, model.LevelNotice, "key-followed", string(p.name),

@@ -250,7 +250,9 @@ func (c *Core) resend(now time.Time, p *peer, first, last uint64) {
 		}
 		s.resent = now
 		c.count.Retransmitted++
-		c.resign(s)
+		if s.key != c.send {
+			c.resign(c.auth, s)
+		}
 		c.effects = append(c.effects, Send{s.data})
 	}
 }

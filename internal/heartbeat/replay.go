@@ -78,34 +78,3 @@ func ParseFloors(text string) (map[model.NodeName]Floor, error) {
 	}
 	return floors, nil
 }
-
-// rekey takes new keys, unless they are unusable.
-func (c *Core) rekey(now time.Time, ring model.Keyring) {
-	auth, err := NewAuthenticator(ring)
-	if err != nil {
-		c.note(now, model.LevelError, "keys-refused", string(c.self), "the new keys are not used: %v", err)
-		return
-	}
-	c.auth, c.hb.Keys, c.send = auth, ring, ring.Send
-	c.note(now, model.LevelNotice, "keys-changed", string(c.self), "sending with key %d (%v); %d keys are accepted", ring.Send, ring.Keys[ring.Send].Method, len(ring.Keys))
-}
-
-// resign signs a kept packet with the key in use now: the one that it was
-// signed with may be gone from everybody's authkeys. The rest of the bytes
-// stays.
-func (c *Core) resign(s *sent) {
-	if s.key == c.send {
-		return
-	}
-	p, err := Parse(s.data)
-	if err != nil {
-		return
-	}
-	var fields []Field
-	for _, f := range p.Fields {
-		if f.Name != "auth" {
-			fields = append(fields, f)
-		}
-	}
-	s.data, s.key = c.auth.Seal(nil, p.Encoding, fields, c.hb.InnerAuth, c.send), c.send
-}

@@ -2,9 +2,11 @@ package heartbeat
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -62,7 +64,9 @@ type wire struct {
 func newWire(t *testing.T, names ...string) *wire {
 	w := &wire{t: t, now: epoch, nodes: map[string]*Core{}, sent: map[string][][]byte{}, seen: map[string][]Effect{}}
 	for _, n := range names {
-		w.boot(n, testConfig(n, other(n), 100))
+		cfg := testConfig(n, other(n), 100)
+		cfg.Random = func(b []byte) { binary.LittleEndian.PutUint64(b, cfg.Rand.Uint64()) }
+		w.boot(n, cfg)
 	}
 	return w
 }
@@ -175,12 +179,19 @@ func TestRecordingsAreRefused(t *testing.T) {
 // that was sent under the old key, lost, and asked for at the end, arrives.
 func TestRotation(t *testing.T) {
 	oldKey, newKey := model.AuthKey{Method: model.AuthSHA1, Secret: "old"}, model.AuthKey{Method: model.AuthSHA256, Secret: "new"}
-	steps := []model.Keyring{
+	both := map[int]model.AuthKey{1: oldKey, 2: newKey}
+	rollover(t, []model.Keyring{
 		{Send: 1, Keys: map[int]model.AuthKey{1: oldKey}},
-		{Send: 1, Keys: map[int]model.AuthKey{1: oldKey, 2: newKey}}, // receive-new
-		{Send: 2, Keys: map[int]model.AuthKey{1: oldKey, 2: newKey}}, // send-new
-		{Send: 2, Keys: map[int]model.AuthKey{2: newKey}},            // drop-old
-	}
+		{Send: 1, Keys: both},                             // receive-new
+		{Send: 2, Keys: both},                             // send-new
+		{Send: 2, Keys: map[int]model.AuthKey{2: newKey}}, // drop-old
+	}, "2 ")
+}
+
+// rollover takes two nodes from the first keyring to the last, one node a step
+// ahead of the other each time. In the end b signs with what auth begins with.
+func rollover(t *testing.T, steps []model.Keyring, auth string) {
+	t.Helper()
 	w := newWire(t, "a", "b")
 	talk := func() {
 		w.now = w.now.Add(time.Second)
@@ -194,16 +205,16 @@ func TestRotation(t *testing.T) {
 			missing[i].due = due
 		}
 	}
-	for _, ring := range steps {
+	for i, ring := range steps {
 		for _, n := range []string{"a", "b"} {
 			w.step(n, Rekey{ring})
-			if ring.Send == 1 && len(ring.Keys) == 1 {
+			if i == 0 {
 				w.step(other(n), Rekey{ring})
 			}
-			talk() // one node is a step ahead of the other
+			talk()
 		}
 		talk()
-		if len(ring.Keys) == 2 && ring.Send == 1 {
+		if i == 1 {
 			w.say("a", "lost")
 			w.carry("b", w.say("a", "status"))
 			ask(w.now.Add(time.Hour)) // as if every request for it were lost
@@ -219,11 +230,11 @@ func TestRotation(t *testing.T) {
 	if got := w.delivered("b"); len(got) == 0 || got[len(got)-1] != "lost" {
 		t.Errorf("b was given %v: the lost message is not the last", got)
 	}
-	if p, err := Parse(w.sent["b"][len(w.sent["b"])-1]); err != nil || p.Outer[:2] != "2 " {
-		t.Errorf("b signs with %.2q, %v", p.Outer, err)
+	if p, err := Parse(w.sent["b"][len(w.sent["b"])-1]); err != nil || !strings.HasPrefix(p.Outer, auth) {
+		t.Errorf("b signs with %.8q, %v; want %q", p.Outer, err, auth)
 	}
 	// A ring that cannot sign changes nothing.
-	w.step("a", Rekey{model.Keyring{Send: 3, Keys: map[int]model.AuthKey{2: newKey}}})
+	w.step("a", Rekey{model.Keyring{Send: 3, Keys: steps[0].Keys}})
 	talk()
 	if bad := w.nodes["b"].Counters().Bad; bad > 0 {
 		t.Error("after keys that were refused a signs with others")

@@ -2,6 +2,7 @@ package messenger
 
 import (
 	"context"
+	crand "crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
@@ -85,7 +86,7 @@ func New(cfg Config) (*Loop, error) {
 		l.floors = map[model.NodeName]heartbeat.Floor{}
 	}
 	core, err := NewCore(heartbeat.Config{Heartbeat: cfg.Heartbeat, Generation: cfg.Generation, UUID: cfg.UUID,
-		Rand: cfg.Rand, Load: cfg.LoadAverage, Floors: cfg.Floors})
+		Rand: cfg.Rand, Random: func(b []byte) { _, _ = crand.Read(b) }, Load: cfg.LoadAverage, Floors: cfg.Floors})
 	if err != nil {
 		return nil, err
 	}

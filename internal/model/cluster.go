@@ -130,10 +130,10 @@ type Medium struct {
 	Hosts     []netip.Addr   // ping, ping_group
 }
 
-// AuthMethod is a signature method of the Heartbeat protocol.
+// AuthMethod is how a key of authkeys makes packets authentic.
 type AuthMethod uint8
 
-// Signature methods.
+// Methods: signatures, and one that also encrypts.
 const (
 	AuthNone AuthMethod = iota
 	AuthCRC
@@ -142,13 +142,17 @@ const (
 	AuthSHA256 // between Batuta nodes only: the original knows none of these
 	AuthSHA384
 	AuthSHA512
+	AuthXChaCha20 // XChaCha20-Poly1305: encrypted; between Batuta nodes only
 )
 
+// Encrypts tells whether packets under such a key are secret, too.
+func (a AuthMethod) Encrypts() bool { return a == AuthXChaCha20 }
+
 func (a AuthMethod) String() string {
-	return [...]string{"none", "crc", "md5", "sha1", "sha256", "sha384", "sha512"}[min(int(a), 6)]
+	return [...]string{"none", "crc", "md5", "sha1", "sha256", "sha384", "sha512", "xchacha20"}[min(int(a), 7)]
 }
 
-// Keyring is the content of an authkeys file: Keys[Send] signs, all verify.
+// Keyring is the content of an authkeys file: Keys[Send] signs or encrypts, all verify.
 type Keyring struct {
 	Send int
 	Keys map[int]AuthKey // index 0 to 15

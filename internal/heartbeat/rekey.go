@@ -1,0 +1,40 @@
+package heartbeat
+
+import (
+	"slices"
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// rekey takes new keys, unless they are unusable. What is kept for
+// retransmission is signed or encrypted anew at once, while the key that opens
+// it is still there.
+func (c *Core) rekey(now time.Time, ring model.Keyring) {
+	auth, err := c.cfg.authenticator(ring)
+	if err != nil {
+		c.note(now, model.LevelError, "keys-refused", string(c.self), "the new keys are not used: %v", err)
+		return
+	}
+	old := c.auth
+	c.auth, c.hb.Keys, c.send = auth, ring, ring.Send
+	for i := range c.out.slots {
+		c.resign(old, &c.out.slots[i])
+	}
+	c.note(now, model.LevelNotice, "keys-changed", string(c.self), "sending with key %d (%v); %d keys are accepted", ring.Send, ring.Keys[ring.Send].Method, len(ring.Keys))
+}
+
+// resign makes a kept packet, which the authenticator given can open, one
+// under the key in use now: the one before may be gone from everybody's
+// authkeys. What it says stays.
+func (c *Core) resign(opener *Authenticator, s *sent) {
+	p, err := Parse(s.data)
+	if err != nil {
+		return // an empty slot
+	}
+	if _, err := opener.Verify(&p); err != nil {
+		return
+	}
+	fields := slices.DeleteFunc(p.Fields, func(f Field) bool { return f.Name == "auth" })
+	s.data, s.key = c.auth.Seal(nil, p.Encoding, fields, c.hb.InnerAuth, c.send), c.send
+}
