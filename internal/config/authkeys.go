@@ -50,7 +50,25 @@ func parseAuthkeys(p *problems, data []byte) model.Keyring {
 	if _, ok := defined[ring.Send]; !ok {
 		p.error(auth.pos, fmt.Sprintf("there is no key %d", ring.Send), fmt.Sprintf("add a line: %d sha1 SECRET", ring.Send))
 	}
+	warnWeak(p, ring, defined)
 	return ring
+}
+
+// shortSecret is below what a secret needs that encrypts: fewer characters,
+// even random ones, can be guessed by whoever recorded a packet.
+const shortSecret = 16
+
+// warnWeak tells of keys that are worth less than they seem: all keys of the
+// file verify, so the weakest one decides who is believed.
+func warnWeak(p *problems, ring model.Keyring, defined map[int]pos) {
+	for n, key := range ring.Keys {
+		switch {
+		case key.Method == model.AuthCRC && len(ring.Keys) > 1:
+			p.warn(defined[n], fmt.Sprintf("key %d: crc has no secret, and every key of the file is accepted: whoever reaches the heartbeat port is believed, whatever the other keys are", n), "remove the line")
+		case key.Method.Encrypts() && len(key.Secret) < shortSecret:
+			p.warn(defined[n], fmt.Sprintf("key %d: whoever records one packet can try out secrets as short as this one", n), fmt.Sprintf("write at least %d random characters: openssl rand -hex 32", shortSecret))
+		}
+	}
 }
 
 func authLine(p *problems, words []word) (int, bool) {
@@ -90,7 +108,7 @@ func keyLine(p *problems, words []word) (n int, key model.AuthKey, ok bool) {
 	method, known := authMethods[words[1].text]
 	if !known {
 		// The word may be a secret whose method was forgotten: it is not shown.
-		hint := "write sha256 (or sha384, sha512), or what an original Heartbeat knows: sha1, md5 or crc"
+		hint := "write sha256 (or sha384, sha512), xchacha20 to encrypt, or what an original Heartbeat knows: sha1, md5 or crc"
 		if _, capitals := authMethods[strings.ToLower(words[1].text)]; capitals {
 			hint = "write the method in small letters"
 		}

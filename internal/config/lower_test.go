@@ -220,12 +220,12 @@ func TestRarerMedia(t *testing.T) {
 
 // TestAuthkeys: what a good file means.
 func TestAuthkeys(t *testing.T) {
-	file := "# keys\n  auth 2\n1 crc\n2 sha1 a#b # comment\n3 md5 old\n"
+	file := "# keys\n  auth 2\n1 xchacha20 of-sixteen-letters\n2 sha1 a#b # comment\n3 md5 old\n"
 	c, list := Reader{Files: machine(map[string]string{"authkeys": file})}.Load("authkeys")
 	if len(list) != 0 {
 		t.Fatal(text(list))
 	}
-	want := model.Keyring{Send: 2, Keys: map[int]model.AuthKey{1: {Method: model.AuthCRC}, 2: {Method: model.AuthSHA1, Secret: "a#b"}, 3: {Method: model.AuthMD5, Secret: "old"}}}
+	want := model.Keyring{Send: 2, Keys: map[int]model.AuthKey{1: {Method: model.AuthXChaCha20, Secret: "of-sixteen-letters"}, 2: {Method: model.AuthSHA1, Secret: "a#b"}, 3: {Method: model.AuthMD5, Secret: "old"}}}
 	if diff := cmp.Diff(want, c.Heartbeat.Keys); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
