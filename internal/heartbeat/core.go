@@ -107,6 +107,7 @@ type Counters struct {
 	Bad           uint64 `json:"bad"`           // dropped: malformed, or the signature is wrong
 	Unknown       uint64 `json:"unknown"`       // dropped: authenticated, from a node that is not configured
 	Replayed      uint64 `json:"replayed"`      // dropped: an earlier life or an old number
+	Unproven      uint64 `json:"unproven"`      // dropped: perhaps a recording of what an earlier life of this node heard
 	Lost          uint64 `json:"lost"`          // messages found missing
 	Requests      uint64 `json:"requests"`      // retransmissions asked for
 	Retransmitted uint64 `json:"retransmitted"` // messages sent again for others
@@ -125,6 +126,7 @@ type Core struct {
 	gen   string        // own generation as the wire has it
 	worst time.Duration // by how much the loop was late, since the latest status
 	life  string        // tells this life from another that has the same generation
+	echo  string        // lives of the others that are heard; see listen
 	out   outbox
 	peers map[model.NodeName]*peer
 	names []model.NodeName // sorted keys of peers
@@ -157,6 +159,8 @@ type peer struct {
 	lastReplay time.Time // when the latest complaint about an old generation was made
 	lastTold   time.Time // when it was last told so
 	remembered time.Time // when its floor was last given out
+	ahead      uint32    // the end of that floor's range
+	doubted    time.Time // since when it has not proved that it hears us
 
 	keepalive time.Duration // between its beats; 0 while not known
 	boot      string        // the run of its machine, whose kernel answers; "" if it does not
@@ -201,6 +205,7 @@ func New(cfg Config) (*Core, error) {
 		c.names = append(c.names, n)
 	}
 	slices.Sort(c.names)
+	c.listen()
 	c.pings = pingNodes(hb.Media)
 	c.ttl = fmt.Sprint(1 + len(c.names) + len(c.pings) + hb.HopFudge)
 	c.watch(time.Time{})

@@ -31,6 +31,7 @@ type inbox struct {
 	residue    uint32 // numbers that leave it modulo ackEvery are acknowledged
 	statusSeq  uint32 // of the newest status message of this life
 	floor      uint32 // numbers of this life up to it were heard by an earlier life of ours
+	doubt      uint32 // numbers of this life up to it may have been, and need a proof; 0: none do
 }
 
 // gap is one missing number and when to ask for it next.

@@ -41,7 +41,8 @@ type watch struct {
 	dead   time.Duration // announced by the node; 0 until it did
 	excuse time.Duration // of the silence since last, what was our own absence
 	heard  bool
-	silent bool // declared dead; until it is heard again
+	silent bool      // declared dead; until it is heard again
+	await  time.Time // not declared dead before
 
 	answer  time.Time // when its kernel answered last
 	suspect bool      // said to be; until it is heard again
@@ -128,6 +129,10 @@ func (d *Detector) DeadTime(n model.NodeName) time.Duration {
 	return d.deadTime
 }
 
+// Await says that a node that was not heard yet is not to be declared dead
+// before then, as it may be the one that something came from.
+func (d *Detector) Await(n model.NodeName, until time.Time) { d.nodes[n].await = until }
+
 // Suspects sets the silence that means death although the kernel answers.
 func (d *Detector) Suspects(after time.Duration) { d.suspect = after }
 
@@ -150,7 +155,11 @@ func (d *Detector) Condemn(n model.NodeName, now time.Time) {
 // silence is the moment at which the daemon's silence is too long.
 func (d *Detector) silence(n model.NodeName) time.Time {
 	w := d.nodes[n]
-	return w.last.Add(d.DeadTime(n) + w.excuse)
+	at := w.last.Add(d.DeadTime(n) + w.excuse)
+	if !w.heard && at.Before(w.await) {
+		return w.await
+	}
+	return at
 }
 
 // deadline is the moment at which the node is dead: the same, but for a node

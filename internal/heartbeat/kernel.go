@@ -40,6 +40,9 @@ const capKernel = "kr"
 func (c *Core) announce(f []Field) []Field {
 	f = append(f, Field{Name: "life", Value: c.life}, Field{Name: "wd", Value: hex32(uint32(min(c.worst, time.Hour).Microseconds()))})
 	c.worst = 0
+	if c.echo != "" {
+		f = append(f, Field{Name: "echo", Value: c.echo})
+	}
 	if c.cfg.Boot != "" {
 		f = append(f, Field{Name: "cap", Value: capKernel}, Field{Name: "boot", Value: c.cfg.Boot})
 	}

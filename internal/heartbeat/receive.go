@@ -56,6 +56,9 @@ func (c *Core) receive(now time.Time, d Datagram) {
 		}
 		return
 	}
+	if c.doubtful(now, p, &pkt, gen) {
+		return
+	}
 	c.touch(now, p, d)
 	if uuid := pkt.Get("srcuuid"); len(uuid) == 16 {
 		p.uuid = uuid
@@ -154,10 +157,12 @@ func (c *Core) status(now time.Time, d Datagram, p *peer, pkt *Packet, gen, seq 
 			p.acked = 0
 		}
 		p.in.known, p.in.generation, p.in.statusSeq, p.in.floor = true, gen, 0, 0
+		p.in.doubt = 0
 		p.in.life, p.remembered = "", time.Time{}
 	}
 	if p.in.life == "" {
 		p.in.life = pkt.Get("life")
+		c.listen()
 	}
 	if kind == model.SightingReturned && seq <= p.in.statusSeq {
 		c.count.Replayed++ // an old packet does not raise the dead (§7.5)
@@ -171,7 +176,6 @@ func (c *Core) status(now time.Time, d Datagram, p *peer, pkt *Packet, gen, seq 
 		return // known already, or newer ones came first
 	}
 	p.in.statusSeq = seq
-	c.remember(now, p)
 	p.batuta = pkt.Get("batuta") != ""
 	c.follow(now, p, pkt, index)
 	if s := model.ParseNodeState(pkt.Get("st")); s != model.NodeUnknown {
@@ -185,6 +189,7 @@ func (c *Core) status(now time.Time, d Datagram, p *peer, pkt *Packet, gen, seq 
 	if strings.Contains(" "+pkt.Get("cap")+" ", " "+capKernel+" ") && c.hb.SuspectTime > 0 {
 		p.boot = pkt.Get("boot")
 	}
+	c.remember(now, p)
 	delay, _ := hexField(pkt, "wd")
 	silence := c.det.Heard(p.name, d.At, dead)
 	if kind == model.SightingBeat && silence > 0 {
