@@ -89,6 +89,10 @@ bench-plane: ## what the eBPF plane costs: per packet and path, and a stream bes
 fuzz-plane: ## the eBPF plane against its model: PACKETS random packets (root; 10 million by default)
 	BATUTA_SEED=$(or $(SEED),$(shell date +%s)) BATUTA_PACKETS=$(or $(PACKETS),10000000) $(GO) test -count=1 -timeout 12h -run '^TestAgainstOracle$$' -v ./internal/plane/ebpf
 
+.PHONY: test-connections
+test-connections: ## N open connections (default 100000) through reload, restart and updates of the eBPF plane (root, 4 GB, 3 min)
+	BATUTA_CONNECTIONS=$(or $(N),100000) $(GO) test -count=1 -timeout 30m -run '^TestNothingIsLost$$' -v ./internal/plane/ebpf
+
 .PHONY: test-plane-kernel
 test-plane-kernel: ## the eBPF plane on Debian 12's kernel, in QEMU (root; 10 to 30 min)
 	BATUTA_KERNEL=plane $(GO) test -count=1 -timeout 55m -run '^TestPlaneOnDebian12$$' -v ./internal/lab

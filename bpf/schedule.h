@@ -16,6 +16,16 @@
 /* How many real servers a service that looks for the least may have. */
 #define LEAST_OF 4096
 
+/* times is a number of rounds of bpf_loop, which the kernel reads as 64 bits
+ * where it makes the loop part of the program; the compiler fills in 32. */
+static __always_inline __u32 times(__u32 n, __u32 most)
+{
+	if (n > most)
+		n = most;
+	asm volatile("" : "+r"(n));
+	return n & (2 * LEAST_OF - 1); /* which clears the rest */
+}
+
 /* Behind the records of the table are those that are in no index: one for
  * tracing, and one for each processor, for datagrams of services that keep
  * no connections. */
@@ -266,7 +276,7 @@ SEPARATE __u32 choose(struct service *s, const struct tuple *t, __u32 first, __u
 		h = tracing ? 0 : (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
 		return less_loaded(first, (__u32)h % count, (__u32)(h >> 32) % count);
 	}
-	bpf_loop(count > LEAST_OF ? LEAST_OF : count, least_of, &l, 0);
+	bpf_loop(times(count, LEAST_OF), least_of, &l, 0);
 	return l.best;
 }
 
@@ -340,7 +350,7 @@ static __always_inline enum reason schedule(struct __sk_buff *skb, const struct 
 		try_place(0, &t); /* most often it will do */
 		if (t.why != REASON_NONE) {
 			t.start++;
-			bpf_loop(t.count > TRIES ? TRIES : t.count, try_place, &t, 0);
+			bpf_loop(times(t.count, TRIES), try_place, &t, 0);
 		}
 		if (t.why != REASON_NONE)
 			return t.why;

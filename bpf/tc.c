@@ -226,10 +226,12 @@ int ingress(struct __sk_buff *skb)
 		if (h.dir == TO_REAL && opens(&p) && (h.dead || p.t.proto != IPPROTO_UDP) &&
 		    over(&h, now)) {
 			s = find_service(&p.t);
-			if (!s)
+			if (!s && h.dead)
 				return drop(skb, REASON_DEAD_FLOW);
 			if (!tracing)
 				end_flow(h.slot, h.gen);
+			if (!s) /* set aside: another table, or another plane, takes it */
+				return TC_ACT_UNSPEC;
 			goto fresh;
 		}
 		if (h.dead)

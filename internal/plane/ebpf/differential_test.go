@@ -24,13 +24,6 @@ import (
 // seed. (make fuzz-plane takes other ones each time.)
 func TestAgainstOracle(t *testing.T) {
 	requireRoot(t)
-	number := func(name string, otherwise uint64) uint64 {
-		n, err := strconv.ParseUint(os.Getenv(name), 10, 64)
-		if err != nil {
-			return otherwise
-		}
-		return n
-	}
 	total, round := number("BATUTA_PACKETS", 20000), 5000
 	if total > 1000000 { // a new plane takes longer than a packet
 		round = 50000
@@ -60,6 +53,15 @@ func TestAgainstOracle(t *testing.T) {
 		}
 	}
 	t.Logf("%d packets as the oracle said, seeds from %d on, in %v", sent, seed, time.Since(began).Round(time.Second))
+}
+
+// number is a number in the environment.
+func number(name string, otherwise uint64) uint64 {
+	n, err := strconv.ParseUint(os.Getenv(name), 10, 64)
+	if err != nil {
+		return otherwise
+	}
+	return n
 }
 
 // duel is one plane against one oracle.

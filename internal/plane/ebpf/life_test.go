@@ -166,14 +166,6 @@ func TestAdoption(t *testing.T) {
 	apply(t, p, addService(model.TCP, vip(0, 80), "wrr"), addReal(model.TCP, vip(0, 80), "10.240.0.20:8000", 3))
 	want, _ := p.Read(t.Context())
 
-	t.Run("another layout is refused with the way out", func(t *testing.T) {
-		p.t.control.Abi ^= 1
-		defer func() { p.t.control.Abi ^= 1 }()
-		_, err := Open(o)
-		if !errors.Is(err, ErrOtherVersion) || !strings.Contains(err.Error(), "remove the directory") {
-			t.Errorf("open: %v", err)
-		}
-	})
 	t.Run("another namespace is refused", func(t *testing.T) {
 		var err error
 		client.do(func() { _, err = Open(o) })

@@ -80,6 +80,7 @@ func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news) {
 			return
 		case <-tick.C:
 			p.sweepOnce()
+			p.endRetired()
 			full = p.warnFull(full)
 			continue
 		case _, ok := <-n.links:

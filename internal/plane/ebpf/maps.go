@@ -126,7 +126,7 @@ func openTables(dir string, spec *ebpf.CollectionSpec, o Options, netns uint64) 
 		return nil, otherVersion(dir)
 	case t.control.Netns != netns:
 		t.close()
-		return nil, fmt.Errorf("%s: %w; give each namespace a directory of its own", dir, ErrOtherNamespace)
+		return nil, otherNamespace(dir)
 	}
 	if !t.adopted {
 		t.control.Seed = newSeed()
@@ -171,6 +171,10 @@ func adopt(dir string, spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) 
 
 func otherVersion(dir string) error {
 	return fmt.Errorf("%s: %w; stop the service and remove the directory to start with an empty table", dir, ErrOtherVersion)
+}
+
+func otherNamespace(dir string) error {
+	return fmt.Errorf("%s: %w; give each namespace a directory of its own", dir, ErrOtherNamespace)
 }
 
 // create makes the maps and pins them, in place of whatever was there.
@@ -293,15 +297,27 @@ func mapArray[T any](t *tables, m *ebpf.Map) ([]T, error) {
 	if int(m.ValueSize()) != int(unsafe.Sizeof(zero)) {
 		return nil, fmt.Errorf("%s: elements of %d bytes, not %d: %w", m, m.ValueSize(), unsafe.Sizeof(zero), ErrOtherVersion)
 	}
-	n := int(m.MaxEntries())
-	size := n * int(m.ValueSize())
-	page := os.Getpagesize()
-	b, err := unix.Mmap(m.FD(), 0, (size+page-1)/page*page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	b, err := mapBytes(m, unix.PROT_READ|unix.PROT_WRITE)
+	if err != nil {
+		return nil, err
+	}
+	t.mapped = append(t.mapped, b)
+	return unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(b))), int(m.MaxEntries())), nil
+}
+
+// mapBytes maps an array map into memory, with what its last page has besides.
+func mapBytes(m *ebpf.Map, protection int) ([]byte, error) {
+	size, page := int(m.MaxEntries())*int(m.ValueSize()), os.Getpagesize()
+	b, err := unix.Mmap(m.FD(), 0, (size+page-1)/page*page, protection, unix.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("map %s into memory: %w", m, err)
 	}
-	t.mapped = append(t.mapped, b)
-	return unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(b))), n), nil
+	return b, nil
+}
+
+// bytesOf is the memory of a row.
+func bytesOf[T any](row *T) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(row)), unsafe.Sizeof(*row))
 }
 
 func (t *tables) close() {

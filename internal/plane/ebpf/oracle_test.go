@@ -166,7 +166,7 @@ func (o *oracle) ingress(p packet, seen netip.AddrPort) verdict {
 	}
 	s := o.find(e)
 	switch {
-	case s == nil && f != nil:
+	case s == nil && f != nil && f.real.dead:
 		return dropFor(ReasonDeadFlow)
 	case s == nil:
 		return verdict{code: pass, out: p}

@@ -72,16 +72,17 @@ type Plane struct {
 	o    Options
 	sink model.Sink
 
-	mu     sync.Mutex // guards all below; taken by every method
-	closed bool
-	t      *tables
-	in     *ebpf.Program
-	out    *ebpf.Program
-	sweep  *ebpf.Program
-	hooks  *hooks
-	state  *state // what the maps hold, in this process's words
-	warned map[model.Family]bool
-	net    *netlink.Handle // of the namespace that the plane was opened in
+	mu      sync.Mutex // guards all below; taken by every method
+	closed  bool
+	t       *tables
+	in      *ebpf.Program
+	out     *ebpf.Program
+	sweep   *ebpf.Program
+	hooks   *hooks
+	state   *state     // what the maps hold, in this process's words
+	retired []*Retired // tables set aside, until their connections have ended
+	warned  map[model.Family]bool
+	net     *netlink.Handle // of the namespace that the plane was opened in
 
 	stop context.CancelFunc
 	done sync.WaitGroup
@@ -179,8 +180,10 @@ func (o *Options) fill() {
 
 // Open loads the programs, adopts the table pinned in o.Dir or makes an empty
 // one, and attaches to the interfaces of the caller's network namespace.
-// Errors: ErrOtherVersion, ErrOtherNamespace; plane.ErrNotSupported where the
-// machine or its set-up is the reason, with what to do about it.
+// What is pinned there by another version is taken over, and goes on beside it
+// with the connections that it has. Errors: ErrOtherVersion where that cannot be
+// done, ErrOtherNamespace; plane.ErrNotSupported where the machine or its set-up is
+// the reason, with what to do about it.
 func Open(o Options) (_ *Plane, err error) {
 	o.fill()
 	if err := supportedByKernel(); errors.Is(err, plane.ErrNotSupported) {
@@ -210,7 +213,19 @@ func Open(o Options) (_ *Plane, err error) {
 			p.release()
 		}
 	}()
-	if p.t, err = openTables(o.Dir, spec, o, ns); err != nil {
+	if p.retired, err = AllRetired(o.Dir); err != nil {
+		return nil, explain(err)
+	}
+	var old *Retired
+	p.t, err = openTables(o.Dir, spec, o, ns)
+	if errors.Is(err, ErrOtherVersion) {
+		var aside error
+		if old, aside = setAside(o.Dir, ns); aside != nil {
+			return nil, fmt.Errorf("%w: %w", err, aside)
+		}
+		p.t, err = openTables(o.Dir, spec, o, ns)
+	}
+	if err != nil {
 		return nil, explain(err)
 	}
 	p.setTimeouts()
@@ -222,6 +237,11 @@ func Open(o Options) (_ *Plane, err error) {
 	}
 	if p.hooks, err = openHooks(o, p.in, p.out); err != nil {
 		return nil, explain(err)
+	}
+	if old != nil {
+		if err := p.inherit(old); err != nil {
+			return nil, err
+		}
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	p.stop = stop
@@ -342,6 +362,9 @@ func (p *Plane) Info() model.PlaneInfo {
 	if p.t.adopted {
 		i.Detail += "; table adopted from " + p.o.Dir
 	}
+	for _, r := range p.retired {
+		i.Detail += fmt.Sprintf("; %d open connections of an earlier table", r.Connections())
+	}
 	return i
 }
 
@@ -369,6 +392,9 @@ func (p *Plane) release() {
 			_ = prog.Close()
 		}
 	}
+	for _, r := range p.retired {
+		r.Close()
+	}
 	if p.t != nil {
 		p.t.close()
 	}
@@ -393,6 +419,7 @@ func Remove(dir string) error {
 	if err := removeHooks(); err != nil {
 		return err
 	}
+	removeMovedFilters(0)
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("remove pins: %w", err)
 	}

@@ -1,0 +1,228 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// startOlder brings the programs and maps of an earlier version (an object of
+// testdata, as it was released) into force in o.Dir, with the rows that changes
+// make, as that version's daemon would have left them.
+func startOlder(t *testing.T, o Options, object string, changes ...model.Change) {
+	t.Helper()
+	nowhere := testOptions()
+	nowhere.Interfaces = func(string) bool { return false }
+	nowhere.Timeouts = o.Timeouts
+	now := open(t, nowhere)
+	apply(t, now, changes...)
+	own, err := loadTc()
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := ebpf.LoadCollectionSpec(object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	newMaps := now.t.replacements()
+	for name, m := range spec.Maps {
+		if pinned(name) {
+			m.MaxEntries = newMaps[name].MaxEntries()
+		}
+	}
+	old, err := create(o.Dir, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeAll(old)
+	t.Cleanup(func() { _ = Remove(o.Dir) })
+	l := func(name string) []column { // backwards
+		var was, is *btf.Struct
+		if err := errors.Join(own.Types.TypeByName(name, &was), spec.Types.TypeByName(name, &is)); err != nil {
+			t.Fatal(err)
+		}
+		return columns(was, is)
+	}
+	older(t, l("control"), old[tcMapControls], []tcControl{*now.t.control})
+	older(t, l("service"), old[tcMapServices], now.t.services)
+	older(t, l("real"), old[tcMapReals], now.t.reals)
+	older(t, l("real_cpu"), old[tcMapRealCpus], now.t.realCPUs)
+	older(t, l("ring_entry"), old[tcMapRings], now.t.rings)
+	var (
+		key  tcServiceKey
+		slot uint32
+	)
+	for it := newMaps[tcMapServiceSlots].Iterate(); it.Next(&key, &slot); {
+		if err := old[tcMapServiceSlots].Put(key, slot); err != nil {
+			t.Fatal(err)
+		}
+	}
+	abi := make([]byte, old[tcMapControls].ValueSize())
+	if err := old[tcMapControls].Lookup(uint32(0), &abi); err != nil {
+		t.Fatal(err)
+	}
+	copy(abi, "another") // its own hash of the layouts
+	if err := old[tcMapControls].Put(uint32(0), abi); err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range map[string]any{tcVarCpus: uint32(now.t.cpus), tcVarMaxFlows: uint32(now.t.maxFlows),
+		tcVarIndexMask: old[tcMapFlowIndex].MaxEntries() - 1, tcVarHopMask: old[tcMapHops].MaxEntries() - 1, tcVarSeed: uint64(7), tcVarTracing: uint32(0)} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: old})
+	if err != nil {
+		t.Fatalf("%+v", err)
+	}
+	defer c.Close()
+	now.closeNow(t) // before, since it takes all filters away
+	h, err := openHooks(o, c.Programs["ingress"], c.Programs["egress"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.close()
+}
+
+func older[T any](t *testing.T, columns []column, m *ebpf.Map, from []T) {
+	t.Helper()
+	for i := range from {
+		to := make([]byte, m.ValueSize())
+		for _, c := range columns {
+			copy(to[c.to:c.to+c.n], bytesOf(&from[i])[c.from:])
+		}
+		if err := m.Put(uint32(i), to); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A table with other layouts, left by an earlier version: its services go over
+// to the new table, its connections go on in the old one, and when they have
+// ended nothing of it is left.
+func TestUpgradeFromAnEarlierVersion(t *testing.T) {
+	requireRoot(t)
+	echoServer(t, rack0, "10.240.0.20:8000")
+	echoServer(t, rack1, "10.241.0.20:8000")
+	echoServer(t, rack1, "10.241.0.21:8000")
+	to := vip(0, 80)
+	persistent := addService(model.TCP, vip(1, 80), "wrr")
+	persistent.Service.Persistence = model.Persistence{Enabled: true, Timeout: 5 * time.Minute, Netmask: netip.MustParseAddr("255.255.255.0")}
+	changes := []model.Change{addService(model.TCP, to, "wlc"), addReal(model.TCP, to, "10.240.0.20:8000", 3), addReal(model.TCP, to, "10.241.0.20:8000", 1),
+		persistent, addReal(model.TCP, vip(1, 80), "10.241.0.21:8000", 7), addService(model.UDP, vip(2, 0), "mh"), addReal(model.UDP, vip(2, 0), "10.241.0.20:0", 2)}
+	for _, object := range []string{"testdata/abi2/tc.o"} {
+		for _, clsact := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, clsact %v", filepath.Base(filepath.Dir(object)), clsact), func(t *testing.T) {
+				o := testOptions()
+				o.NoTCX = clsact
+				o.Timeouts = Timeouts{SynRecv: time.Second, CloseWait: time.Millisecond, Closing: time.Millisecond, Closed: time.Millisecond}
+				startOlder(t, o, object, changes...)
+				before := gather(t, 100, to)
+				var p *Plane
+				before.survives("upgrade", func() { p = open(t, o) })
+
+				var want model.Table
+				for _, c := range changes {
+					if err := want.Perform(c); err != nil {
+						t.Fatal(err)
+					}
+				}
+				want.Sort()
+				if got, err := p.Read(t.Context()); err != nil || got.String() != want.String() {
+					t.Errorf("read: %v\n%s\nwant\n%s", err, got, want)
+				}
+				if f, err := p.Flows(t.Context()); err != nil || len(f) != 0 {
+					t.Errorf("%d connections in the new table, %v; want none yet", len(f), err)
+				}
+				after := gather(t, 100, to, vip(1, 80))
+				if f, err := p.Flows(t.Context()); err != nil || len(f) != 100 {
+					t.Errorf("%d connections in the new table, %v; want 100", len(f), err)
+				}
+				before.survives("restart while it ends", func() {
+					if err := p.Close(); err != nil {
+						t.Fatal(err)
+					}
+					p = open(t, o)
+				})
+				if i := p.Info(); !strings.Contains(i.Detail, "100 open connections of an earlier table") {
+					t.Errorf("info %+v", i)
+				}
+				before.leave()
+				eventually(t, func() string {
+					if i := p.Info(); strings.Contains(i.Detail, "earlier") {
+						return i.Detail
+					}
+					return ""
+				})
+				if left, _ := filepath.Glob(o.Dir + "/" + retiredPrefix + "*"); len(left) > 0 {
+					t.Errorf("%v is still there", left)
+				}
+				after.each("after the end of the table before", 8, after.ask)
+			})
+		}
+	}
+}
+
+// Another plane takes over: what is open goes on, what is new passes by to the
+// director's own stack.
+func TestRetire(t *testing.T) {
+	requireRoot(t)
+	echoServer(t, rack0, "10.240.0.20:8000")
+	to := vip(0, 80)
+	for _, clsact := range []bool{false, true} {
+		t.Run(fmt.Sprintf("clsact %v", clsact), func(t *testing.T) {
+			o := testOptions()
+			o.NoTCX = clsact
+			o.Timeouts = Timeouts{SynRecv: time.Second, CloseWait: time.Millisecond, Closing: time.Millisecond, Closed: time.Millisecond}
+			if r, err := Retire(o.Dir); r != nil || err != nil {
+				t.Fatalf("retire nothing: %v, %v", r, err)
+			}
+			p := open(t, o)
+			apply(t, p, addService(model.TCP, to, "rr"), addReal(model.TCP, to, "10.240.0.20:8000", 1))
+			c := gather(t, 50, to)
+			var r *Retired
+			c.survives("retirement", func() {
+				err := p.Close()
+				if err == nil {
+					r, err = Retire(o.Dir)
+				}
+				if err == nil && len(r.Table().Services) != 1 {
+					err = errors.New("its table: " + r.Table().String())
+				}
+				if err == nil {
+					err = r.Release()
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			})
+			if n := r.Connections(); n != 50 {
+				t.Errorf("%d connections, want 50", n)
+			}
+			echoStream(t, director, to.String(), to, 100000) // by a server on the director
+			c.each("still", 8, c.ask)
+			c.leave()
+			eventually(t, func() string {
+				if n := r.Connections(); n > 0 {
+					return fmt.Sprint(n, " connections")
+				}
+				return ""
+			})
+			if err := r.Remove(); err != nil {
+				t.Error(err)
+			}
+			if all, err := AllRetired(o.Dir); len(all) > 0 || err != nil {
+				t.Errorf("left: %v, %v", all, err)
+			}
+		})
+	}
+}
