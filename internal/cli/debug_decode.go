@@ -117,12 +117,10 @@ func DebugDecode(w, errw io.Writer, pcap io.Reader, keys model.Keyring) error {
 			continue
 		}
 		messages++
+		index, err := auth.Verify(&p) // first: what is encrypted can be read afterwards
 		d := decoded{N: n, Time: info.Timestamp.UTC(), Src: src.String(), Dst: dst.String(), Encoding: p.Encoding.String(),
 			Type: p.Get("t"), Fields: fieldList(p.Fields)}
-		d.Auth.Index, _, _ = heartbeat.ParseAuth(p.Auth())
-		d.Auth.Method = auth.Method(d.Auth.Index).String()
-		_, err = auth.Verify(&p)
-		d.AuthOK = err == nil
+		d.Auth.Index, d.Auth.Method, d.AuthOK = index, auth.Method(index).String(), err == nil
 		if _, has := p.Lookup("auth"); has && p.Encoding == heartbeat.Netstring {
 			good := auth.VerifyInner(&p) == nil
 			d.InnerAuthOK = &good
