@@ -19,6 +19,11 @@ const (
 	resendMargin = 10 * time.Millisecond
 )
 
+// ackGeneration says which life of the addressee an NS_ackmsg is about. The
+// original does not say: what a node that was away acknowledges of an earlier
+// life, its new life takes for its own, and never sends it again.
+const ackGeneration = "ackgen"
+
 // inbox tracks what one sender has sent: its life (generation), the highest
 // sequence number and the ones missing below it.
 type inbox struct {

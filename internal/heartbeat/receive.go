@@ -131,10 +131,15 @@ func (c *Core) closed(now time.Time, p *peer) {
 }
 
 func (c *Core) acknowledge(now time.Time, p *peer, seq uint32) {
-	if n, ok := p.in.ack(seq); ok {
-		c.sendControl(now, p, Field{Name: "t", Value: "NS_ackmsg"}, Field{Name: "dest", Value: string(p.name)},
-			Field{Name: "ackseq", Value: hex32(n)})
+	n, ok := p.in.ack(seq)
+	if !ok {
+		return
 	}
+	f := []Field{{Name: "t", Value: "NS_ackmsg"}, {Name: "dest", Value: string(p.name)}, {Name: "ackseq", Value: hex32(n)}}
+	if p.batuta {
+		f = append(f, Field{Name: ackGeneration, Value: hex32(p.in.generation)})
+	}
+	c.sendControl(now, p, f...)
 }
 
 // status takes a heartbeat: it may begin a life, end a silence or do neither.
@@ -211,6 +216,9 @@ func (c *Core) control(now time.Time, p *peer, typ string, pkt *Packet) {
 		c.renew(now, p, pkt)
 	case "NS_ackmsg":
 		n, ok := hexField(pkt, "ackseq")
+		if life, given := pkt.Lookup(ackGeneration); given && life != c.gen {
+			return // what an earlier life of ours has sent
+		}
 		if ok && n > p.acked && n <= c.out.seq {
 			p.acked = n
 		}

@@ -17,7 +17,7 @@ const (
 	infoHealed   = "healed"   // the answer to that
 	infoLeaving  = "leaving"  // a split was lost, everything is being released
 	infoCleaning = "cleaning" // what is not claimed is still being released
-	infoKept     = "kept"     // what was offered could not be released
+	infoKept     = "kept"     // what was offered is not, or could not be, released
 )
 
 // cluster takes a fact from the messenger.
@@ -251,7 +251,7 @@ func (c *Core) onResource(m model.Message) {
 		}
 	}
 	switch {
-	case info == infoKept && c.standby == standbyOther:
+	case info == infoKept && c.standby == standbyOther && c.dropped(m):
 		c.say(model.LevelError, "standby-failed", "%s could not release [%v] and keeps it", c.cfg.Peer, c.standbySet.Mirror())
 		c.endStandby()
 	case c.abandoned(m):
@@ -283,7 +283,7 @@ func (c *Core) onShutdone() {
 }
 
 // report tells the other node what we claim, and whether we have settled.
-func (c *Core) report(stable bool, info string) {
+func (c *Core) report(stable bool, info string, more ...model.Field) {
 	if info == "" && c.vacating() {
 		// Nobody may take what still runs here, although it is not claimed.
 		stable, info = false, infoCleaning
@@ -298,6 +298,7 @@ func (c *Core) report(stable bool, info string) {
 		if c.standby != standbyNot {
 			f = append(f, model.Field{Name: "offer", Value: c.standbyID})
 		}
+		f = append(f, more...)
 	}
 	c.send("resource", c.numbered(f...)...)
 	if c.state == stateStarting {

@@ -81,6 +81,8 @@ func (c *Core) onAsk(m model.Message) {
 		c.peer.report = max(c.peer.report, number(m))
 	}
 	switch {
+	case info == "other" && (stale || c.standby == standbyNot):
+		c.drop(id)
 	case stale:
 		c.say(model.LevelInfo, "protocol", "%s: ask_resources %v %q of an earlier hand-over: ignored", c.cfg.Peer, set, info)
 	case info == "me":
@@ -102,12 +104,22 @@ func (c *Core) onAsk(m model.Message) {
 		c.other |= c.standbySet.Mirror()
 		c.endStandby()
 		c.report(true, "")
-	case info == "other" && c.standby == standbyNot:
-		// The answer to an offer that we have forgotten: the other must not wait for it.
-		c.report(c.state == stateStable, infoKept)
 	default:
 		c.say(model.LevelWarning, "protocol", "%s: ask_resources %v %q is not expected now: ignored", c.cfg.Peer, set, info)
 	}
+}
+
+// drop tells the other node that the offer which it has accepted was taken
+// back meanwhile: it must not wait for what will not come.
+func (c *Core) drop(offer string) {
+	c.report(c.state == stateStable, infoKept, model.Field{Name: "dropped", Value: offer})
+}
+
+// dropped tells whether a report that something is kept is about the hand-over
+// under way.
+func (c *Core) dropped(m model.Message) bool {
+	id, given := m.Lookup("dropped")
+	return !given || id == c.standbyID
 }
 
 // receiving tells whether a gift is being acquired now.
@@ -124,10 +136,12 @@ func (c *Core) receiving() bool {
 func (c *Core) onOffer(set Set, id string, report uint64) {
 	c.say(model.LevelNotice, "standby", "%s wants to go standby [%v]", c.cfg.Peer, set)
 	crossed := c.standby == standbyMe && !c.releasing() && c.peer.batuta && !c.cfg.First
+	anew := c.standby == standbyOther && id != "" && id != c.standbyID
 	switch {
-	case crossed:
-		// Both offered at once. The node listed second takes the other's offer and drops
-		// its own; Heartbeat ignores both, and both wait 10 s for nothing.
+	case crossed, anew:
+		// Both offered at once: the node listed second takes the other's offer and drops
+		// its own; Heartbeat ignores both, and both wait 10 s for nothing. Or the other
+		// offers anew: our answer to its earlier offer came too late for it.
 		c.endStandby()
 	case c.state != stateStable || c.standby != standbyNot || !c.otherStable || c.healing:
 		c.say(model.LevelWarning, "standby-ignored", "the offer of %s is ignored: %v, hand-over under way: %v, %s settled: %v",
