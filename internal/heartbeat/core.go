@@ -26,7 +26,7 @@ type Config struct {
 	// nil: they are the same.
 	Wall func(now time.Time) time.Time
 	// Boot names this run of the machine, if its kernel answers for it when
-	// the daemon does not; else "".
+	// the daemon does not (Run.String); else "".
 	Boot string
 	// Floors is what an earlier life has heard of the others; see Heard.
 	Floors map[model.NodeName]Floor
@@ -111,6 +111,8 @@ type Counters struct {
 	Lost          uint64 `json:"lost"`          // messages found missing
 	Requests      uint64 `json:"requests"`      // retransmissions asked for
 	Retransmitted uint64 `json:"retransmitted"` // messages sent again for others
+	Questions     uint64 `json:"questions"`     // to kernels of other nodes
+	Answers       uint64 `json:"answers"`       // of those kernels
 }
 
 // Core is one node's end of the protocol. It is a step machine for one
@@ -135,6 +137,9 @@ type Core struct {
 	// pingDet watches the ping nodes, by their own dead time.
 	pingDet *Detector
 	count   Counters
+
+	questionKeys map[uint8]QuestionKey
+	asked        uint32 // questions so far
 
 	lastBad     time.Time // when the latest complaint about a bad packet was made
 	badSince    uint64    // bad packets since then
@@ -165,6 +170,7 @@ type peer struct {
 	keepalive time.Duration // between its beats; 0 while not known
 	boot      string        // the run of its machine, whose kernel answers; "" if it does not
 	askAt     time.Time     // when its kernel is asked; zero: not
+	asked     [8]question   // the latest questions to it, by number
 	margin    Margin
 }
 
@@ -193,7 +199,7 @@ func New(cfg Config) (*Core, error) {
 		return nil, errors.New("heartbeat: a source of chance is missing")
 	}
 	c := &Core{cfg: cfg, hb: hb, self: hb.Self, auth: auth, send: hb.Keys.Send, enc: Netstring,
-		gen: hex32(cfg.Generation), life: hex32(cfg.Rand.Uint32()), fields: make([]Field, 0, 32), peers: map[model.NodeName]*peer{}}
+		gen: hex32(cfg.Generation), questionKeys: QuestionKeys(hb.Keys), life: hex32(cfg.Rand.Uint32()), fields: make([]Field, 0, 32), peers: map[model.NodeName]*peer{}}
 	for _, n := range hb.Nodes {
 		if n == c.self || c.peers[n] != nil {
 			continue
@@ -244,8 +250,6 @@ func (c *Core) Step(now time.Time, in Input) []Effect {
 		c.receive(now, in)
 	case Submit:
 		c.submit(now, in.Message)
-	case Answered:
-		c.answered(now, in)
 	case Late:
 		c.worst = max(c.worst, in.By)
 	case Rekey:

@@ -136,10 +136,11 @@ func (d *Detector) Await(n model.NodeName, until time.Time) { d.nodes[n].await =
 // Suspects sets the silence that means death although the kernel answers.
 func (d *Detector) Suspects(after time.Duration) { d.suspect = after }
 
-// Answered says that the node's kernel answered at that time.
+// Answered says that the node's kernel was alive at that time. Our own absence
+// since then is no silence of it.
 func (d *Detector) Answered(n model.NodeName, at time.Time) {
-	if w := d.nodes[n]; w != nil && at.After(w.answer) {
-		w.answer = at
+	if at = at.Add(d.pause.after(at)); at.After(d.nodes[n].answer) {
+		d.nodes[n].answer = at
 	}
 }
 

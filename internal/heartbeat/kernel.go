@@ -1,6 +1,8 @@
 package heartbeat
 
 import (
+	"encoding/hex"
+	"slices"
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/model"
@@ -11,21 +13,20 @@ import (
 // others ask it when the daemon's beat is overdue, and go on asking until the
 // daemon is heard again or declared dead.
 
-// Ask asks to put the question to a node's kernel, by all links. What comes
-// back is an Answered.
-type Ask struct{ Node model.NodeName }
+// Ask asks to put a question to a node's kernel, by all links that can. What
+// comes back is a Datagram like any other.
+type Ask struct {
+	Node model.NodeName
+	Data []byte
+}
 
 func (Ask) isEffect() {}
 
-// Answered says that a node's kernel answered, when, and which run of the
-// machine it was ("" if it did not say).
-type Answered struct {
-	Node model.NodeName
-	At   time.Time
-	Boot string
+// question is one that was asked.
+type question struct {
+	nonce uint64
+	at    time.Time
 }
-
-func (Answered) isInput() {}
 
 // Late says by how much this node's loop was late. The worst since the latest
 // status message goes out with the next.
@@ -49,13 +50,29 @@ func (c *Core) announce(f []Field) []Field {
 	return f
 }
 
-// overdue is when a node's kernel is asked first: half a keepalive after its
-// beat was due.
-func (p *peer) overdue(beat time.Time) time.Time {
+// overdue is when a node's kernel is asked first: soon after its beat was due,
+// and so that it is asked at least twice more before its dead time is over.
+// A question or its answer may be lost, as beats may.
+func (c *Core) overdue(p *peer, beat time.Time) time.Time {
 	if p.boot == "" || p.keepalive == 0 {
 		return time.Time{}
 	}
-	return beat.Add(p.keepalive + p.keepalive/2)
+	return beat.Add(p.keepalive + c.askPeriod(p))
+}
+
+// askPeriod is the time between two questions.
+func (c *Core) askPeriod(p *peer) time.Duration {
+	return max(min(p.keepalive/2, (c.det.DeadTime(p.name)-p.keepalive)/3), time.Millisecond)
+}
+
+// ask makes a question to a node's kernel.
+func (c *Core) ask(now time.Time, p *peer) {
+	c.asked++
+	c.count.Questions++
+	q := Question{Key: uint8(c.hb.Keys.Send), Nonce: uint64(c.cfg.Generation)<<32 | uint64(c.asked),
+		Node: FingerprintOf(p.name), Asker: FingerprintOf(c.self)}
+	p.asked[c.asked%uint32(len(p.asked))] = question{q.Nonce, now}
+	c.effects = append(c.effects, Ask{p.name, q.Append(make([]byte, 0, QuestionSize), c.questionKeys[q.Key])})
 }
 
 // tickKernels asks the kernels of those who are overdue.
@@ -72,8 +89,8 @@ func (c *Core) tickKernels(now time.Time) {
 			p.askAt = time.Time{}
 			continue
 		}
-		p.askAt = now.Add(max(p.keepalive/2, time.Millisecond))
-		c.effects = append(c.effects, Ask{n})
+		p.askAt = now.Add(c.askPeriod(p))
+		c.ask(now, p)
 	}
 	for _, n := range c.det.Suspected(now) {
 		c.note(now, model.LevelWarning, "node-suspect", string(n),
@@ -82,21 +99,38 @@ func (c *Core) tickKernels(now time.Time) {
 	}
 }
 
-// answered takes a kernel's answer.
-func (c *Core) answered(now time.Time, a Answered) {
-	p := c.peers[a.Node]
-	if p == nil || p.boot == "" {
+// answered takes a kernel's answer. What it proves is that the kernel ran when
+// it was asked: when it answered, and how long the answer traveled, nobody knows.
+func (c *Core) answered(now time.Time, b []byte) {
+	q, err := ParseQuestion(b, c.questionKeys)
+	if err != nil || q.Asker != FingerprintOf(c.self) {
+		c.count.Bad++
 		return
 	}
-	if a.At.IsZero() || a.At.After(now) {
-		a.At = now
-	}
-	if a.Boot != "" && a.Boot != p.boot {
-		if !c.det.Silent(a.Node) {
-			c.note(now, model.LevelWarning, "node-rebooted", string(a.Node), "node %s: its kernel answers, but of another run of the machine: its daemon is gone, and all that it had", a.Node)
-			c.det.Condemn(a.Node, now)
+	for _, n := range c.names {
+		p := c.peers[n]
+		i := slices.IndexFunc(p.asked[:], func(asked question) bool { return asked.nonce == q.Nonce && !asked.at.IsZero() })
+		if i < 0 || q.Node != FingerprintOf(n) || p.boot == "" {
+			continue
+		}
+		c.count.Answers++
+		if q.Run.String() == p.boot {
+			c.det.Answered(n, p.asked[i].at)
+		} else if !c.det.Silent(n) {
+			c.note(now, model.LevelWarning, "node-rebooted", string(n), "node %s: its kernel answers, but of another run of the machine: its daemon is gone, and all that it had", n)
+			c.det.Condemn(n, now)
 		}
 		return
 	}
-	c.det.Answered(a.Node, a.At)
+	c.count.Replayed++
+}
+
+// runField is the run of the machine that a status message names; "" if it is
+// none that a kernel could answer with.
+func runField(p *Packet) string {
+	boot := p.Get("boot")
+	if b, err := hex.DecodeString(boot); err != nil || len(b) != len(Run{}) {
+		return ""
+	}
+	return boot
 }

@@ -12,16 +12,18 @@ import (
 )
 
 // watched is a node that watches b: keepalive 10 ms, deadtime 30 ms,
-// suspecttime 1 s. b's kernel answers 1 ms after it is asked, while it is up.
+// suspecttime 1 s. b's kernel answers as soon as it is asked, while it is up.
 type watched struct {
 	t      *testing.T
 	core   *Core
 	peer   *Core
 	now    time.Time
-	kernel string // the run of the machine that answers; "" for none
+	kernel Run // the run of the machine that answers; zero for none
 	asked  int
 	log    []string
 }
+
+var run1, run2 = RunOf("run1"), RunOf("run2")
 
 func newWatched(t *testing.T, respond bool) *watched {
 	w := &watched{t: t, now: epoch}
@@ -30,7 +32,7 @@ func newWatched(t *testing.T, respond bool) *watched {
 		cfg.Heartbeat.Keepalive, cfg.Heartbeat.DeadTime, cfg.Heartbeat.WarnTime = 10*time.Millisecond, 30*time.Millisecond, 0
 		cfg.Heartbeat.SuspectTime = time.Second
 		if respond {
-			cfg.Boot = "run1"
+			cfg.Boot = run1.String()
 		}
 		return cfg
 	}
@@ -63,10 +65,14 @@ func (w *watched) step(in Input) {
 		switch e := e.(type) {
 		case Ask:
 			w.asked++
-			if w.kernel != "" {
-				at := w.now.Add(time.Millisecond)
-				w.step(Answered{Node: e.Node, At: at, Boot: w.kernel})
+			if w.kernel == (Run{}) {
+				break
 			}
+			b, err := Reply(e.Data, QuestionKeys(w.core.hb.Keys), e.Node, w.kernel)
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			w.step(Datagram{Link: "eth1", Data: b, At: w.now})
 		case Sighted:
 			if e.Kind != model.SightingBeat && e.Link == "" {
 				w.log = append(w.log, fmt.Sprintf("%v %s", w.now.Sub(epoch), e.Kind))
@@ -101,7 +107,7 @@ func (w *watched) want(log ...string) {
 func TestPauseIsNoDeath(t *testing.T) {
 	w := newWatched(t, true)
 	w.want("0s joined")
-	w.kernel = "run1"
+	w.kernel = run1
 	for _, pause := range []time.Duration{30, 50, 100} {
 		for range 100 {
 			w.pass(pause * time.Millisecond)
@@ -122,7 +128,7 @@ func TestPauseIsNoDeath(t *testing.T) {
 
 func TestSuspectDiesInTheEnd(t *testing.T) {
 	w := newWatched(t, true)
-	w.kernel = "run1"
+	w.kernel = run1
 	w.pass(2 * time.Second)
 	w.want("0s joined", "32ms suspect", "1.002s silent")
 }
@@ -130,9 +136,9 @@ func TestSuspectDiesInTheEnd(t *testing.T) {
 // The host is lost 40 ms after the last beat of its daemon, which hangs.
 func TestSuspectWhoseKernelFallsSilent(t *testing.T) {
 	w := newWatched(t, true)
-	w.kernel = "run1"
+	w.kernel = run1
 	w.pass(40 * time.Millisecond)
-	w.kernel = ""
+	w.kernel = Run{}
 	w.pass(2 * time.Second)
 	w.want("0s joined", "32ms suspect", "72ms silent")
 }
@@ -143,7 +149,7 @@ func TestHostLossIsNotDelayed(t *testing.T) {
 	for _, respond := range []bool{true, false} {
 		w := newWatched(t, respond)
 		if !respond {
-			w.kernel = "run1"
+			w.kernel = run1
 		}
 		w.pass(time.Second)
 		w.want("0s joined", "32ms silent")
@@ -154,7 +160,7 @@ func TestHostLossIsNotDelayed(t *testing.T) {
 // that it had are gone, and nobody waits for the dead time.
 func TestRebootIsDeath(t *testing.T) {
 	w := newWatched(t, true)
-	w.kernel = "run2"
+	w.kernel = run2
 	w.pass(time.Second)
 	w.want("0s joined", "15ms silent")
 }
@@ -162,7 +168,7 @@ func TestRebootIsDeath(t *testing.T) {
 // The node that watches is itself away: the kernel was not asked meanwhile.
 func TestOwnAbsenceExcusesKernels(t *testing.T) {
 	w := newWatched(t, true)
-	w.kernel = "run1"
+	w.kernel = run1
 	w.pass(50 * time.Millisecond)
 	from := w.now
 	w.now = w.now.Add(500 * time.Millisecond)

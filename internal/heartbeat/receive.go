@@ -18,6 +18,10 @@ func (c *Core) receive(now time.Time, d Datagram) {
 	if d.At.IsZero() || d.At.After(now) {
 		d.At = now
 	}
+	if isAnswer(d.Data) {
+		c.answered(now, d.Data)
+		return
+	}
 	pkt, err := Parse(d.Data)
 	if err != nil {
 		c.bad(now, d.Link, err)
@@ -192,7 +196,7 @@ func (c *Core) status(now time.Time, d Datagram, p *peer, pkt *Packet, gen, seq 
 	}
 	p.keepalive, p.boot = millisField(pkt, "ka"), ""
 	if strings.Contains(" "+pkt.Get("cap")+" ", " "+capKernel+" ") && c.hb.SuspectTime > 0 {
-		p.boot = pkt.Get("boot")
+		p.boot = runField(pkt)
 	}
 	c.remember(now, p)
 	delay, _ := hexField(pkt, "wd")
@@ -200,7 +204,7 @@ func (c *Core) status(now time.Time, d Datagram, p *peer, pkt *Packet, gen, seq 
 	if kind == model.SightingBeat && silence > 0 {
 		p.margin.Add(now, silence)
 	}
-	p.askAt = p.overdue(d.At)
+	p.askAt = c.overdue(p, d.At)
 	if kind == model.SightingBeat && c.hb.WarnTime > 0 && silence > c.hb.WarnTime {
 		c.note(now, model.LevelWarning, "late-heartbeat", string(p.name), "Late heartbeat: Node %s: interval %d ms", p.name, silence.Milliseconds())
 	}

@@ -18,6 +18,7 @@ func (c *Core) rekey(now time.Time, ring model.Keyring) {
 	}
 	old := c.auth
 	c.auth, c.hb.Keys, c.send = auth, ring, ring.Send
+	c.questionKeys = QuestionKeys(ring)
 	for i := range c.out.slots {
 		c.resign(old, &c.out.slots[i])
 	}

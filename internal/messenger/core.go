@@ -23,7 +23,7 @@ type Core struct {
 type Output struct {
 	Datagrams [][]byte // to be sent on all links
 	Probes    []heartbeat.Probe
-	Asks      []model.NodeName  // whose kernels are to be asked, by all links; see Answer
+	Asks      [][]byte          // questions to kernels, to be sent by all links that can; answers go to Receive
 	Heard     []heartbeat.Heard // floors to be stored soon
 	Renewed   uint32            // the generation that this node goes on with, to be stored at once; 0: no change
 	Events    []model.ClusterEvent
@@ -69,12 +69,6 @@ func (c *Core) Tick(now time.Time) Output {
 		c.member(now, member.Tick{})
 		c.beat(now, heartbeat.Tick{})
 	})
-}
-
-// Answer takes what a node's kernel answered: when, and of which run of the
-// machine ("" if it did not say).
-func (c *Core) Answer(now time.Time, n model.NodeName, at time.Time, boot string) Output {
-	return c.step(now, func() { c.beat(now, heartbeat.Answered{Node: n, At: at, Boot: boot}) })
 }
 
 // Rekey replaces the keys.
@@ -128,7 +122,7 @@ func (c *Core) beat(now time.Time, in heartbeat.Input) {
 		case heartbeat.Sighted:
 			c.member(now, member.Sighting{Sighting: e.Sighting})
 		case heartbeat.Ask:
-			c.out.Asks = append(c.out.Asks, e.Node)
+			c.out.Asks = append(c.out.Asks, e.Data)
 		case heartbeat.Heard:
 			c.out.Heard = append(c.out.Heard, e)
 		case heartbeat.Renewed:

@@ -52,7 +52,6 @@ type packet struct {
 	data []byte
 	at   time.Time
 	beat time.Time // when it was sent, if it is a fresh beat
-	boot string    // the kernel's answer, instead of data
 }
 
 // task is one thing that takes time; its effect happens at the end, unless the
@@ -75,7 +74,8 @@ func newDaemon(h *host, generation uint32) (*daemon, error) {
 		Keys: model.Keyring{Send: 1, Keys: map[int]model.AuthKey{1: {Method: cfg.Auth, Secret: "secret"}}}}
 	boot := ""
 	if cfg.SuspectTime > 0 {
-		boot = h.bootID()
+		h.answer(hb.Keys)
+		boot = h.run().String()
 	}
 	var e1, e2 error
 	d.msgr, e1 = messenger.NewCore(heartbeat.Config{Heartbeat: hb, Generation: generation, UUID: [16]byte{byte(h.index + 1)},
@@ -163,9 +163,6 @@ func (d *daemon) run() {
 	d.socket = nil
 	for _, p := range socket {
 		d.do(func(now time.Time) messenger.Output {
-			if p.boot != "" {
-				return d.msgr.Answer(now, d.h.peer().name, p.at, p.boot)
-			}
 			return d.msgr.Receive(now, p.link, p.data, p.at)
 		})
 	}
@@ -195,8 +192,8 @@ func (d *daemon) do(step func(time.Time) messenger.Output) {
 	for _, b := range out.Datagrams {
 		d.h.w.net.send(d.h, b)
 	}
-	for range out.Asks {
-		d.h.w.net.ask(d.h)
+	for _, q := range out.Asks {
+		d.h.w.net.ask(d.h, q)
 	}
 	for _, n := range out.Notes {
 		d.log(n)
@@ -289,7 +286,10 @@ func (d *daemon) after() {
 	if left, ended := d.crm.Stopped(); ended && !d.stopping {
 		d.stopping = true
 		w.say("%s: stopped, left %v", d.h.name, left)
-		d.at(w.now.Add(2*time.Second), d.h.kill)
+		d.at(w.now.Add(2*time.Second), func() {
+			d.h.answers = nil
+			d.h.kill()
+		})
 	}
 }
 

@@ -28,11 +28,13 @@ type host struct {
 	badStart, badStop map[string]int // sets, in this node's terms: how many faults
 	slow              int
 
-	daemon *daemon
-	boots  int // runs of the machine
-	booted time.Time
-	thawed time.Time // when it was frozen last, or will be no longer
-	absent []span    // when the daemon could not run although it was there
+	daemon  *daemon
+	boots   int // runs of the machine
+	booted  time.Time
+	answers map[uint8]heartbeat.QuestionKey // the keys under which its kernel answers; nil: it does not
+	since   time.Time                       // it does since then
+	thawed  time.Time                       // when it was frozen last, or will be no longer
+	absent  []span                          // when the daemon could not run although it was there
 }
 
 // span is a stretch of time.
@@ -51,8 +53,31 @@ var nodeNames = [2]model.NodeName{"a", "b"}
 
 func (h *host) peer() *host { return h.w.hosts[1-h.index] }
 
-// bootID names this run of the machine.
-func (h *host) bootID() string { return string(h.name) + strconv.Itoa(h.boots) }
+// run is this run of the machine.
+func (h *host) run() heartbeat.Run { return heartbeat.RunOf(string(h.name), strconv.Itoa(h.boots)) }
+
+// answer has the kernel answer from now on, until the daemon has stopped as it
+// was told to, or the machine ends.
+func (h *host) answer(keys model.Keyring) {
+	if h.answers == nil {
+		h.answers, h.since = heartbeat.QuestionKeys(keys), h.w.now
+	}
+}
+
+// answered tells that the kernel has answered without a break since then.
+func (h *host) answered(since time.Time) bool { return h.answers != nil && !h.since.After(since) }
+
+// reply is what the host's kernel answers; nil: nothing.
+func (h *host) reply(question []byte) []byte {
+	if !h.up || h.w.now.Before(h.frozen) {
+		return nil
+	}
+	answer, err := heartbeat.Reply(question, h.answers, h.name, h.run())
+	if err != nil {
+		return nil
+	}
+	return answer
+}
 
 func (h *host) wall(now time.Time) time.Time { return now.Add(h.clock) }
 
@@ -95,7 +120,7 @@ func (h *host) kill() {
 // reset ends the machine at once.
 func (h *host) reset() {
 	h.kill()
-	h.up, h.frozen = false, time.Time{}
+	h.up, h.frozen, h.answers = false, time.Time{}, nil
 	for _, name := range sorted(h.runs) {
 		h.set(name, false)
 	}

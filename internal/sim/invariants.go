@@ -153,7 +153,7 @@ func (c *checks) event(h *host, e model.ClusterEvent) {
 	}
 	if heard := h.daemon.heard; c.w.cfg.SuspectTime > 0 && peer.up && !c.starting(h) {
 		silence := c.w.now.Sub(heard)
-		if silence < c.w.cfg.SuspectTime && c.w.net.lost.Before(heard) && peer.ran(heard) && h.ran(heard) {
+		if silence < c.w.cfg.SuspectTime && c.w.net.lost.Before(heard) && peer.ran(heard) && peer.answered(heard) && h.ran(heard) {
 			c.broken("%s declares %s dead after %v, although its kernel answers", h.name, peer.name, silence)
 		}
 	}

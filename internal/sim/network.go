@@ -70,18 +70,18 @@ func (n *network) carry(from, to *host, name string, data []byte, beat bool) {
 
 // ask puts a question to the kernel of the other host, by each link; the
 // answers come back by the same.
-func (n *network) ask(from *host) {
+func (n *network) ask(from *host, question []byte) {
 	for i, name := range n.names {
 		if !n.passes(from.index, i) {
 			continue
 		}
 		n.w.after(n.delay(), func() {
 			to := from.peer()
-			if !to.up || n.w.now.Before(to.frozen) || !n.passes(to.index, i) {
+			answer := to.reply(question)
+			if answer == nil || !n.passes(to.index, i) {
 				return
 			}
-			boot := to.bootID()
-			n.w.after(n.delay(), func() { from.arrive(packet{link: name, boot: boot, at: n.w.now}) })
+			n.w.after(n.delay(), func() { from.arrive(packet{link: name, data: answer, at: n.w.now}) })
 		})
 	}
 }
