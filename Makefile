@@ -81,6 +81,10 @@ bench-sla: build ## a yearly statement of ten million intervals: time and memory
 bench-ipvs: ## a large table into the kernel's IPVS, beside ipvsadm -R in the same kernel (root, 5 min)
 	BATUTA_BENCH=ipvs $(GO) test -count=1 -timeout 1h -run '^TestBenchIPVS$$' -v ./internal/lab
 
+.PHONY: bench-failover
+bench-failover: build ## how long nobody has the address, beside keepalived and Heartbeat (root, 1 h; ROUNDS=30 PAUSES=100)
+	BATUTA_BENCH=failover $(GO) test -count=1 -timeout 3h -run '^TestBenchFailover$$' -v ./internal/lab
+
 .PHONY: bench-plane
 bench-plane: ## what the eBPF plane costs: per packet and path, and a stream beside plain forwarding (root, 2 min)
 	$(GO) test -run '^$$' -bench 'Program|Stream' -benchtime 2s ./internal/plane/ebpf

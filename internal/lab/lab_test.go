@@ -64,6 +64,8 @@ func verb(name string, args []string) error {
 		return visit(args[0], args[1])
 	case "hold": // see survivors
 		return hold(args[0], args[1])
+	case "probe": // see prober
+		return runProbe(args[0], args[1])
 	case "caller": // a program that builds a lab and is then killed
 		return caller(args)
 	}
