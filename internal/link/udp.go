@@ -60,6 +60,7 @@ type sockets struct {
 	send      netip.AddrPort       // where the sending one is; port 0 for any
 	onSend    []func(fd int) error // options of the sending socket
 	onReceive []func(fd int) error // options of the receiving socket
+	asks      bool                 // there is but the sending one, which answers come back to
 }
 
 // reopenAfter is the time between two attempts to get back sockets of an
@@ -103,6 +104,10 @@ func (u *udp) open() (in, out *net.UDPConn, err error) {
 		if _, err := net.InterfaceByName(u.medium.Interface); err != nil {
 			return nil, nil, fmt.Errorf("no interface of that name: %w", err)
 		}
+	}
+	if u.how.asks {
+		in, err = u.socket(u.how.send, append(u.how.onSend, answersOnly))
+		return in, in, err
 	}
 	if in, err = u.socket(u.how.receive, append(u.how.onReceive, stamp, framesOnly)); err != nil {
 		return nil, nil, fmt.Errorf("cannot receive on %v: %w", u.how.receive, err)
@@ -251,6 +256,9 @@ func (u *udp) Close() error {
 		return nil
 	}
 	u.closed = true
+	if u.how.asks {
+		return u.in.Close()
+	}
 	return errors.Join(u.in.Close(), u.out.Close())
 }
 

@@ -20,8 +20,10 @@ import (
 // Config is what a Loop needs. Sink and LoadAverage may be nil.
 type Config struct {
 	Heartbeat   model.Heartbeat
-	Links       []link.Link   // Run closes them, and Pings, when it ends
+	Links       []link.Link   // Run closes them, Pings and Asking when it ends
 	Pings       []link.Link   // those to ping nodes, called as the nodes are
+	Asking      []link.Link   // those by which kernels of other nodes are asked; none: they are judged by their beats alone
+	Boot        string        // this run of the machine, if its kernel answers for it; see heartbeat.Config
 	Generation  uint32        // of this life; see OpenIdentity
 	UUID        [16]byte      // of this node; see OpenIdentity
 	Rand        *rand.Rand    // used by the loop only
@@ -86,7 +88,7 @@ func New(cfg Config) (*Loop, error) {
 		l.floors = map[model.NodeName]heartbeat.Floor{}
 	}
 	core, err := NewCore(heartbeat.Config{Heartbeat: cfg.Heartbeat, Generation: cfg.Generation, UUID: cfg.UUID,
-		Rand: cfg.Rand, Random: func(b []byte) { _, _ = crand.Read(b) }, Load: cfg.LoadAverage, Floors: cfg.Floors})
+		Rand: cfg.Rand, Random: func(b []byte) { _, _ = crand.Read(b) }, Load: cfg.LoadAverage, Boot: cfg.Boot, Floors: cfg.Floors})
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +162,7 @@ func sendable(m model.Message) error {
 func (l *Loop) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	inner, stop := context.WithCancel(context.Background())
-	links := slices.Concat(l.cfg.Links, l.cfg.Pings)
+	links := slices.Concat(l.cfg.Links, l.cfg.Pings, l.cfg.Asking)
 	for _, k := range links {
 		wg.Go(func() { l.read(inner, k) })
 	}
@@ -266,6 +268,11 @@ func (l *Loop) do(step func(now time.Time) Output) {
 	for _, d := range out.Datagrams {
 		for _, k := range l.cfg.Links {
 			l.sent(k, k.Send(d))
+		}
+	}
+	for _, q := range out.Asks {
+		for _, k := range l.cfg.Asking {
+			_ = k.Send(q) // a link that cannot send has been complained of, or will be at the next beat
 		}
 	}
 	for _, p := range out.Probes {

@@ -27,6 +27,7 @@ import (
 	"github.com/batuta-ha/batuta/internal/crm"
 	"github.com/batuta-ha/batuta/internal/heartbeat"
 	"github.com/batuta-ha/batuta/internal/link"
+	"github.com/batuta-ha/batuta/internal/link/responder"
 	"github.com/batuta-ha/batuta/internal/logfile"
 	"github.com/batuta-ha/batuta/internal/messenger"
 	"github.com/batuta-ha/batuta/internal/model"
@@ -121,6 +122,7 @@ type clusterNode struct {
 	book      *addressBook
 	network   *announce.Network
 	messenger *messenger.Loop
+	responder *responder.Responder // nil where the kernel cannot answer
 	crm       *crm.Loop
 	roots     []*instance
 	directors *directors           // nil where no resource balances
@@ -201,6 +203,7 @@ func (n *clusterNode) buildMessenger() error {
 	if err != nil {
 		return err
 	}
+	n.buildResponder()
 	identity := messenger.IdentityDir(n.StateDir)
 	id, err := messenger.OpenIdentity(identity, n.hb.GenerationTime, time.Now())
 	if err != nil {
@@ -214,6 +217,8 @@ func (n *clusterNode) buildMessenger() error {
 		Heartbeat:   n.hb,
 		Links:       links,
 		Pings:       pings,
+		Asking:      n.openAsking(),
+		Boot:        n.boot(),
 		Generation:  id.Generation,
 		UUID:        id.UUID,
 		Rand:        seeded(),
@@ -356,6 +361,9 @@ func (n *clusterNode) run(ctx context.Context, server *api.Server) error {
 	if n.rates != nil {
 		c.start(n.rates)
 	}
+	if n.responder != nil {
+		c.start(n.responder)
+	}
 	c.start(n.messenger)
 	c.start(n.windows)
 	for _, t := range n.beside {
@@ -368,7 +376,11 @@ func (n *clusterNode) run(ctx context.Context, server *api.Server) error {
 	if n.heard() {
 		time.Sleep(farewell)
 	}
-	return c.stop()
+	err := c.stop()
+	if err == nil {
+		n.silence()
+	}
+	return err
 }
 
 // release hands the resources over. There is no limit to it but the

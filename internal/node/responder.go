@@ -1,0 +1,76 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/link"
+	"github.com/batuta-ha/batuta/internal/link/responder"
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// buildResponder has the kernel answer for this machine, where it can. Where
+// it cannot, the others judge this node by its beats alone, as they do an
+// original Heartbeat: that is said once, and is no fault.
+func (n *clusterNode) buildResponder() {
+	if n.hb.SuspectTime == 0 || n.HeartbeatAddress.IsValid() { // an address of its own: nodes share one host's loopback
+		return
+	}
+	r, err := responder.Open(responder.Options{Node: n.hb.Self, Media: n.hb.Media, Keys: n.hb.Keys, Sink: n.sink})
+	switch {
+	case errors.Is(err, responder.ErrNoMedium):
+	case err != nil:
+		n.sink(model.Event{At: time.Now(), Level: model.LevelNotice, Source: "heartbeat", Kind: "kernel-answers-not", Subject: string(n.hb.Self),
+			Text: fmt.Sprintf("this machine's kernel does not answer when this daemon is silent: %v; the other nodes judge by the dead time alone", err)})
+	default:
+		n.responder = r
+		n.closers = append(n.closers, r)
+	}
+}
+
+// boot is what the others are told of this run of the machine.
+func (n *clusterNode) boot() string {
+	if n.responder == nil {
+		return ""
+	}
+	return n.responder.Boot()
+}
+
+// openAsking opens the sockets by which the kernels of others are asked: no
+// right is needed for that. Who cannot be asked is judged by its beats.
+func (n *clusterNode) openAsking() (asking []link.Link) {
+	if n.hb.SuspectTime == 0 {
+		return nil
+	}
+	for _, m := range n.hb.Media {
+		switch l, err := link.OpenAsking(m, link.Options{Source: n.HeartbeatAddress}); {
+		case err == nil:
+			asking = append(asking, l)
+		case !errors.Is(err, link.ErrNotSupported):
+			n.sink(model.Event{At: time.Now(), Level: model.LevelWarning, Source: "heartbeat", Kind: "link-warning", Subject: m.Name,
+				Text: fmt.Sprintf("by link %s other nodes' kernels cannot be asked: %v", m.Name, err)})
+		}
+	}
+	return asking
+}
+
+func (n *clusterNode) rekeyResponder(keys model.Keyring) {
+	if n.responder == nil {
+		return
+	}
+	if err := n.responder.Rekey(keys); err != nil {
+		n.say(model.LevelError, "keys-refused", fmt.Sprintf("the kernel answers under the old keys: %v; restart this daemon", err))
+	}
+}
+
+// silence ends the answers after a clean stop: the others need not wait. After
+// any other end they go on, for the daemon that follows.
+func (n *clusterNode) silence() {
+	if n.responder == nil {
+		return
+	}
+	if err := n.responder.Remove(); err != nil {
+		n.say(model.LevelWarning, "close-failed", fmt.Sprintf("take the kernel's answers away: %v; remove %s", err, responder.DefaultDir))
+	}
+}
