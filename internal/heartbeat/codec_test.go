@@ -1,9 +1,11 @@
 package heartbeat
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -168,20 +170,7 @@ func TestCRC(t *testing.T) {
 // FuzzParse: no bytes make the parser fail in any other way than by an error;
 // what it accepts, it writes so that the same packet comes back.
 func FuzzParse(f *testing.F) {
-	files, err := filepath.Glob("testdata/*.pcap")
-	if err != nil {
-		f.Fatal(err)
-	}
-	for _, file := range files {
-		for _, fr := range frames(f, file)[:8] {
-			f.Add(fr.data)
-		}
-	}
-	serial, err := os.ReadFile("testdata/serial-md5-text-encoding.txt")
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(serial[:300])
+	captured(f, func(data []byte) { f.Add(data) })
 	auth := md5Auth(f)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		p, err := Parse(data)
@@ -206,29 +195,78 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// FuzzCore: authenticated nonsense changes no invariant.
+// captured gives out one packet of each type and encoding of each capture,
+// as it was on the wire, and those of the netstring captures as text, too.
+func captured(f *testing.F, take func([]byte)) {
+	f.Helper()
+	files, err := filepath.Glob("testdata/*.pcap")
+	if err != nil || len(files) == 0 {
+		f.Fatalf("no captures: %v", err)
+	}
+	for _, file := range files {
+		seen := map[string]bool{}
+		for _, fr := range frames(f, file) {
+			p, err := Parse(fr.data)
+			if key := p.Get("t") + p.Get("rsc_hold") + p.Get("info"); err == nil && !seen[key] {
+				seen[key] = true
+				take(fr.data)
+				p.Encoding = Text
+				take(p.Append(nil))
+			}
+		}
+	}
+	serial, err := os.ReadFile("testdata/serial-md5-text-encoding.txt")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for message := range bytes.SplitAfterSeq(serial, []byte(textEnd)) {
+		if i := bytes.Index(message, []byte(textStart)); i >= 0 {
+			take(message[i:])
+		}
+	}
+}
+
+// FuzzCore: a node that has the key says what it likes, changes of captured
+// messages to begin with; its packets come three times. None has more effects
+// than a request for retransmission may have, and what is kept stays bounded.
 func FuzzCore(f *testing.F) {
-	f.Add("status", "active", "1", "64", "6b03042a", "")
-	f.Add("NS_rexmit", "", "0", "64", "1", "4294967295")
-	f.Add("NS_nak_rexmit", "", "", "ffffffff", "1", "ffffffff")
-	f.Add("resource", "", "ffffffff", "64", "1", "")
-	f.Fuzz(func(t *testing.T, typ, st, seq, hg, ts, first string) {
-		s := newStage(t)
-		s.do("beat a")
-		s.do("deliver")
-		c := s.nodes["b"]
+	captured(f, func(data []byte) { f.Add(data) })
+	for _, m := range [][]Field{
+		{{Name: "t", Value: "x"}, {Name: "seq", Value: "ffffffff"}},
+		{{Name: "t", Value: "NS_rexmit"}, {Name: "firstseq", Value: "1"}, {Name: "lastseq", Value: "4294967295"}},
+		{{Name: "t", Value: "NS_nak_rexmit"}, {Name: "firstseq", Value: "ffffffff"}},
+		{{Name: "t", Value: typeOutlived}, {Name: "dest", Value: "hb-b"}, {Name: "highest", Value: "fffffffe"}},
+	} {
+		f.Add(md5Auth(f).Seal(nil, Netstring, append(m, Field{Name: "src", Value: "hb-a"}, Field{Name: "hg", Value: "64"}, Field{Name: "ts", Value: "1"}), false, 1))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		p, err := Parse(data)
+		if err != nil {
+			return
+		}
+		auth, now := md5Auth(t), epoch
+		fields := slices.DeleteFunc(p.Fields, func(f Field) bool { return f.Name == "auth" })
+		packet := auth.Seal(nil, p.Encoding, fields, false, 1)
+		cfg := testConfig("hb-b", "hb-a", 100)
+		c, err := New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Step(now, Start{})
+		c.Step(now, Running{})
+		for range 60 {
+			c.Step(now, Submit{model.Message{Type: "x"}})
+		}
 		for range 3 {
-			data := md5Auth(t).Seal(nil, Netstring, []Field{{Name: "t", Value: typ}, {Name: "st", Value: st}, {Name: "src", Value: "a"},
-				{Name: "seq", Value: seq}, {Name: "hg", Value: hg}, {Name: "ts", Value: ts}, {Name: "firstseq", Value: first}, {Name: "lastseq", Value: first},
-				{Name: "ackseq", Value: first}}, false, 1)
-			if effects := c.Step(s.now, Datagram{Link: "eth0", Data: data, At: s.now}); len(effects) > 2*maxResend {
+			if effects := c.Step(now, Datagram{Link: "eth0", Data: packet, At: now}); len(effects) > maxResend+10 {
 				t.Errorf("one packet had %d effects", len(effects))
 			}
-			if n := len(c.peers["a"].in.missing); n > maxMissing {
-				t.Errorf("%d numbers are missing", n)
+			in := c.peers["hb-a"]
+			if len(in.in.missing) > maxMissing || len(in.held) > maxHeld || len(in.in.life) > maxWord {
+				t.Errorf("kept: %d missing, %d held, life %q", len(in.in.missing), len(in.held), in.in.life)
 			}
-			c.Step(s.now, Submit{model.Message{Type: "x"}})
-			s.do("tick 300ms")
+			now = now.Add(300 * time.Millisecond)
+			c.Step(now, Tick{})
 		}
 	})
 }

@@ -108,6 +108,7 @@ type Counters struct {
 	Unknown       uint64 `json:"unknown"`       // dropped: authenticated, from a node that is not configured
 	Replayed      uint64 `json:"replayed"`      // dropped: an earlier life or an old number
 	Unproven      uint64 `json:"unproven"`      // dropped: perhaps a recording of what an earlier life of this node heard
+	Excess        uint64 `json:"excess"`        // dropped: more than a node may send
 	Lost          uint64 `json:"lost"`          // messages found missing
 	Requests      uint64 `json:"requests"`      // retransmissions asked for
 	Retransmitted uint64 `json:"retransmitted"` // messages sent again for others
@@ -141,6 +142,7 @@ type Core struct {
 	questionKeys map[uint8]QuestionKey
 	asked        uint32 // questions so far
 
+	renewed     time.Time // when the latest life began by another's word
 	lastBad     time.Time // when the latest complaint about a bad packet was made
 	badSince    uint64    // bad packets since then
 	lastUnknown time.Time
@@ -166,6 +168,9 @@ type peer struct {
 	remembered time.Time // when its floor was last given out
 	ahead      uint32    // the end of that floor's range
 	doubted    time.Time // since when it has not proved that it hears us
+
+	fresh, control, answers, asks bucket    // what it may still cost
+	lastExcess                    time.Time // when the latest complaint about that was made
 
 	keepalive time.Duration // between its beats; 0 while not known
 	boot      string        // the run of its machine, whose kernel answers; "" if it does not
@@ -323,6 +328,9 @@ func (c *Core) tick(now time.Time) {
 		for i := range p.in.missing {
 			if g := &p.in.missing[i]; !now.Before(g.due) {
 				g.due = now.Add(c.hb.MaxRexmitDelay)
+				if !p.asks.take(now, askPerSecond) {
+					continue
+				}
 				c.count.Requests++
 				seq := fmt.Sprint(g.seq) // decimal, unlike everything else (§4)
 				c.sendControl(now, p, Field{Name: "t", Value: "NS_rexmit"}, Field{Name: "dest", Value: string(n)},

@@ -84,17 +84,19 @@ func (in *inbox) accept(seq uint32, now time.Time, ask func() time.Duration) (v 
 	return refuse, 0
 }
 
+// find returns where a number is, or would be, among the missing ones.
+func (in *inbox) find(seq uint32) (int, bool) {
+	return slices.BinarySearchFunc(in.missing, seq, func(g gap, s uint32) int { return cmp.Compare(g.seq, s) })
+}
+
+func (in *inbox) isMissing(seq uint32) bool {
+	_, found := in.find(seq)
+	return found
+}
+
 // fill takes a number off the missing ones and tells whether it was there.
 func (in *inbox) fill(seq uint32) bool {
-	i, found := slices.BinarySearchFunc(in.missing, seq, func(g gap, s uint32) int {
-		switch {
-		case g.seq < s:
-			return -1
-		case g.seq > s:
-			return 1
-		}
-		return 0
-	})
+	i, found := in.find(seq)
 	if found {
 		in.missing = slices.Delete(in.missing, i, i+1)
 	}
@@ -129,14 +131,15 @@ func (in *inbox) forget(r *rand.Rand) {
 
 // held is a message that waits for those before it.
 type held struct {
-	seq uint32
-	msg model.Message
+	seq  uint32
+	msg  model.Message
+	size int // of its packet
 }
 
 // hold puts a message among those that are to be delivered.
-func (p *peer) hold(seq uint32, m model.Message) {
+func (p *peer) hold(seq uint32, m model.Message, size int) {
 	i, _ := slices.BinarySearchFunc(p.held, seq, func(h held, s uint32) int { return cmp.Compare(h.seq, s) })
-	p.held = slices.Insert(p.held, i, held{seq, m})
+	p.held = slices.Insert(p.held, i, held{seq, m, size})
 }
 
 // release delivers what is held, in the order in which it was sent: up to the

@@ -18,13 +18,17 @@ import (
 // no generation that the addressee has not passed.
 const typeOutlived = "NS_batuta_gen"
 
-// tellPeriod spaces these messages.
-const tellPeriod = 500 * time.Millisecond
+// tellPeriod spaces these messages, renewPeriod the new lives that they cause:
+// each is stored before anything else is sent.
+const (
+	tellPeriod  = 500 * time.Millisecond
+	renewPeriod = 10 * tellPeriod
+)
 
 // doubled tells that a status message is of another life with the generation
 // that is known.
 func (in *inbox) doubled(pkt *Packet, gen uint32) bool {
-	life := pkt.Get("life")
+	life := word(pkt, "life")
 	return in.known && gen == in.generation && life != "" && in.life != "" && life != in.life
 }
 
@@ -45,6 +49,10 @@ func (c *Core) renew(now time.Time, p *peer, pkt *Packet) {
 	if !ok || highest < c.cfg.Generation || highest == ^uint32(0) || highest == c.cfg.Generation && pkt.Get("heard") == c.life {
 		return
 	}
+	if !c.renewed.IsZero() && now.Sub(c.renewed) < renewPeriod {
+		return // it will be said again
+	}
+	c.renewed = now
 	c.note(now, model.LevelWarning, "generation-lost", string(c.self),
 		"node %s has heard generation %d of this node, which began with %d: the stored one was lost; going on with %d", p.name, highest, c.cfg.Generation, highest+1)
 	c.cfg.Generation = highest + 1

@@ -22,6 +22,10 @@ func (c *Core) receive(now time.Time, d Datagram) {
 		c.answered(now, d.Data)
 		return
 	}
+	if len(d.Data) > maxMessage {
+		c.bad(now, d.Link, fmt.Errorf("%w: %d bytes are more than any message has (%d)", ErrMalformed, len(d.Data), maxMessage))
+		return
+	}
 	pkt, err := Parse(d.Data)
 	if err != nil {
 		c.bad(now, d.Link, err)
@@ -63,6 +67,10 @@ func (c *Core) receive(now time.Time, d Datagram) {
 	if c.doubtful(now, p, &pkt, gen) {
 		return
 	}
+	seq, hasSeq := hexField(&pkt, "seq")
+	if c.excessive(now, p, typ, gen, seq) {
+		return
+	}
 	c.touch(now, p, d)
 	if uuid := pkt.Get("srcuuid"); len(uuid) == 16 {
 		p.uuid = uuid
@@ -73,8 +81,7 @@ func (c *Core) receive(now time.Time, d Datagram) {
 		}
 		return
 	}
-	seq, ok := hexField(&pkt, "seq")
-	if !ok || seq == 0 {
+	if !hasSeq || seq == 0 {
 		c.bad(now, d.Link, fmt.Errorf("%w: %s from %s without a sequence number", ErrMalformed, typ, src))
 		return
 	}
@@ -89,9 +96,10 @@ func (c *Core) receive(now time.Time, d Datagram) {
 	}
 	p.in.known, p.in.generation = true, gen
 	if c.enter(now, p, seq) && c.forUs(&pkt) {
-		p.hold(seq, message(p.name, typ, seq, &pkt))
+		p.hold(seq, message(p.name, typ, seq, &pkt), len(d.Data))
 	}
 	c.release(p, !p.batuta)
+	c.relieve(now, p)
 }
 
 // message strips the transport fields.
@@ -170,7 +178,7 @@ func (c *Core) status(now time.Time, d Datagram, p *peer, pkt *Packet, gen, seq 
 		p.in.life, p.remembered = "", time.Time{}
 	}
 	if p.in.life == "" {
-		p.in.life = pkt.Get("life")
+		p.in.life = word(pkt, "life")
 		c.listen()
 	}
 	if kind == model.SightingReturned && seq <= p.in.statusSeq {
@@ -229,7 +237,7 @@ func (c *Core) control(now time.Time, p *peer, typ string, pkt *Packet) {
 	case "NS_nak_rexmit":
 		// The peer no longer has it: stop asking (§6.5).
 		if n, ok := hexField(pkt, "firstseq"); ok && p.in.fill(n) {
-			c.note(now, model.LevelWarning, "packet-gone", string(p.name), "node %s cannot send message %d again: %s", p.name, n, pkt.Get("info"))
+			c.note(now, model.LevelWarning, "packet-gone", string(p.name), "node %s cannot send message %d again: %s", p.name, n, clip(pkt.Get("info")))
 			c.closed(now, p)
 			c.acknowledge(now, p, n)
 			c.release(p, !p.batuta)
@@ -253,6 +261,12 @@ func (c *Core) resend(now time.Time, p *peer, first, last uint64) {
 		}
 		budget--
 		s := c.out.find(uint32(n))
+		if s != nil && !s.resent.IsZero() && now.Sub(s.resent) < c.hb.MaxRexmitDelay-resendMargin {
+			continue
+		}
+		if !p.answers.take(now, answerPerSecond) {
+			return
+		}
 		if s == nil {
 			info := "seqno not found"
 			if n+historySize <= uint64(c.out.seq) {
@@ -260,9 +274,6 @@ func (c *Core) resend(now time.Time, p *peer, first, last uint64) {
 			}
 			c.sendControl(now, p, Field{Name: "t", Value: "NS_nak_rexmit"}, Field{Name: "firstseq", Value: hex32(uint32(n))},
 				Field{Name: "dest", Value: string(p.name)}, Field{Name: "info", Value: info})
-			continue
-		}
-		if !s.resent.IsZero() && now.Sub(s.resent) < c.hb.MaxRexmitDelay-resendMargin {
 			continue
 		}
 		s.resent = now
@@ -334,8 +345,8 @@ func (c *Core) unknown(now time.Time, link string, src model.NodeName) {
 		return
 	}
 	c.lastUnknown = now
-	c.note(now, model.LevelError, "unknown-node", string(src),
-		"dropped a packet of %q on link %s, which is not in ha.cf; add a node line, or give that cluster its own port or key", src, link)
+	c.note(now, model.LevelError, "unknown-node", clip(string(src)),
+		"dropped a packet of %q on link %s, which is not in ha.cf; add a node line, or give that cluster its own port or key", clip(string(src)), link)
 }
 
 // hexField reads a lower-case hexadecimal number.

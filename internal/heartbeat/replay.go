@@ -57,7 +57,7 @@ func (p *peer) reserve() uint32 {
 // remember gives out how far a node has been heard, if it is time.
 func (c *Core) remember(now time.Time, p *peer) {
 	reserve := p.reserve()
-	if !p.remembered.IsZero() && now.Sub(p.remembered) < floorPeriod && (!p.batuta || p.in.statusSeq+reserve/2 < p.ahead) {
+	if !p.remembered.IsZero() && now.Sub(p.remembered) < floorPeriod && (p.in.life == "" || p.in.statusSeq+reserve/2 < p.ahead) {
 		return
 	}
 	p.remembered, p.ahead = now, p.in.statusSeq

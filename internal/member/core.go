@@ -371,7 +371,7 @@ func (c *Core) received(now time.Time, m model.Message) {
 	case "repnodes":
 		if list := m.Get("nodelist"); !sameNodes(list, c.nodeList()) {
 			c.note(now, model.LevelWarning, "node-list-differs", string(m.From),
-				"node %s lists the nodes %q, ha.cf here says %q: make both files the same; going on with ours", m.From, strings.TrimSpace(list), strings.TrimSpace(c.nodeList()))
+				"node %s lists the nodes %.200q, ha.cf here says %q: make both files the same; going on with ours", m.From, strings.TrimSpace(list), strings.TrimSpace(c.nodeList()))
 		}
 		if c.phase == asking {
 			c.up(now)

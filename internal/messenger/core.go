@@ -16,6 +16,7 @@ type Core struct {
 	ran time.Time // when the latest step was taken
 	due time.Time // when the next one was wanted at the latest
 	lag time.Duration
+	log logLimit
 	out Output
 }
 
@@ -129,7 +130,7 @@ func (c *Core) beat(now time.Time, in heartbeat.Input) {
 			c.out.Renewed = e.Generation
 			c.member(now, member.Renewed{Generation: e.Generation})
 		case heartbeat.Note:
-			c.out.Notes = append(c.out.Notes, e.Event)
+			c.note(now, e.Event)
 		}
 	}
 }
@@ -144,7 +145,7 @@ func (c *Core) member(now time.Time, in member.Input) {
 		case member.Event:
 			c.out.Events = append(c.out.Events, e.ClusterEvent)
 		case member.Note:
-			c.out.Notes = append(c.out.Notes, e.Event)
+			c.note(now, e.Event)
 		}
 	}
 }

@@ -31,7 +31,6 @@ const (
 	ReasonTooBig       = Reason(tcReasonREASON_TOO_BIG)
 	ReasonNoRoute      = Reason(tcReasonREASON_NO_ROUTE)
 	ReasonStaysFull    = Reason(tcReasonREASON_STAYS_FULL)
-	ReasonMadeRoom     = Reason(tcReasonREASON_MADE_ROOM)
 
 	reasons = int(tcReasonREASONS)
 )
@@ -56,7 +55,6 @@ var reasonText = [reasons]string{
 	ReasonTooBig:         "too-big",
 	ReasonNoRoute:        "no-route",
 	ReasonStaysFull:      "not-remembered",
-	ReasonMadeRoom:       "made-room",
 }
 
 func (r Reason) String() string {

@@ -57,10 +57,7 @@ type tcControl struct {
 	NextSlot   uint32
 	Live       uint32
 	Swept      uint32
-	Rules      uint32
-	Hand       uint32
-	Young      uint32
-	Reserved   [10]uint32
+	Reserved   [13]uint32
 }
 
 type tcCounters struct {
@@ -75,9 +72,7 @@ type tcCounters struct {
 type tcFeature uint32
 
 const (
-	tcFeatureFEATURE_ANY_PORT  tcFeature = 1
-	tcFeatureFEATURE_RULES     tcFeature = 2
-	tcFeatureFEATURE_ELSEWHERE tcFeature = 4
+	tcFeatureFEATURE_ANY_PORT tcFeature = 1
 )
 
 type tcFlow struct {
@@ -203,8 +198,7 @@ const (
 	tcReasonREASON_TOO_BIG       tcReason = 16
 	tcReasonREASON_NO_ROUTE      tcReason = 17
 	tcReasonREASON_STAYS_FULL    tcReason = 18
-	tcReasonREASON_MADE_ROOM     tcReason = 19
-	tcReasonREASONS              tcReason = 20
+	tcReasonREASONS              tcReason = 19
 )
 
 type tcRingEntry struct {
@@ -218,23 +212,6 @@ type tcRoute struct {
 	Hop   uint16
 	Mtu   uint16
 	Stamp uint16
-}
-
-type tcRule struct {
-	_        structs.HostLayout
-	Src      tcAddr
-	SrcMask  tcAddr
-	Dst      tcAddr
-	DstMask  tcAddr
-	First    uint16
-	Last     uint16
-	Proto    uint8
-	V6       uint8
-	Zero     uint16
-	Ifindex  uint32
-	Service  uint32
-	Mark     uint32
-	Reserved [3]uint32
 }
 
 type tcService struct {
@@ -322,7 +299,6 @@ type tcTuple struct {
 const (
 	tcMapAddresses         = "addresses"
 	tcMapControls          = "controls"
-	tcMapElsewhere         = "elsewhere"
 	tcMapFlowIndex         = "flow_index"
 	tcMapFlows             = "flows"
 	tcMapFragments         = "fragments"
@@ -332,7 +308,6 @@ const (
 	tcMapReals             = "reals"
 	tcMapReasons           = "reasons"
 	tcMapRings             = "rings"
-	tcMapRules             = "rules"
 	tcMapScratch           = "scratch"
 	tcMapServiceSlots      = "service_slots"
 	tcMapServices          = "services"
@@ -411,7 +386,6 @@ type tcProgramSpecs struct {
 type tcMapSpecs struct {
 	Addresses    *ebpf.MapSpec `ebpf:"addresses"`
 	Controls     *ebpf.MapSpec `ebpf:"controls"`
-	Elsewhere    *ebpf.MapSpec `ebpf:"elsewhere"`
 	FlowIndex    *ebpf.MapSpec `ebpf:"flow_index"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
@@ -421,7 +395,6 @@ type tcMapSpecs struct {
 	Reals        *ebpf.MapSpec `ebpf:"reals"`
 	Reasons      *ebpf.MapSpec `ebpf:"reasons"`
 	Rings        *ebpf.MapSpec `ebpf:"rings"`
-	Rules        *ebpf.MapSpec `ebpf:"rules"`
 	Scratch      *ebpf.MapSpec `ebpf:"scratch"`
 	ServiceSlots *ebpf.MapSpec `ebpf:"service_slots"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
@@ -474,7 +447,6 @@ func (o *tcObjects) Close() error {
 type tcMaps struct {
 	Addresses    *ebpf.Map `ebpf:"addresses"`
 	Controls     *ebpf.Map `ebpf:"controls"`
-	Elsewhere    *ebpf.Map `ebpf:"elsewhere"`
 	FlowIndex    *ebpf.Map `ebpf:"flow_index"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
@@ -484,7 +456,6 @@ type tcMaps struct {
 	Reals        *ebpf.Map `ebpf:"reals"`
 	Reasons      *ebpf.Map `ebpf:"reasons"`
 	Rings        *ebpf.Map `ebpf:"rings"`
-	Rules        *ebpf.Map `ebpf:"rules"`
 	Scratch      *ebpf.Map `ebpf:"scratch"`
 	ServiceSlots *ebpf.Map `ebpf:"service_slots"`
 	Services     *ebpf.Map `ebpf:"services"`
@@ -495,7 +466,6 @@ func (m *tcMaps) Close() error {
 	return _TcClose(
 		m.Addresses,
 		m.Controls,
-		m.Elsewhere,
 		m.FlowIndex,
 		m.Flows,
 		m.Fragments,
@@ -505,7 +475,6 @@ func (m *tcMaps) Close() error {
 		m.Reals,
 		m.Reasons,
 		m.Rings,
-		m.Rules,
 		m.Scratch,
 		m.ServiceSlots,
 		m.Services,
