@@ -35,6 +35,7 @@ type Network struct {
 	wait  sync.WaitGroup
 	again chan struct{} // asks for a Reannounce
 	wire  wire
+	here  picture
 
 	mu   sync.Mutex // one change of addresses at a time
 	held map[netip.Addr]*Address
@@ -51,8 +52,9 @@ func New(opt Options) *Network {
 // Close ends the announcements that still run. Addresses stay as they are.
 func (n *Network) Close() error {
 	n.end()
+	closed := n.here.close()
 	n.wait.Wait()
-	return n.wire.close()
+	return errors.Join(n.wire.close(), closed)
 }
 
 // Reannounce has the network told again where every held address is: after a
@@ -120,11 +122,12 @@ func (a *Address) Start(ctx context.Context) error {
 		return a.startTelling()
 	}
 	if !a.wish.Addr.IsLoopback() {
-		p, err := put(a.wish)
+		p, err := n.here.put(a.wish)
 		if err != nil {
 			return fmt.Errorf("resource %s: %w", a.text, explain(err))
 		}
 		a.place = p
+		a.announce() // first of all: people are told later
 		if p.added {
 			n.say(model.LevelInfo, "address-added", a.wish.Addr, "address %s added to %s", p.prefix, p.where())
 		}
@@ -133,7 +136,6 @@ func (a *Address) Start(ctx context.Context) error {
 		}
 	}
 	n.held[a.wish.Addr] = a
-	a.announce()
 	return nil
 }
 
@@ -155,7 +157,7 @@ func (a *Address) Stop(ctx context.Context) error {
 	if a.wish.Addr.IsLoopback() {
 		return nil
 	}
-	removed, along, err := remove(a.wish)
+	removed, along, err := n.here.remove(a.wish, a.place)
 	if err != nil {
 		return fmt.Errorf("resource %s: %w", a.text, explain(err))
 	}
@@ -177,11 +179,7 @@ func (a *Address) Status(context.Context) (model.ResourceState, error) {
 	}
 	found := n.held[a.wish.Addr] == a
 	if !a.wish.Addr.IsLoopback() {
-		all, err := survey(a.wish.Addr)
-		var p place
-		if err == nil {
-			p, err = find(a.wish, all)
-		}
+		p, err := n.here.where(a.wish)
 		if err != nil {
 			return model.ResourceUnknown, fmt.Errorf("resource %s: %w", a.text, explain(err))
 		}
@@ -201,7 +199,7 @@ func (n *Network) restore(along []netip.Addr) {
 		if a == nil {
 			continue // not ours to put anywhere
 		}
-		if err := add(a.wish, a.place); err != nil {
+		if err := n.here.again(a.wish, a.place); err != nil {
 			n.say(model.LevelError, "address-lost", addr, "address %s was lost with another of its network: %v", addr, explain(err))
 		}
 	}

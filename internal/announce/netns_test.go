@@ -198,7 +198,7 @@ func TestConflictsAreNamed(t *testing.T) {
 	for text, want := range map[string]string{
 		"IPaddr2::10.1.2.100/24/eth0": "resource IPaddr2::10.1.2.100/24/eth0: address 10.1.2.100 is on eth1, not on eth0: remove it there (ip addr del 10.1.2.100/24 dev eth1) or name that interface in haresources",
 		"IPaddr2::10.7.7.7":           "resource IPaddr2::10.7.7.7: no interface has a network that contains 10.7.7.7: name one, 10.7.7.7/PREFIXLEN/INTERFACE",
-		"IPaddr2::10.7.7.7/24/eth9":   "resource IPaddr2::10.7.7.7/24/eth9: interface eth9: Link not found",
+		"IPaddr2::10.7.7.7/24/eth9":   "resource IPaddr2::10.7.7.7/24/eth9: there is no interface eth9: haresources names it for 10.7.7.7",
 	} {
 		a, err := n.Address(resource(text))
 		must(t, err)

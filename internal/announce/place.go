@@ -1,18 +1,15 @@
 package announce
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/batuta-ha/batuta/internal/config"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -52,128 +49,86 @@ func placeOf(l netlink.Link) place {
 	return place{name: a.Name, index: a.Index, mac: a.HardwareAddr, flags: a.Flags, noarp: a.RawFlags&unix.IFF_NOARP != 0}
 }
 
-// entry is one address of this machine.
-type entry struct {
-	prefix    netip.Prefix // the address with the length of its network
-	index     int          // of its interface
-	label     string       // IPv4; the interface's name where no other was given
-	secondary bool         // IPv4: goes with the first address of its network
-}
-
-// survey is all addresses of one family, in the kernel's order. A hand-over
-// makes one for each address, so it reads no more of them than is needed.
-func survey(a netip.Addr) ([]entry, error) {
-	family := unix.AF_INET
-	if a.Is6() {
-		family = unix.AF_INET6
-	}
-	const tries = 10 // others may be changing addresses, too
-	for i := 1; ; i++ {
-		var all []entry
-		req := nl.NewNetlinkRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP)
-		req.AddData(nl.NewIfInfomsg(family))
-		err := req.ExecuteIter(unix.NETLINK_ROUTE, unix.RTM_NEWADDR, func(m []byte) bool {
-			if e, ok := readEntry(m); ok {
-				all = append(all, e)
-			}
-			return true
-		})
-		if err == nil || errors.Is(err, netlink.ErrDumpInterrupted) && i == tries {
-			return all, nil
-		}
-		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return nil, fmt.Errorf("list the addresses: %w", err)
-		}
-	}
-}
-
-// readEntry reads a struct ifaddrmsg and its attributes (linux/if_addr.h).
-func readEntry(m []byte) (entry, bool) {
-	if len(m) < unix.SizeofIfAddrmsg {
-		return entry{}, false
-	}
-	e := entry{index: int(binary.NativeEndian.Uint32(m[4:])), secondary: m[0] == unix.AF_INET && m[2]&unix.IFA_F_SECONDARY != 0}
-	bits := int(m[1])
-	var addr netip.Addr
-	for rest := m[unix.SizeofIfAddrmsg:]; len(rest) >= unix.SizeofRtAttr; {
-		size := int(binary.NativeEndian.Uint16(rest))
-		if size < unix.SizeofRtAttr || size > len(rest) {
-			break
-		}
-		value := rest[unix.SizeofRtAttr:size]
-		switch binary.NativeEndian.Uint16(rest[2:]) {
-		case unix.IFA_LOCAL: // comes before or after IFA_ADDRESS, which may be the other end's
-			addr, _ = netip.AddrFromSlice(value)
-		case unix.IFA_ADDRESS:
-			if !addr.IsValid() {
-				addr, _ = netip.AddrFromSlice(value)
-			}
-		case unix.IFA_LABEL:
-			e.label = strings.TrimRight(string(value), "\x00")
-		}
-		rest = rest[min(len(rest), (size+3)&^3):]
-	}
-	e.prefix = netip.PrefixFrom(addr, bits)
-	return e, e.prefix.IsValid()
-}
-
 // find returns where the address is, the zero place for nowhere. On another
 // interface than the one that was asked for, it is an error.
-func find(w wish, all []entry) (place, error) {
-	i := slices.IndexFunc(all, func(e entry) bool { return e.prefix.Addr() == w.Addr })
-	if i < 0 {
+func (p *picture) find(w wish) (place, error) {
+	if len(p.entries[w.Addr]) == 0 {
 		return place{}, nil
 	}
-	l, err := netlink.LinkByIndex(all[i].index)
-	if err != nil {
-		return place{}, fmt.Errorf("interface number %d: %w", all[i].index, err)
+	e := p.entries[w.Addr][0]
+	at, ok := p.links[e.index]
+	if !ok {
+		return place{}, fmt.Errorf("interface number %d, which has %s, is gone", e.index, w.Addr)
 	}
-	p := placeOf(l)
-	p.prefix = all[i].prefix
-	if w.Interface != "" && p.name != w.Interface {
+	at.prefix = e.prefix
+	if w.Interface != "" && at.name != w.Interface {
 		return place{}, fmt.Errorf("address %s is on %s, not on %s: remove it there (ip addr del %s dev %s) or name that interface in haresources",
-			w.Addr, p.name, w.Interface, p.prefix, p.name)
+			w.Addr, at.name, w.Interface, at.prefix, at.name)
 	}
-	if all[i].label != p.name {
-		p.label = all[i].label
+	if e.label != at.name {
+		at.label = e.label
 	}
-	return p, nil
+	return at, nil
+}
+
+// where finds an address that may have come or gone since the last look.
+func (p *picture) where(w wish) (place, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.look(); err != nil {
+		return place{}, err
+	}
+	return p.find(w)
 }
 
 // put adds the address unless it is there.
-func put(w wish) (place, error) {
-	all, err := survey(w.Addr)
+func (p *picture) put(w wish) (place, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.look(); err != nil {
+		return place{}, err
+	}
+	if at, err := p.find(w); err != nil || at.name != "" {
+		return at, err
+	}
+	at, bits, err := p.choose(w)
 	if err != nil {
 		return place{}, err
 	}
-	if p, err := find(w, all); err != nil || p.name != "" {
-		return p, err
-	}
-	l, bits, err := choose(w)
-	if err != nil {
-		return place{}, err
-	}
-	p := placeOf(l)
-	p.added, p.label = true, w.Label
-	p.prefix = netip.PrefixFrom(w.Addr, bits)
+	at.added, at.label = true, w.Label
+	at.prefix = netip.PrefixFrom(w.Addr, bits)
 	if w.autoLabel {
-		p.label = freeLabel(p, all)
+		at.label = p.freeLabel(at.name)
 	}
-	return p, add(w, p)
+	return at, p.place(w, at)
 }
 
-// add adds the address at its place; one that is there is no error.
-func add(w wish, p place) error {
-	a := kernelAddr(p)
+// again adds an address that was at its place before.
+func (p *picture) again(w wish, at place) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.place(w, at)
+}
+
+// place adds the address at its place; one that is there is no error. The
+// kernel tells of it, of an IPv6 address in a moment.
+func (p *picture) place(w wish, at place) error {
+	a := kernelAddr(at)
 	if w.Broadcast.IsValid() {
 		a.Broadcast = w.Broadcast.AsSlice()
 	}
 	if w.Addr.Is6() {
 		a.Flags = unix.IFA_F_NODAD // a second's wait for a duplicate is a second without service
 	}
-	if err := netlink.AddrAdd(linkOf(p), a); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("add %s to %s: %w", p.prefix, p.name, err)
+	if err := p.kernel.AddrAdd(linkOf(at), a); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add %s to %s: %w", at.prefix, at.name, err)
 	}
+	e := entry{prefix: at.prefix, index: at.index, label: at.label}
+	if e.label == "" && w.Addr.Is4() {
+		e.label = at.name
+	}
+	p.drop(e)
+	p.add(e)
 	return nil
 }
 
@@ -188,52 +143,71 @@ func linkOf(p place) netlink.Link {
 
 // remove takes the address away and returns where it was, the zero place for
 // nowhere, and the addresses that the kernel may have taken along: with the
-// first of a network all later ones go, unless promote_secondaries is set.
-func remove(w wish) (p place, along []netip.Addr, err error) {
-	all, err := survey(w.Addr)
-	if err != nil {
+// first of a network all later ones go, unless promote_secondaries is set. last
+// is where this node has put it: of an IPv6 address that came a moment ago the
+// kernel has not told yet.
+func (p *picture) remove(w wish, last place) (at place, along []netip.Addr, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.look(); err != nil {
 		return place{}, nil, err
 	}
-	if p, err = find(w, all); err != nil || p.name == "" {
+	if at, err = p.find(w); err != nil {
 		return place{}, nil, err
 	}
-	if err := netlink.AddrDel(linkOf(p), kernelAddr(p)); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-		return place{}, nil, fmt.Errorf("remove %s from %s: %w", p.prefix, p.name, err)
+	gone := entry{prefix: last.prefix, index: last.index}
+	if at.name != "" {
+		gone = p.entries[w.Addr][0]
+	} else if at = last; at.name == "" {
+		return place{}, nil, nil
 	}
-	if slices.ContainsFunc(all, func(e entry) bool { return e.prefix == p.prefix && e.index == p.index && e.secondary }) {
-		return p, nil, nil
+	switch err := p.kernel.AddrDel(linkOf(at), kernelAddr(at)); {
+	case errors.Is(err, unix.EADDRNOTAVAIL), errors.Is(err, unix.ENODEV):
+		return place{}, nil, nil
+	case err != nil:
+		return place{}, nil, fmt.Errorf("remove %s from %s: %w", at.prefix, at.name, err)
 	}
-	for _, e := range all {
-		if e.secondary && e.index == p.index && e.prefix.Masked() == p.prefix.Masked() {
-			along = append(along, e.prefix.Addr())
+	p.drop(gone)
+	if gone.secondary {
+		return at, nil, nil
+	}
+	for _, all := range p.entries {
+		for _, e := range all {
+			if e.secondary && e.index == at.index && e.prefix.Masked() == at.prefix.Masked() {
+				along = append(along, e.prefix.Addr())
+			}
 		}
 	}
-	return p, along, nil
+	slices.SortFunc(along, netip.Addr.Compare)
+	return at, along, nil
 }
 
 // choose finds the interface and prefix length that were not given: those of
 // the most specific network that this machine is connected to.
-func choose(w wish) (netlink.Link, int, error) {
-	bits := w.Bits
-	var l netlink.Link
-	var err error
+func (p *picture) choose(w wish) (place, int, error) {
+	bits, only := w.Bits, place{}
 	if w.Interface != "" {
-		if l, err = netlink.LinkByName(w.Interface); err != nil {
-			return nil, 0, fmt.Errorf("interface %s: %w", w.Interface, err)
+		for _, l := range p.links {
+			if l.name == w.Interface {
+				only = l
+			}
+		}
+		if only.name == "" {
+			return place{}, 0, fmt.Errorf("there is no interface %s: haresources names it for %s", w.Interface, w.Addr)
 		}
 		if bits > 0 {
-			return l, bits, nil
+			return only, bits, nil
 		}
 	}
-	index, ones, err := connected(w.Addr, l)
+	index, ones, err := p.connected(w.Addr, only.index)
 	switch {
 	case err != nil:
-		return nil, 0, err
-	case l == nil && index == 0:
-		return nil, 0, fmt.Errorf("no interface has a network that contains %s: name one, %s/PREFIXLEN/INTERFACE", w.Addr, w.Addr)
-	case l == nil:
-		if l, err = netlink.LinkByIndex(index); err != nil {
-			return nil, 0, fmt.Errorf("interface number %d: %w", index, err)
+		return place{}, 0, err
+	case only.name == "" && index == 0:
+		return place{}, 0, fmt.Errorf("no interface has a network that contains %s: name one, %s/PREFIXLEN/INTERFACE", w.Addr, w.Addr)
+	case only.name == "":
+		if only = p.links[index]; only.name == "" {
+			return place{}, 0, fmt.Errorf("interface number %d, which leads to %s, is gone", index, w.Addr)
 		}
 	case index == 0:
 		ones = w.Addr.BitLen()
@@ -241,22 +215,22 @@ func choose(w wish) (netlink.Link, int, error) {
 	if bits == 0 {
 		bits = ones
 	}
-	return l, bits, nil
+	return only, bits, nil
 }
 
 // connected finds the most specific connected network that contains the
-// address, on one interface if only is not nil: its interface, 0 for none, and
+// address, on one interface if only is not 0: its interface, 0 for none, and
 // its prefix length. The kernel's own answer comes without reading all routes,
 // of which each address brings some; where it is another route's, they are read.
-func connected(addr netip.Addr, only netlink.Link) (index, bits int, err error) {
+func (p *picture) connected(addr netip.Addr, only int) (index, bits int, err error) {
 	suits := func(r netlink.Route) bool {
 		if r.Gw != nil || len(r.MultiPath) > 0 || r.Dst == nil || r.LinkIndex == 0 || !r.Dst.Contains(addr.AsSlice()) {
 			return false
 		}
 		ones, _ := r.Dst.Mask.Size()
-		return ones > 0 && (only == nil || only.Attrs().Index == r.LinkIndex)
+		return ones > 0 && (only == 0 || only == r.LinkIndex)
 	}
-	if best, err := netlink.RouteGetWithOptions(addr.AsSlice(), &netlink.RouteGetOptions{FIBMatch: true}); err == nil && len(best) == 1 &&
+	if best, err := p.kernel.RouteGetWithOptions(addr.AsSlice(), &netlink.RouteGetOptions{FIBMatch: true}); err == nil && len(best) == 1 &&
 		best[0].Table == unix.RT_TABLE_MAIN && best[0].Type == unix.RTN_UNICAST && suits(best[0]) {
 		ones, _ := best[0].Dst.Mask.Size()
 		return best[0].LinkIndex, ones, nil
@@ -265,7 +239,7 @@ func connected(addr netip.Addr, only netlink.Link) (index, bits int, err error) 
 	if addr.Is6() {
 		family = netlink.FAMILY_V6
 	}
-	routes, err := netlink.RouteList(nil, family)
+	routes, err := p.kernel.RouteList(nil, family)
 	if err != nil {
 		return 0, 0, fmt.Errorf("list the routes: %w", err)
 	}
@@ -281,17 +255,13 @@ func connected(addr netip.Addr, only netlink.Link) (index, bits int, err error) 
 }
 
 // freeLabel is eth0:0, or the next number that no address has.
-func freeLabel(p place, all []entry) string {
-	taken := map[string]bool{}
-	for _, e := range all {
-		taken[e.label] = true
-	}
+func (p *picture) freeLabel(name string) string {
 	for i := 0; ; i++ {
-		label := p.name + ":" + strconv.Itoa(i)
+		label := name + ":" + strconv.Itoa(i)
 		if len(label) > config.MaxInterfaceName {
 			return "" // a label is for people's eyes; an address without one serves as well
 		}
-		if !taken[label] {
+		if p.labels[label] == 0 {
 			return label
 		}
 	}

@@ -20,6 +20,7 @@ import (
 type Source struct {
 	addr netip.Addr
 	text string
+	here *picture
 }
 
 // Source parses an IPsrcaddr resource. Nothing is touched yet.
@@ -30,7 +31,7 @@ func (n *Network) Source(res model.Resource) (*Source, error) {
 	if err != nil || !a.Is4() || a.IsLoopback() {
 		return nil, fmt.Errorf("resource %s: %q is no IPv4 address to send from; write IPsrcaddr::10.1.0.100 behind the resource that holds it", res.Text, text)
 	}
-	return &Source{a, res.Text}, nil
+	return &Source{a, res.Text, &n.here}, nil
 }
 
 // Start makes the address the source. There must be a default route.
@@ -55,16 +56,9 @@ func (s *Source) Stop(context.Context) error {
 	if len(routes) == 0 {
 		return nil
 	}
-	all, err := survey(s.addr)
+	first, err := s.here.primary(s.addr, routes[0].LinkIndex)
 	if err != nil {
 		return fmt.Errorf("resource %s: %w", s.text, err)
-	}
-	var first netip.Addr
-	for _, e := range all {
-		if e.index == routes[0].LinkIndex && !e.secondary && e.prefix.Contains(s.addr) && e.prefix.Addr() != s.addr {
-			first = e.prefix.Addr()
-			break
-		}
 	}
 	return s.prefer(routes, first)
 }
