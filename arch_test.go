@@ -46,8 +46,8 @@ var rooms = map[string]room{
 	"internal/logfile":  {level: 2},                                        // log files in the old programs' forms
 	"internal/plane":    {level: 2},                                        // the contract of a data plane
 
-	"internal/link/responder": {level: 2}, // the kernel's answers when the daemon is silent: an eBPF program of its own
-	"internal/check/via":      {level: 2}, // the way of checks by the virtual address: eBPF programs of its own
+	"internal/link/responder": {level: 2, knows: []string{"internal/link"}}, // its tests ask as links do; the kernel's answers when the daemon is silent: an eBPF program of its own
+	"internal/check/via":      {level: 2},                                   // the way of checks by the virtual address: eBPF programs of its own
 
 	"internal/plane/memory":    {level: 2, knows: []string{"internal/plane"}}, // implements the contract
 	"internal/plane/ipvs":      {level: 2, knows: []string{"internal/plane"}}, // implements the contract

@@ -152,14 +152,11 @@ static __always_inline __u64 check(const struct key *key, const __u64 *word)
 	return s[0] ^ s[1] ^ s[2] ^ s[3];
 }
 
-static __always_inline bool any(const __u8 *address, int size)
+static __always_inline bool any(const __u8 address[16])
 {
-	__u8 sum = 0;
-#pragma unroll
-	for (int i = 0; i < 16; i++)
-		if (i < size)
-			sum |= address[i];
-	return sum;
+	__u64 half[2];
+	__builtin_memcpy(half, address, sizeof(half));
+	return half[0] | half[1];
 }
 
 /* turn4 and turn6 make the header that of the way back. `to_all` says that the
@@ -203,8 +200,10 @@ static __always_inline int turn6(struct __sk_buff *skb, const struct place *p, b
 	if (to_all) {
 		bool local = ip.saddr.s6_addr[0] == 0xfe && (ip.saddr.s6_addr[1] & 0xc0) == 0x80;
 
-		__builtin_memcpy(&own, local || !any(p->global, 16) ? p->local : p->global, 16);
-		if (!any(own.s6_addr, 16))
+		if (!any(local ? p->local : p->global))
+			local = !local; /* better than none */
+		__builtin_memcpy(&own, local ? p->local : p->global, sizeof(own));
+		if (!any(own.s6_addr))
 			return NO_ADDRESS;
 		if (bpf_l4_csum_replace(skb, at, 0, bpf_csum_diff((__be32 *)&ip.daddr, 16, (__be32 *)&own, 16, 0), BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0))
 			return FAILED;

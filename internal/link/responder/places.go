@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -18,57 +17,61 @@ import (
 	"github.com/batuta-ha/batuta/internal/model"
 )
 
-// refresh looks at the interfaces of the media: the program is put on those
-// that are there, and told the addresses that they have now.
+// refresh looks at the interfaces of the media: the program is told the
+// addresses that they have now, and then put on those that are there.
 func (r *Responder) refresh() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.net == nil {
 		return // closed
 	}
-	there, places := map[int]bool{}, map[respondPlaceKey]respondPlace{}
+	there, places := map[int]string{}, map[respondPlaceKey]respondPlace{}
 	for name, ports := range ports(r.o.Media) {
 		i, place, err := r.look(name)
-		var none netlink.LinkNotFoundError
-		if i == 0 && err != nil && !errors.As(err, &none) {
-			r.complain(name, err)
-			return // nothing is known: nothing changes
-		}
-		if i != 0 {
-			there[i] = true // whatever comes of it: a pin that cannot be used now is not stale
-		}
-		if err == nil {
-			err = r.attach(i)
-		}
-		r.complain(name, err)
 		if err != nil {
+			r.complain(name, err)
+			if i == 0 && !errors.As(err, new(netlink.LinkNotFoundError)) {
+				return // nothing is known: nothing changes
+			}
 			continue
 		}
+		there[i] = name
 		for _, p := range ports {
 			places[respondPlaceKey{Ifindex: uint32(i), Port: order(p)}] = place
 		}
 	}
+	if err := r.tell(places); err != nil {
+		r.say(model.LevelWarning, "kernel-answers-not", "", fmt.Sprintf("tell the program the addresses of this machine: %v", err))
+		return
+	}
+	for i, name := range there {
+		r.complain(name, r.attach(i))
+	}
 	for i := range r.attached {
-		if !there[i] {
+		if there[i] == "" {
 			r.detach(i)
 		}
 	}
 	r.removeStale(there)
-	if maps.Equal(places, r.places) {
-		return
+}
+
+// tell gives the program the places as they are now.
+func (r *Responder) tell(places map[respondPlaceKey]respondPlace) error {
+	for k, p := range places {
+		if old, ok := r.places[k]; ok && old == p {
+			continue
+		}
+		if err := r.objects.Places.Put(k, p); err != nil {
+			return err
+		}
 	}
 	for k := range r.places {
 		if _, ok := places[k]; !ok {
 			_ = r.objects.Places.Delete(k)
 		}
 	}
-	for k, p := range places {
-		if err := r.objects.Places.Put(k, p); err != nil {
-			r.say(model.LevelWarning, "kernel-answers-not", "", fmt.Sprintf("tell the program the addresses of interface %d: %v", k.Ifindex, err))
-			return
-		}
-	}
 	r.places = places
+	return nil
 }
 
 // complain says once what is the matter with an interface, and once that it is mended.
@@ -100,7 +103,7 @@ func (r *Responder) look(name string) (index int, p respondPlace, err error) {
 	copy(p.Mac[:], a.HardwareAddr)
 	addrs, err := r.net.AddrList(l, netlink.FAMILY_ALL)
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // the change that did it brings us back
-		return a.Index, p, fmt.Errorf("its addresses: %w", err)
+		return 0, p, fmt.Errorf("its addresses: %w", err)
 	}
 	var v4, local, global netip.Addr
 	for _, x := range addrs {
@@ -216,13 +219,13 @@ func (r *Responder) detach(index int) {
 }
 
 // removeStale removes pins of interfaces that are gone or no longer in ha.cf.
-func (r *Responder) removeStale(there map[int]bool) {
+func (r *Responder) removeStale(there map[int]string) {
 	pins, err := os.ReadDir(r.dir)
 	if err != nil {
 		return
 	}
 	for _, p := range pins {
-		if i, err := strconv.Atoi(p.Name()); err == nil && !there[i] {
+		if i, err := strconv.Atoi(p.Name()); err == nil && there[i] == "" {
 			_ = os.Remove(filepath.Join(r.dir, p.Name()))
 		}
 	}

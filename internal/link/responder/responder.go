@@ -247,7 +247,8 @@ func (r *Responder) Close() error {
 	return errors.Join(append(errs, r.objects.Close())...)
 }
 
-// Remove takes the program off, and closes: nobody answers from now on.
+// Remove takes the program off, and closes: nobody answers from now on. What
+// was closed before is left to the next one that is opened.
 func (r *Responder) Remove() error {
 	r.mu.Lock()
 	for i := range r.attached {
