@@ -9,7 +9,7 @@
 
 #include <linux/types.h>
 
-#define BATUTA_ABI 2
+#define BATUTA_ABI 3
 
 /* An address of either family: IPv4 as an IPv4-mapped one (RFC 4291, 2.5.5.2),
  * so that tables, keys and comparisons know one form only. */
@@ -81,6 +81,8 @@ enum real_flag {
 /* Bits of control.features: what some service needs, so that others need not look. */
 enum feature {
 	FEATURE_ANY_PORT = 1,
+	FEATURE_RULES = 2,     /* there are services by mark, and rules that lead to them */
+	FEATURE_ELSEWHERE = 4, /* another plane still carries some connections */
 };
 
 /* Why a packet did not simply go its way. Up to REASON_STACK the packet was
@@ -105,6 +107,7 @@ enum reason {
 	REASON_TOO_BIG,        /* larger than the path: the stack fragments, or tells the sender */
 	REASON_NO_ROUTE,       /* no route, or one that only the stack can take */
 	REASON_STAYS_FULL,     /* carried, but its client's real server could not be remembered */
+	REASON_MADE_ROOM,      /* carried in a full table: a half-open connection gave way */
 	REASONS,
 };
 
@@ -133,7 +136,10 @@ struct control {
 	__u32 next_slot;   /* records below have been used; the free_slots queue holds those given back */
 	__u32 live;        /* records in use at the last sweep */
 	__u32 swept;       /* sweeps so far */
-	__u32 reserved[13];
+	__u32 rules;       /* how many there are */
+	__u32 hand;        /* where in a full table the next half-open connection is looked for */
+	__u32 young;       /* ticks for which one does not give way */
+	__u32 reserved[10];
 };
 
 struct service_key {
@@ -141,6 +147,25 @@ struct service_key {
 	__be16 port; /* 0: all ports */
 	__u8 proto;
 	__u8 zero[5];
+};
+
+/* Which packets a service by mark gets. The first rule that fits decides;
+ * addresses fit under their masks, which are all ones for the mapped part of
+ * IPv4. */
+struct rule {
+	struct addr src;
+	struct addr src_mask;
+	struct addr dst;
+	struct addr dst_mask;
+	__u16 first; /* destination ports, in host byte order */
+	__u16 last;
+	__u8 proto; /* 0: any */
+	__u8 v6;
+	__u16 zero;
+	__u32 ifindex; /* 0: any */
+	__u32 service; /* its slot + 1; 0: there is no such service now */
+	__u32 mark;
+	__u32 reserved[3];
 };
 
 /* A virtual service. Its ring is published by one 64-bit store. */
@@ -309,6 +334,7 @@ enum trace_how {
 
 _Static_assert(sizeof(struct control) == 128, "control");
 _Static_assert(sizeof(struct service_key) == 24, "service_key");
+_Static_assert(sizeof(struct rule) == 96, "rule");
 _Static_assert(sizeof(struct service) == 128, "service");
 _Static_assert(sizeof(struct ring_entry) == 8, "ring_entry");
 _Static_assert(sizeof(struct real) == 128, "real");

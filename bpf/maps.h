@@ -36,6 +36,7 @@ const volatile __u32 tracing = 0;    /* 1: say what would be done to the packet,
 
 ARRAY(controls, struct control);
 ARRAY(services, struct service);
+ARRAY(rules, struct rule);
 ARRAY(rings, struct ring_entry);
 ARRAY(reals, struct real);
 ARRAY(real_cpus, struct real_cpu);
@@ -46,6 +47,14 @@ ARRAY(hops, struct hop);
 HASH(service_slots, BPF_MAP_TYPE_HASH, struct service_key, __u32);
 HASH(addresses, BPF_MAP_TYPE_HASH, struct addr, __u32);
 HASH(stays, BPF_MAP_TYPE_HASH, struct stay_key, struct stay);
+/* What opens connections that another plane carries; most often nothing. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct tuple);
+	__type(value, __u32);
+} elsewhere SEC(".maps");
 /* Loss is harmless here: a fragment without its entry is dropped and counted. */
 HASH(fragments, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment);
 

@@ -55,6 +55,34 @@ static __always_inline int take_slot(__u32 *slot)
 	return -1;
 }
 
+/* make_room ends a connection of a full table that may never become one: the
+ * oldest half-open one, or one that has ended, of those that a hand comes by
+ * which goes round the table. Slots are given again in the order in which they
+ * became free, so the hand comes by the oldest first. A client that answers
+ * within control.young is not hurt by a flood of those that never do. */
+SEPARATE int make_room(__u32 now)
+{
+	struct control *c = get_control();
+	int i;
+
+	if (!c)
+		return 0;
+	for (i = 0; i < TRIES; i++) {
+		__u32 at = __sync_fetch_and_add(&c->hand, 1) % max_flows, gen, state;
+		struct flow *f = bpf_map_lookup_elem(&flows, &at);
+
+		if (!f)
+			return 0;
+		gen = READ_ONCE(f->gen);
+		state = STATE(READ_ONCE(f->word));
+		if ((gen & 1) &&
+		    (state == FLOW_SYN_RECV || state == FLOW_TIME_WAIT || state == FLOW_CLOSE || !alive(f->real_slot, f->real_gen)) &&
+		    (__s32)(now - f->seen) >= (__s32)c->young && end_flow(at, gen))
+			return 1;
+	}
+	return 0;
+}
+
 /* overloaded applies a real server's thresholds (ipvsadm -x, -y): no new
  * connections once there are upper, until there are fewer than lower. */
 static __always_inline int overloaded(struct real *r)
@@ -136,7 +164,8 @@ SEPARATE enum reason try_real(__u32 slot, __u32 real, __u32 now)
 	f->word = word;
 	if (r->forward == FORWARD_MASQ) {
 		f->real = r->addr;
-		f->rport = r->port ? r->port : f->vport;
+		/* A service by mark may have SCTP among others; its ports stay. */
+		f->rport = r->port && PROTO(f->word) != IPPROTO_SCTP ? r->port : f->vport;
 	} else {
 		f->real = f->virt;
 		f->rport = f->vport;
@@ -280,21 +309,69 @@ SEPARATE __u32 choose(struct service *s, const struct tuple *t, __u32 first, __u
 	return l.best;
 }
 
-/* find_service gives the service that a packet is addressed to. */
-static __always_inline struct service *find_service(const struct tuple *t)
+/* fits tells whether a rule is for a packet. */
+static __always_inline int fits(const struct rule *r, const struct tuple *t, __u32 ifindex)
+{
+	__u16 port = bpf_ntohs(t->dport);
+
+	return r->service && (!r->proto || r->proto == t->proto) && (!r->ifindex || r->ifindex == ifindex) &&
+	       port >= r->first && port <= r->last && r->v6 == !is4(&t->dst) &&
+	       !(((t->dst.d[0] ^ r->dst.d[0]) & r->dst_mask.d[0]) | ((t->dst.d[1] ^ r->dst.d[1]) & r->dst_mask.d[1])) &&
+	       !(((t->src.d[0] ^ r->src.d[0]) & r->src_mask.d[0]) | ((t->src.d[1] ^ r->src.d[1]) & r->src_mask.d[1]));
+}
+
+/* How many rules there may be. */
+#define RULES 64
+
+/* classify gives the slot + 1 of the service by mark that a packet belongs to, 0 for none. */
+SEPARATE __u32 classify(const struct tuple *t, __u32 ifindex)
+{
+	struct control *c = get_control();
+	__u32 i;
+
+	if (!t || !c)
+		return 0;
+	for (i = 0; i < RULES; i++) {
+		struct rule *r = bpf_map_lookup_elem(&rules, &i);
+
+		if (!r || i >= READ_ONCE(c->rules))
+			return 0;
+		if (fits(r, t, ifindex))
+			return READ_ONCE(r->service);
+	}
+	return 0;
+}
+
+/* find_service gives the service that a new connection belongs to: by mark,
+ * by its port, or for all ports. 0 also if another plane knows it. */
+static __always_inline struct service *find_service(const struct tuple *t, __u32 ifindex)
 {
 	struct service_key key = { .addr = t->dst, .port = t->dport, .proto = t->proto };
-	__u32 *slot = bpf_map_lookup_elem(&service_slots, &key);
+	struct control *c = get_control();
+	__u32 features, *slot, marked;
 
+	if (!c)
+		return 0;
+	features = c->features;
+	if (features & FEATURE_RULES) {
+		marked = classify(t, ifindex);
+		if (marked) {
+			marked--;
+			if ((features & FEATURE_ELSEWHERE) && bpf_map_lookup_elem(&elsewhere, t))
+				return 0;
+			return bpf_map_lookup_elem(&services, &marked);
+		}
+	}
+	slot = bpf_map_lookup_elem(&service_slots, &key);
 	if (!slot) {
-		struct control *c = get_control();
-
-		if (!c || !(c->features & FEATURE_ANY_PORT))
+		if (!(features & FEATURE_ANY_PORT))
 			return 0;
 		key.port = 0;
 		slot = bpf_map_lookup_elem(&service_slots, &key);
 	}
-	return slot ? bpf_map_lookup_elem(&services, slot) : 0;
+	if (!slot || ((features & FEATURE_ELSEWHERE) && bpf_map_lookup_elem(&elsewhere, t)))
+		return 0;
+	return bpf_map_lookup_elem(&services, slot);
 }
 
 static __always_inline void stay_key(const struct tuple *t, const struct service *s, __u32 slot,
@@ -382,10 +459,13 @@ static __always_inline enum reason open_flow(struct __sk_buff *skb, const struct
 
 	if (!(__u32)READ_ONCE(s->ring))
 		return REASON_NO_REAL;
-	if (s->flags & SERVICE_ONE_PACKET)
+	if (s->flags & SERVICE_ONE_PACKET) {
 		h->slot = passing_slot();
-	else if (take_slot(&h->slot))
-		return REASON_TABLE_FULL;
+	} else if (take_slot(&h->slot)) {
+		if (!make_room(now) || take_slot(&h->slot))
+			return REASON_TABLE_FULL;
+		count_reason(skb, REASON_MADE_ROOM);
+	}
 	f = bpf_map_lookup_elem(&flows, &h->slot);
 	if (!f)
 		return REASON_TABLE_FULL;

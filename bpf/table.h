@@ -4,8 +4,8 @@
  * A tuple has two buckets, each a cache line of eight entries; an entry goes
  * into the first free place of the first, else of the second. The index has
  * twice as many places as all connections need, so that both are full for
- * about one in a million tuples of a full table (those are refused, as if the
- * table were full). An entry leads to a record, and the record's own
+ * about one in four thousand tuples of a full table (those are refused, as if
+ * the table were full). An entry leads to a record, and the record's own
  * addresses decide. */
 #pragma once
 
@@ -17,18 +17,21 @@ static __always_inline __u64 mix(__u64 h, __u64 v)
 	return h ^ h >> 32;
 }
 
+/* A product carries upwards only: what differs in the upper half alone must be
+ * folded down and multiplied again, or tuples that differ in the last bytes of
+ * addresses and in ports (a flood, a scan) come together in few buckets. */
 static __always_inline __u64 ends_hash(const struct addr *src, const struct addr *dst, __be16 sport,
 				       __be16 dport, __u8 proto)
 {
-	__u64 h = mix(seed, src->d[1]);
+	/* IPv4 addresses lie in the upper halves: in one word they are both whole. */
+	__u64 h = mix(seed ^ (src->d[1] >> 32 | src->d[1] << 32), dst->d[1]);
 
-	h = mix(h, dst->d[1]);
 	if (src->d[0] | dst->d[0]) {
+		h = mix(h, src->d[1]);
 		h = mix(h, src->d[0]);
 		h = mix(h, dst->d[0]);
 	}
-	/* Ports lowest: a product carries upwards only, and they change the most. */
-	return mix(h, (__u64)proto << 32 | (__u64)dport << 16 | sport);
+	return mix(mix(h, (__u64)proto << 32 | (__u64)dport << 16 | sport), 0);
 }
 
 static __always_inline __u64 tuple_hash(const struct tuple *t)

@@ -225,7 +225,7 @@ int ingress(struct __sk_buff *skb)
 	if (find_flow(&p.t, &h)) {
 		if (h.dir == TO_REAL && opens(&p) && (h.dead || p.t.proto != IPPROTO_UDP) &&
 		    over(&h, now)) {
-			s = find_service(&p.t);
+			s = find_service(&p.t, skb->ifindex);
 			if (!s && h.dead)
 				return drop(skb, REASON_DEAD_FLOW);
 			if (!tracing)
@@ -241,7 +241,7 @@ int ingress(struct __sk_buff *skb)
 		goto carry;
 	}
 
-	s = find_service(&p.t);
+	s = find_service(&p.t, skb->ifindex);
 	if (!s) {
 		if (p.first)
 			note_first(&p, 0, 0, now);

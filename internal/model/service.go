@@ -130,6 +130,20 @@ func (k ServiceKey) String() string {
 	return "fwm " + strconv.FormatUint(uint64(k.Mark), 10)
 }
 
+// MarkRule says which packets have a firewall mark, for planes that see them
+// before netfilter could mark them. Zero members fit all. It is comparable.
+type MarkRule struct {
+	Mark                uint32
+	Family              Family   // of the packets, and of the service
+	Proto               Protocol // ProtocolNone: any
+	Source, Destination netip.Prefix
+	First, Last         uint16 // destination ports; Last 0: up to the highest
+	Interface           string // that the packets come in by
+}
+
+// Key is that of the service whose packets these are.
+func (r MarkRule) Key() ServiceKey { return ServiceKey{Mark: r.Mark, MarkFamily: r.Family} }
+
 // ErrBadServiceKey is wrapped by ParseServiceKey for text that is no key.
 var ErrBadServiceKey = errors.New("not a virtual service: want \"tcp ADDR:PORT\", \"udp ADDR:PORT\", \"sctp ADDR:PORT\", \"fwm N\" or \"fwm6 N\"")
 

@@ -29,6 +29,14 @@ type Syncer interface {
 	SyncDaemons(ctx context.Context) ([]model.SyncDaemon, error)
 }
 
+// Classifier is implemented by planes that see packets before netfilter marks
+// them: services by mark are refused but for marks that rules here give.
+type Classifier interface {
+	// SetMarks gives the whole set of rules, in order: the first that fits
+	// decides. It comes before the changes of the table that need it.
+	SetMarks(ctx context.Context, rules []model.MarkRule) error
+}
+
 // Tuned is implemented by planes with settings of the kernel's.
 type Tuned interface {
 	// Sysctls returns them by name, in order.

@@ -17,6 +17,7 @@ func TestSizes(t *testing.T) {
 		"control":      {128, unsafe.Sizeof(tcControl{})},
 		"service_key":  {24, unsafe.Sizeof(tcServiceKey{})},
 		"service":      {128, unsafe.Sizeof(tcService{})},
+		"rule":         {96, unsafe.Sizeof(tcRule{})},
 		"ring_entry":   {8, unsafe.Sizeof(tcRingEntry{})},
 		"real":         {128, unsafe.Sizeof(tcReal{})},
 		"real_cpu":     {64, unsafe.Sizeof(tcRealCpu{})},

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -18,12 +19,12 @@ func lacks(format string, a ...any) error {
 
 // acceptService says what this plane cannot carry. have is the service as it
 // is now, nil for a new one.
-func acceptService(v model.VirtualService, have *service) error {
+func acceptService(v model.VirtualService, have *service, marks []model.MarkRule) error {
 	switch {
-	case v.Key.IsMark():
-		return lacks("firewall-mark services: netfilter sets marks after this plane has seen the packet; name the addresses and ports instead")
-	case v.Key.Proto == model.ProtocolNone:
-		return lacks("services without a protocol")
+	case v.Key.IsMark() && !slices.ContainsFunc(marks, func(r model.MarkRule) bool { return r.Key() == v.Key }):
+		return fmt.Errorf("%s: netfilter sets marks after the eBPF plane has seen the packet; say which packets have it in the native file (match blocks of the service), or name addresses and ports: %w", v.Key, plane.ErrNotSupported)
+	case v.Key.IsMark() && v.OnePacket:
+		return lacks("one-packet scheduling by mark")
 	case v.OnePacket && v.Key.Proto != model.UDP:
 		return lacks("one-packet scheduling for %s: only UDP has single packets", v.Key.Proto)
 	case v.Persistence.Enabled && (v.Persistence.Timeout < time.Second || v.Persistence.Timeout > maxPersistence):

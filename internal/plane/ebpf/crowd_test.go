@@ -1,140 +1,216 @@
 package ebpf
 
 import (
-	"context"
+	"bufio"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf/asm"
-	"golang.org/x/sys/unix"
+	"github.com/vishvananda/netlink"
 
 	"github.com/batuta-ha/batuta/internal/model"
 )
 
-// crowd is many open connections to virtual addresses, a few of them busy.
+// crowd is many open connections to virtual addresses, a few of them busy at
+// times. They are held by processes of their own, perProcess each: more would
+// be more files than one may have.
 type crowd struct {
-	t     *testing.T
-	conns []net.Conn
+	t         *testing.T
+	n         int
+	processes []*process
 }
 
-// perAddress is how many connections one client address has to one virtual one.
-const perAddress = 20000
+const perProcess = 10000
 
-// gather opens connections. Beyond perAddress they come from further addresses.
+// process is one of them: a command a line, an answer a line.
+type process struct {
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+const insideCrowd = "BATUTA_EBPF_TEST_CROWD"
+
+// gather opens connections: those of each process from an address of its own.
 func gather(t *testing.T, n int, to ...netip.AddrPort) *crowd {
 	t.Helper()
-	for i := 1; i*perAddress < n; i++ {
-		if err := client.address("eth0", fmt.Sprintf("10.1.0.%d/24", 150+i)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	c := &crowd{t, make([]net.Conn, n)}
+	c := &crowd{t: t, n: n}
 	t.Cleanup(c.leave)
-	c.each("opening", 8, func(i int) (err error) {
-		d := net.Dialer{Timeout: patience}
-		if k := i / perAddress; k > 0 {
-			d.LocalAddr = &net.TCPAddr{IP: net.IPv4(10, 1, 0, byte(150+k))}
+	for first := 0; first < n; first += perProcess {
+		from := fmt.Sprintf("10.1.0.%d", 150+len(c.processes))
+		if l, err := client.LinkByName("eth0"); err != nil {
+			t.Fatal(err)
+		} else if a, _ := netlink.ParseAddr(from + "/24"); client.AddrReplace(l, a) != nil {
+			t.Fatalf("%s: no such address to be had", from)
 		}
-		client.do(func() { c.conns[i], err = d.DialContext(context.Background(), "tcp4", to[i%len(to)].String()) })
-		return err
-	})
-	c.each("first exchange", 8, c.ask)
+		words := []string{from, strconv.Itoa(min(n-first, perProcess))}
+		for _, a := range to {
+			words = append(words, a.String())
+		}
+		c.processes = append(c.processes, start(t, client, insideCrowd+"="+strings.Join(words, " ")))
+	}
+	c.hear("opening")
+	c.survived("first exchange")
 	return c
+}
+
+// start runs this program on a host in another role.
+func start(t *testing.T, h *host, role string) *process {
+	t.Helper()
+	p := &process{cmd: exec.Command("/proc/self/exe")}
+	p.cmd.Env = append(os.Environ(), role)
+	p.cmd.Stderr = os.Stderr
+	var err error
+	if p.in, err = p.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.out = bufio.NewReader(out)
+	h.do(func() { err = p.cmd.Start() })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func (p *process) end() {
+	_ = p.in.Close() // which ends it
+	_ = p.cmd.Wait()
 }
 
 // leave closes all connections.
 func (c *crowd) leave() {
-	for i := range c.conns {
-		if c.conns[i] != nil {
-			_ = c.conns[i].Close()
-			c.conns[i] = nil
+	for _, p := range c.processes {
+		p.end()
+	}
+	c.processes = nil
+}
+
+func (c *crowd) say(command string) {
+	c.t.Helper()
+	for _, p := range c.processes {
+		if _, err := fmt.Fprintln(p.in, command); err != nil {
+			c.t.Fatal(err)
 		}
 	}
 }
 
-func (c *crowd) each(what string, workers int, fn func(i int) error) {
+func (c *crowd) hear(what string) {
 	c.t.Helper()
-	var (
-		wg    sync.WaitGroup
-		mu    sync.Mutex
-		lost  int
-		first error
-	)
-	for w := range workers {
-		wg.Go(func() {
-			for i := w; i < len(c.conns); i += workers {
-				if err := fn(i); err != nil {
-					mu.Lock()
-					lost++
-					if first == nil {
-						first = err
-					}
-					mu.Unlock()
-				}
-			}
-		})
-	}
-	wg.Wait()
-	if lost > 0 {
-		c.t.Fatalf("%s: %d of %d connections lost, the first: %v", what, lost, len(c.conns), first)
+	for _, p := range c.processes {
+		if answer, err := p.out.ReadString('\n'); answer != "ok\n" {
+			c.t.Fatalf("%s: %s %v", what, answer, err)
+		}
 	}
 }
 
-// ask sends a byte and waits for it to come back.
-func (c *crowd) ask(i int) error {
-	b := []byte{byte(i)}
-	if err := c.conns[i].SetDeadline(time.Now().Add(3 * patience)); err != nil {
-		return err
-	}
-	if _, err := c.conns[i].Write(b); err != nil {
-		return err
-	}
-	_, err := c.conns[i].Read(b)
-	return err
+// survived asks each connection for an answer: none may be lost.
+func (c *crowd) survived(what string) {
+	c.t.Helper()
+	c.say("ask")
+	c.hear(what)
 }
 
 // survives does something while some connections are busy: none may be lost,
 // neither of these nor of the others.
 func (c *crowd) survives(what string, do func()) {
 	c.t.Helper()
-	stop := make(chan struct{})
-	var wg sync.WaitGroup
-	fails := make(chan error, 16)
-	for i := range cap(fails) {
-		wg.Go(func() {
-			for {
-				if err := c.ask(i); err != nil {
-					fails <- err
-					return
-				}
-				select {
-				case <-stop:
-					return
-				default:
-				}
-			}
-		})
-	}
+	c.say("busy")
+	c.hear(what)
 	began := time.Now()
-	func() {
-		defer func() { close(stop); wg.Wait() }()
-		do()
-	}()
+	do()
 	took := time.Since(began)
-	select {
-	case err := <-fails:
-		c.t.Fatalf("%s: a busy connection was lost: %v", what, err)
-	default:
+	c.say("rest")
+	c.hear(what + ": busy connections")
+	c.survived("after the " + what)
+	c.t.Logf("%s: %v, 0 of %d connections lost", what, took.Round(time.Millisecond), c.n)
+}
+
+// beCrowd is one of the processes: words are its own address, the number of
+// connections, and where to. It ends with its standard input.
+func beCrowd(words []string) error {
+	n, err := strconv.Atoi(words[1])
+	if err != nil {
+		return err
 	}
-	c.each("after the "+what, 8, c.ask)
-	c.t.Logf("%s: %v, 0 of %d connections lost", what, took.Round(time.Millisecond), len(c.conns))
+	conns := make([]net.Conn, n)
+	each := func(every int, fn func(i int) error) string {
+		var (
+			wg    sync.WaitGroup
+			mu    sync.Mutex
+			fails []error
+		)
+		for w := range 8 {
+			wg.Go(func() {
+				for i := w * every; i < n; i += 8 * every {
+					if err := fn(i); err != nil {
+						mu.Lock()
+						fails = append(fails, err)
+						mu.Unlock()
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if len(fails) > 0 {
+			return fmt.Sprintf("%d of %d connections lost, the first: %v", len(fails), n, fails[0])
+		}
+		return "ok"
+	}
+	ask := func(i int) error {
+		b := []byte{byte(i)}
+		if err := conns[i].SetDeadline(time.Now().Add(time.Minute)); err != nil {
+			return err
+		}
+		if _, err := conns[i].Write(b); err != nil {
+			return err
+		}
+		_, err := conns[i].Read(b)
+		return err
+	}
+	d := net.Dialer{Timeout: time.Minute, LocalAddr: &net.TCPAddr{IP: net.ParseIP(words[0])}}
+	fmt.Println(each(1, func(i int) (err error) {
+		conns[i], err = d.Dial("tcp4", words[2+i%(len(words)-2)])
+		return err
+	}))
+	var resting atomic.Bool
+	busy := make(chan string, 1)
+	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+		switch in.Text() {
+		case "ask":
+			fmt.Println(each(1, ask))
+		case "busy":
+			resting.Store(false)
+			go func() {
+				busy <- each(max(n/8, 1), func(i int) error {
+					for !resting.Load() {
+						if err := ask(i); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
+			}()
+			fmt.Println("ok")
+		case "rest":
+			resting.Store(true)
+			fmt.Println(<-busy)
+		}
+	}
+	return nil
 }
 
 // Ten thousand open connections live through a reload, a restart, an update of
@@ -143,17 +219,17 @@ func (c *crowd) survives(what string, do func()) {
 func TestNothingIsLost(t *testing.T) {
 	requireRoot(t)
 	connections := int(number("BATUTA_CONNECTIONS", 10000))
-	limit := unix.Rlimit{Cur: uint64(connections + 10000), Max: uint64(connections + 10000)}
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		t.Fatal(err)
-	}
 	o := testOptions()
 	o.MaxFlows = 4 * connections
 	p := open(t, o)
 	to := vip(0, 80)
-	apply(t, p, addService(model.TCP, to, "rr"), addReal(model.TCP, to, "10.240.0.20:8000", 1), addReal(model.TCP, to, "10.241.0.20:8000", 1))
-	for at, h := range map[string]*host{"10.240.0.20:8000": rack0, "10.241.0.20:8000": rack1} {
-		echoServer(t, h, at)
+	apply(t, p, addService(model.TCP, to, "rr"))
+	var reals []string
+	for i := range 2 * (1 + connections/perProcess) {
+		at := fmt.Sprintf("10.%d.0.20:%d", 240+i%2, 8000+i)
+		echoServer(t, []*host{rack0, rack1}[i%2], at)
+		apply(t, p, addReal(model.TCP, to, at, 1))
+		reals = append(reals, at)
 	}
 	c := gather(t, connections, to)
 	restart := func() {
@@ -164,7 +240,7 @@ func TestNothingIsLost(t *testing.T) {
 	}
 	c.survives("reload", func() {
 		apply(t, p, addService(model.TCP, vip(1, 80), "wrr"), addReal(model.TCP, vip(1, 80), "10.240.0.21:80", 3),
-			addService(model.TCP, to, "wlc"), addReal(model.TCP, to, "10.240.0.20:8000", 0), addReal(model.TCP, to, "10.241.0.20:8000", 7))
+			addService(model.TCP, to, "wlc"), addReal(model.TCP, to, reals[0], 0), addReal(model.TCP, to, reals[1], 7))
 		gone := addService(model.TCP, vip(1, 80), "")
 		gone.Op = model.ServiceDelete
 		apply(t, p, gone)
@@ -191,26 +267,9 @@ func ofAnotherVersion(p *Plane) { p.t.control.Abi ^= 1 << 40 }
 // own: so many connections are more than one may have twice.
 func echoServer(t *testing.T, h *host, at string) {
 	t.Helper()
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), insideEcho+"="+at)
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	h.do(func() { err = cmd.Start() })
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = in.Close() // which ends it
-		_ = cmd.Wait()
-	})
-	if _, err := out.Read(make([]byte, 1)); err != nil {
+	p := start(t, h, insideEcho+"="+at)
+	t.Cleanup(p.end)
+	if _, err := p.out.ReadString('\n'); err != nil {
 		t.Fatalf("echo server on %s: %v", at, err)
 	}
 }

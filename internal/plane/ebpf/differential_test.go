@@ -81,7 +81,19 @@ func newDuel(t *testing.T, seed uint64) *duel {
 	o := testOptions()
 	day := 24 * time.Hour // nothing expires
 	o.Timeouts = Timeouts{SynRecv: day, Established: day, CloseWait: day, Closing: day, Closed: day, UDP: day}
+	o.Timeouts.Young = time.Nanosecond
+	if seed%3 == 0 {
+		o.MaxFlows = 40 // which is soon full
+	}
 	d := &duel{t: t, seed: seed, rand: rand.New(rand.NewPCG(seed, 6)), plane: open(t, o), oracle: newOracle(), opened: map[[2]uint32]uint64{}}
+	d.plane.stop() // and nothing is swept away
+	d.oracle.room, d.oracle.gone = o.MaxFlows, d.gone
+	for range d.rand.IntN(5) {
+		d.oracle.marks = append(d.oracle.marks, d.rule())
+	}
+	if err := d.plane.SetMarks(t.Context(), d.oracle.marks); err != nil {
+		t.Fatal(err)
+	}
 	d.before = slices.Clone(d.plane.t.reasons)
 	for range 12 {
 		d.configure()
@@ -118,8 +130,42 @@ func pick[T any](d *duel, of ...T) T { return of[d.rand.IntN(len(of))] }
 
 func (d *duel) one(in int) bool { return d.rand.IntN(in) == 0 }
 
+// rule is one that gives a mark, or two.
+func (d *duel) rule() model.MarkRule {
+	r := model.MarkRule{Mark: uint32(1 + d.rand.IntN(2)), Family: pick(d, model.IPv4, model.IPv6),
+		Proto: pick(d, model.ProtocolNone, model.TCP, model.UDP, model.SCTP), Interface: pick(d, "", "", "outside", "inside1", "nowhere")}
+	r.First = pick(d, uint16(0), 53, 80, 2000)
+	r.Last = pick(d, uint16(0), r.First, r.First+200)
+	six := r.Family == model.IPv6
+	vips, clients := "10.1.0.100/31", "10.1.0.50/31"
+	if six {
+		vips, clients = "2001:db8:1::100/127", "2001:db8:1::50/127"
+	}
+	p := netip.MustParsePrefix(vips)
+	r.Destination = pick(d, p, netip.PrefixFrom(p.Addr(), p.Addr().BitLen()))
+	if d.one(3) {
+		r.Source = netip.MustParsePrefix(clients)
+	}
+	return r
+}
+
+// gone tells whether the programs have let go of a connection.
+func (d *duel) gone(f *oFlow) bool {
+	for i := range d.plane.t.flows[:d.plane.t.maxFlows] {
+		r := &d.plane.t.flows[i]
+		if r.Gen&1 == 1 && r.Cport == wirePort(f.to.src.Port()) && r.Vport == wirePort(f.to.dst.Port()) &&
+			r.Client == wireAddr(f.to.src.Addr()) && r.Virt == wireAddr(f.to.dst.Addr()) && protocolOf(uint8(r.Word>>16)).String() == f.to.proto {
+			return false
+		}
+	}
+	return true
+}
+
 // vips and reals of both families, clients that share networks.
 func (d *duel) key() model.ServiceKey {
+	if len(d.oracle.marks) > 0 && d.one(5) {
+		return pick(d, d.oracle.marks...).Key()
+	}
 	text := fmt.Sprintf("10.1.0.%d:%d", 100+d.rand.IntN(2), pick(d, 80, 80, 53, 0))
 	if d.one(2) {
 		text = six(text)
@@ -198,10 +244,17 @@ func (d *duel) packet() (hook, dev string, p packet) {
 		k = d.key()
 	}
 	virtual := k.Addr
+	if k.IsMark() {
+		text := fmt.Sprintf("10.1.0.%d:%d", 100+d.rand.IntN(2), pick(d, 80, 53, 2121))
+		if k.MarkFamily == model.IPv6 {
+			text = six(text)
+		}
+		virtual, k.Proto = netip.MustParseAddrPort(text), pick(d, model.TCP, model.UDP, model.SCTP)
+	}
 	if virtual.Port() == 0 || d.one(30) {
 		virtual = netip.AddrPortFrom(virtual.Addr(), pick[uint16](d, 80, 53, 2121))
 	}
-	p = packet{proto: k.Proto.String(), src: d.client(k.Family() == model.IPv6), dst: virtual,
+	p = packet{proto: k.Proto.String(), src: d.client(virtual.Addr().Is6()), dst: virtual,
 		ttl: pick(d, 64, 64, 64, 64, 2, 1), length: pick(d, 0, 1, 7, 100, 1200, 1441, 1460, 1461, 1500), df: d.one(2), id: d.rand.IntN(1 << 16)}
 	switch p.proto {
 	case "tcp":
@@ -273,12 +326,13 @@ func (d *duel) step() {
 	}
 	hook, dev, p := d.packet()
 	code, out := testRun(d.t, d.plane, hook, dev, p.ip(), 1)
-	got := verdict{code: code, reason: d.reason()}
+	got, madeRoom := verdict{code: code}, false
+	got.reason, madeRoom = d.reason()
 	if code != dropped {
 		got.out = readPacket(out, false)
 	}
 	seen := d.learn()
-	d.oracle.opened = netip.AddrPort{}
+	d.oracle.opened, d.oracle.madeRoom = netip.AddrPort{}, false
 	var want verdict
 	if hook == "egress" {
 		want = d.oracle.egress(p)
@@ -296,6 +350,9 @@ func (d *duel) step() {
 	}
 	if want.reason == reasonAny && (got.reason == ReasonOverloaded || got.reason == ReasonCollision) {
 		want.reason = got.reason
+	}
+	if d.oracle.madeRoom != madeRoom {
+		d.fatal("%s %s %s: made room in the table: %v, want %v", hook, dev, p, madeRoom, d.oracle.madeRoom)
 	}
 	if want.String() != got.String() {
 		d.fatal("%s %s %s:\nwant %s\ngot  %s\n%s", hook, dev, p, want, got, d.oracle.describe(p))
@@ -327,14 +384,18 @@ func (v verdict) String() string {
 }
 
 // reason is what has been counted since the last packet.
-func (d *duel) reason() (r Reason) {
+func (d *duel) reason() (r Reason, madeRoom bool) {
 	for i, n := range d.plane.t.reasons {
 		if n != d.before[i] {
 			d.before[i] = n
-			r = Reason(i % reasonsLine)
+			if why := Reason(i % reasonsLine); why == ReasonMadeRoom {
+				madeRoom = true
+			} else {
+				r = why
+			}
 		}
 	}
-	return r
+	return r, madeRoom
 }
 
 // compare holds connections and counters against each other.

@@ -30,6 +30,8 @@ var rewrite = flag.Bool("rewrite", false, "write testdata/packets anew; review t
 //
 //	service tcp 10.1.0.100:80 rr          row of the table; also: persistent=300 mask=255.255.255.0 ops flags=sh-port
 //	real 10.240.0.20:8000 masq 1          row under the service named last; also: upper=10 lower=5
+//	mark 7 tcp 10.1.0.100/32 80-89        a rule; also: from=10.1.0.0/24 in=outside
+//	elsewhere udp 10.1.0.50:40000 > 10.1.0.100:53    a connection of another plane; without one: no more of them
 //	delete real 10.240.0.20:8000          ... or: delete service tcp 10.1.0.100:80
 //	mtu inside0 1400
 //	ingress outside PACKET                through the ingress program of an interface
@@ -97,6 +99,8 @@ type story struct {
 	answer   bool
 	service  model.ServiceKey
 	before   map[Reason]uint64
+	marks    []model.MarkRule
+	others   []model.Flow
 }
 
 func (s *story) run(command string) string {
@@ -155,6 +159,37 @@ func (s *story) run(command string) string {
 		}
 		return s.apply(model.Change{Op: model.RealDelete, Service: model.VirtualService{Key: s.service},
 			Real: model.RealServer{Addr: netip.MustParseAddrPort(f[1])}})
+	case "mark":
+		n, _ := strconv.Atoi(f[0])
+		r := model.MarkRule{Mark: uint32(n), Proto: map[string]model.Protocol{"tcp": model.TCP, "udp": model.UDP}[f[1]], Destination: netip.MustParsePrefix(f[2])}
+		r.Family = model.FamilyOf(r.Destination.Addr())
+		_, _ = fmt.Sscanf(f[3], "%d-%d", &r.First, &r.Last)
+		for _, w := range f[4:] {
+			word, value, _ := strings.Cut(w, "=")
+			if word == "from" {
+				r.Source = netip.MustParsePrefix(value)
+			} else {
+				r.Interface = value
+			}
+		}
+		s.marks = append(s.marks, r)
+		if err := s.plane.SetMarks(context.Background(), s.marks); err != nil {
+			return err.Error() + "\n"
+		}
+		return ""
+	case "elsewhere":
+		s.others = nil
+		if rest != "" {
+			p, err := parsePacket(rest)
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			s.others = append(s.others, model.Flow{Proto: map[string]model.Protocol{"tcp": model.TCP, "udp": model.UDP}[p.proto], Client: p.src, Virtual: p.dst})
+		}
+		if err := s.plane.PassBy(context.Background(), s.others); err != nil {
+			return err.Error() + "\n"
+		}
+		return ""
 	case "mtu":
 		n, _ := strconv.Atoi(f[1])
 		director.mtu(s.t, f[0], n)

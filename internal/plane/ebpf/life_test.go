@@ -77,6 +77,52 @@ func TestFullTable(t *testing.T) {
 	})
 }
 
+// A flood of connections that are never completed fills the table: open
+// connections go on, and clients that answer are served all the same.
+func TestFlood(t *testing.T) {
+	requireRoot(t)
+	o := testOptions()
+	o.MaxFlows = 2048
+	o.Timeouts.Young = time.Nanosecond // the flood waits for the clients here
+	p := open(t, o)
+	to := vip(0, 80)
+	apply(t, p, addService(model.TCP, to, "rr"), addReal(model.TCP, to, "10.240.0.20:8000", 1))
+	echoServer(t, rack0, "10.240.0.20:8000")
+	before := gather(t, 100, to)
+	next, refused := uint32(0), 0
+	flood := func(n int) {
+		for range n {
+			next++
+			in, err := parsePacket(fmt.Sprintf("tcp 10.%d.%d.%d:%d > 10.1.0.100:80 S", 60+next>>16&63, next>>8&255, next&255, 1024+next%60000))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if v, _ := testRun(t, p, "ingress", "outside", in.ip(), 1); v != redirected {
+				refused++
+			}
+		}
+	}
+	flood(3 * o.MaxFlows)
+	r, _ := p.Reasons(t.Context())
+	// Places of the index are many, but not endless (bpf/table.h).
+	if r[ReasonMadeRoom] < uint64(o.MaxFlows) || refused > int(next)/100 {
+		t.Fatalf("%d of %d refused, reasons %v: want %v for what is more than %d", refused, next, r, ReasonMadeRoom, o.MaxFlows)
+	}
+	for range 50 {
+		flood(100)
+		gather(t, 1, to).leave()
+	}
+	before.survived("flood")
+
+	p.o.Timeouts.Young = time.Hour
+	p.setTimeouts()
+	in, _ := parsePacket("tcp 10.1.0.50:40000 > 10.1.0.100:80 S")
+	if v, _ := testRun(t, p, "ingress", "outside", in.ip(), 1); v != dropped {
+		t.Errorf("verdict %d: young connections gave way", v)
+	}
+	before.survived("flood")
+}
+
 func entries(t *testing.T, p *Plane) (n int) {
 	t.Helper()
 	var (

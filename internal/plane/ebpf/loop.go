@@ -91,6 +91,7 @@ func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news) {
 			if err := p.hooks.scan(); err != nil {
 				p.event(model.LevelWarning, "attach-failed", err.Error())
 			}
+			p.resolveMarks()
 		case _, ok := <-n.routes:
 			lost = !ok
 			for len(n.routes) > 0 {

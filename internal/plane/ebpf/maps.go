@@ -19,7 +19,7 @@ import (
 )
 
 // abiVersion is BATUTA_ABI of bpf/abi.h.
-const abiVersion = 2
+const abiVersion = 3
 
 // ErrOtherVersion is wrapped by Open when the pinned maps have another layout
 // than this program's.
@@ -35,6 +35,7 @@ type tables struct {
 	tcMaps
 	control  *tcControl
 	services []tcService
+	rules    []tcRule
 	rings    []tcRingEntry
 	reals    []tcReal
 	realCPUs []tcRealCpu // cpus for each real server
@@ -88,6 +89,7 @@ func openTables(dir string, spec *ebpf.CollectionSpec, o Options, netns uint64) 
 		tcMapControls: 1, tcMapServices: o.MaxServices, tcMapServiceSlots: o.MaxServices,
 		tcMapReals: o.MaxReals, tcMapRealCpus: o.MaxReals * cpus, tcMapRings: o.MaxTurns,
 		tcMapFlows: o.MaxFlows + passing(cpus), tcMapFlowIndex: buckets(o.MaxFlows), tcMapFreeSlots: o.MaxFlows,
+		tcMapRules: maxRules, tcMapElsewhere: o.MaxFlows,
 		tcMapAddresses: o.MaxServices + o.MaxReals, tcMapStays: o.MaxClients, tcMapHops: hops, tcMapFragments: 8192, tcMapReasons: cpus * reasonsLine,
 	}
 	for name, n := range sizes {
@@ -220,6 +222,7 @@ func (t *tables) assign(m map[string]*ebpf.Map) {
 		Addresses: m[tcMapAddresses], Controls: m[tcMapControls], FlowIndex: m[tcMapFlowIndex],
 		Flows: m[tcMapFlows], Fragments: m[tcMapFragments], FreeSlots: m[tcMapFreeSlots],
 		Hops: m[tcMapHops], RealCpus: m[tcMapRealCpus], Reals: m[tcMapReals], Reasons: m[tcMapReasons],
+		Rules: m[tcMapRules], Elsewhere: m[tcMapElsewhere],
 		Rings: m[tcMapRings], ServiceSlots: m[tcMapServiceSlots], Services: m[tcMapServices], Stays: m[tcMapStays],
 	}
 }
@@ -230,6 +233,7 @@ func (t *tables) replacements() map[string]*ebpf.Map {
 		tcMapAddresses: t.Addresses, tcMapControls: t.Controls, tcMapFlowIndex: t.FlowIndex,
 		tcMapFlows: t.Flows, tcMapFragments: t.Fragments, tcMapFreeSlots: t.FreeSlots,
 		tcMapHops: t.Hops, tcMapRealCpus: t.RealCpus, tcMapReals: t.Reals, tcMapReasons: t.Reasons,
+		tcMapRules: t.Rules, tcMapElsewhere: t.Elsewhere,
 		tcMapRings: t.Rings, tcMapServiceSlots: t.ServiceSlots, tcMapServices: t.Services, tcMapStays: t.Stays,
 	}
 }
@@ -270,6 +274,9 @@ func (t *tables) mapAll() error {
 	}
 	t.control = &control[0]
 	if t.services, err = mapArray[tcService](t, t.Services); err != nil {
+		return err
+	}
+	if t.rules, err = mapArray[tcRule](t, t.Rules); err != nil {
 		return err
 	}
 	if t.rings, err = mapArray[tcRingEntry](t, t.Rings); err != nil {

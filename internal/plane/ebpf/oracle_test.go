@@ -17,6 +17,10 @@ type oracle struct {
 	stays    map[stayKey]*oReal
 	opened   netip.AddrPort // the real server of the last new connection
 	list     []*oFlow       // as flows, in the order of opening; some are over
+	marks    []model.MarkRule
+	room     int               // how many connections the table holds
+	gone     func(*oFlow) bool // whether the programs have let go of one, where the table's order decides which
+	madeRoom bool              // the last packet has ended another connection in a full table
 }
 
 // ends are a packet's.
@@ -100,10 +104,58 @@ func (o *oracle) find(e ends) *oService {
 		p := map[string]model.Protocol{"tcp": model.TCP, "udp": model.UDP, "sctp": model.SCTP}[e.proto]
 		return model.ServiceKey{Proto: p, Addr: netip.AddrPortFrom(e.dst.Addr(), port)}
 	}
+	for _, r := range o.marks {
+		if s := o.services[r.Key()]; s != nil && o.fits(r, e) {
+			return s
+		}
+	}
 	if s := o.services[key(e.dst.Port())]; s != nil {
 		return s
 	}
 	return o.services[key(0)]
+}
+
+// fits tells whether a rule is for a packet that came in by the interface outside.
+func (o *oracle) fits(r model.MarkRule, e ends) bool {
+	within := func(p netip.Prefix, a netip.Addr) bool { return !p.IsValid() || p.Contains(a) }
+	port := e.dst.Port()
+	return (r.Proto == model.ProtocolNone || r.Proto.String() == e.proto) && model.FamilyOf(e.dst.Addr()) == r.Family &&
+		within(r.Source, e.src.Addr()) && within(r.Destination, e.dst.Addr()) &&
+		port >= r.First && (r.Last == 0 || port <= r.Last) && (r.Interface == "" || r.Interface == "outside")
+}
+
+// makeRoom finds a place for one more connection: in a full table the oldest
+// that is half-open or over gives way.
+func (o *oracle) makeRoom(client, seen netip.AddrPort) bool {
+	var live, eligible []*oFlow
+	for _, f := range o.list {
+		if !f.over {
+			live = append(live, f)
+			if f.state == "SYN_RECV" || f.finished() {
+				eligible = append(eligible, f)
+			}
+		}
+	}
+	if len(live) < o.room {
+		return true
+	}
+	gone := slices.DeleteFunc(eligible, func(f *oFlow) bool { return !o.gone(f) })
+	if len(gone) == 0 {
+		return false
+	}
+	// Another may have ended because its replies came from where the new one's do.
+	it := slices.IndexFunc(gone, func(f *oFlow) bool { return f.back.src != seen || f.back.dst != client })
+	o.end(gone[max(it, 0)])
+	o.madeRoom = true
+	return true
+}
+
+// replyEnd is where replies come from, given the real server of a masq row.
+func replyEnd(real netip.AddrPort, e ends) netip.AddrPort {
+	if real.Port() == 0 || e.proto == "sctp" {
+		return netip.AddrPortFrom(real.Addr(), e.dst.Port())
+	}
+	return real
 }
 
 // verdict is what must happen to a packet.
@@ -174,6 +226,9 @@ func (o *oracle) ingress(p packet, seen netip.AddrPort) verdict {
 		o.end(f)
 	case !mayOpen(p):
 		return verdict{code: pass, reason: ReasonNoFlow, out: p}
+	}
+	if !s.OnePacket && len(ringOf(s)) > 0 && !o.makeRoom(e.src, replyEnd(seen, e)) {
+		return dropFor(ReasonTableFull)
 	}
 	if s.chancy() && !seen.IsValid() && len(ringOf(s)) > 0 {
 		return dropFor(reasonAny) // which of its tries it tells of, the oracle cannot know
@@ -286,11 +341,7 @@ func (o *oracle) try(s *oService, f *oFlow, r *oReal) Reason {
 	f.back = ends{}
 	back := ends{f.to.proto, f.to.dst, f.to.src}
 	if r.Forward == model.Masq {
-		port := r.Addr.Port()
-		if port == 0 {
-			port = f.to.dst.Port()
-		}
-		back.src = netip.AddrPortFrom(r.Addr.Addr(), port)
+		back.src = replyEnd(r.Addr, f.to)
 	}
 	if (r.Forward == model.Masq || r.local) && !s.OnePacket {
 		if old := o.flows[back]; old != nil {

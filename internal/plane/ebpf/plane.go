@@ -60,6 +60,10 @@ type Timeouts struct {
 	Closing     time.Duration // the real server or both have ended, or the real server was deleted; 2 min
 	Closed      time.Duration // reset; 10 s
 	UDP         time.Duration // 5 min
+
+	// Young is for how long a half-open connection does not give way to a new
+	// one where the table is full; 200 ms.
+	Young time.Duration
 }
 
 // tickShift makes ticks of nanoseconds, as ticks() of bpf/maps.h does.
@@ -173,6 +177,7 @@ func (o *Options) fill() {
 	after(&o.Timeouts.Closing, 2*time.Minute)
 	after(&o.Timeouts.Closed, 10*time.Second)
 	after(&o.Timeouts.UDP, 5*time.Minute)
+	after(&o.Timeouts.Young, 200*time.Millisecond)
 	if o.Sink == nil {
 		o.Sink = func(model.Event) {}
 	}
@@ -328,6 +333,7 @@ func (p *Plane) setTimeouts() {
 	} {
 		atomic.StoreUint32(&p.t.control.Timeout[state], toTicks(d))
 	}
+	atomic.StoreUint32(&p.t.control.Young, toTicks(p.o.Timeouts.Young))
 }
 
 // warnForwarding says, once a family, when the stack would not do its part.

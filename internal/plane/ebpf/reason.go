@@ -31,6 +31,7 @@ const (
 	ReasonTooBig       = Reason(tcReasonREASON_TOO_BIG)
 	ReasonNoRoute      = Reason(tcReasonREASON_NO_ROUTE)
 	ReasonStaysFull    = Reason(tcReasonREASON_STAYS_FULL)
+	ReasonMadeRoom     = Reason(tcReasonREASON_MADE_ROOM)
 
 	reasons = int(tcReasonREASONS)
 )
@@ -55,6 +56,7 @@ var reasonText = [reasons]string{
 	ReasonTooBig:         "too-big",
 	ReasonNoRoute:        "no-route",
 	ReasonStaysFull:      "not-remembered",
+	ReasonMadeRoom:       "made-room",
 }
 
 func (r Reason) String() string {

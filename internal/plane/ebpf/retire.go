@@ -37,6 +37,7 @@ type Retired struct {
 	reals    rows[tcReal]
 	realCPUs rows[tcRealCpu]
 	flows    rows[tcFlow]
+	rules    rows[tcRule] // nothing before version 3
 }
 
 // retiredPrefix begins the names of the directories of tables set aside.
@@ -154,7 +155,20 @@ func openRows(dir string) (_ *Retired, err error) {
 		openArray(r, &r.services, spec.Types, tcMapServices, "service"),
 		openArray(r, &r.reals, spec.Types, tcMapReals, "real"),
 		openArray(r, &r.realCPUs, spec.Types, tcMapRealCpus, "real_cpu"),
-		openArray(r, &r.flows, spec.Types, tcMapFlows, "flow"))
+		openArray(r, &r.flows, spec.Types, tcMapFlows, "flow"),
+		r.openRules(dir, spec.Types))
+}
+
+func (r *Retired) openRules(dir string, now *btf.Spec) error {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, tcMapRules), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open pinned map %s: %w", tcMapRules, err)
+	}
+	r.maps[tcMapRules] = m
+	return openArray(r, &r.rules, now, tcMapRules, "rule")
 }
 
 // column is a member that two versions of a struct have.
@@ -244,6 +258,11 @@ func (r *Retired) Table() model.Table {
 
 // Release lets new connections go by: from now on the table only ends.
 func (r *Retired) Release() error {
+	for i := range r.rules.len() {
+		if err := r.maps[tcMapRules].Put(uint32(i), make([]byte, r.rules.size)); err != nil {
+			return fmt.Errorf("release the table in %s: %w", r.dir, err)
+		}
+	}
 	m := r.maps[tcMapServiceSlots]
 	var keys [][]byte
 	key, value := make([]byte, m.KeySize()), make([]byte, m.ValueSize())
@@ -308,6 +327,13 @@ func (p *Plane) inherit(old *Retired) error {
 		for _, r := range v.Reals {
 			rows = append(rows, model.Change{Op: model.RealAdd, Service: v, Real: r})
 		}
+	}
+	var marks []tcRule
+	for i := range min(int(old.control.at(0).Rules), old.rules.len()) {
+		marks = append(marks, old.rules.at(i))
+	}
+	if err := p.state.adoptMarks(p.t, marks); err != nil {
+		return err
 	}
 	refused := p.Apply(context.Background(), rows)
 	var row *plane.RowError

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 
 	"github.com/cilium/ebpf"
@@ -18,6 +19,8 @@ type state struct {
 	services map[model.ServiceKey]*service
 	roles    map[netip.Addr]*[2]int // how many services and reals have the address
 	anyPort  int                    // how many services are for all ports
+	marks    []model.MarkRule       // what services by mark get, in order
+	rules    []tcRule               // the same as rows
 
 	serviceSpace *space
 	realSpace    *space
@@ -68,7 +71,11 @@ func portOfWire(v uint16) uint16 {
 	return binary.BigEndian.Uint16(b[:])
 }
 
+// A mark has no address: it is written in its place, where no protocol is.
 func wireKey(k model.ServiceKey) tcServiceKey {
+	if k.IsMark() {
+		return tcServiceKey{Addr: tcAddr{D: [2]uint64{uint64(k.Mark), uint64(k.MarkFamily)}}}
+	}
 	return tcServiceKey{Addr: wireAddr(k.Addr.Addr()), Port: wirePort(k.Addr.Port()), Proto: k.Proto.Number()}
 }
 
@@ -82,6 +89,9 @@ func protocolOf(number uint8) model.Protocol {
 }
 
 func keyOfWire(k tcServiceKey) model.ServiceKey {
+	if k.Proto == 0 {
+		return model.ServiceKey{Mark: uint32(k.Addr.D[0]), MarkFamily: model.Family(k.Addr.D[1])}
+	}
 	return model.ServiceKey{Proto: protocolOf(k.Proto), Addr: netip.AddrPortFrom(addrOfWire(k.Addr), portOfWire(k.Port))}
 }
 
@@ -121,11 +131,8 @@ func (t *tables) readState() (*state, error) {
 			return nil, fmt.Errorf("service %s: its ring lies in another's: the pinned table is damaged; remove it to start with an empty one", v.Key)
 		}
 		bySlot[slot] = v
-		if v.Key.Addr.Port() == 0 {
-			s.anyPort++
-		}
 		s.services[v.Key] = v
-		if err := s.role(t, v.Key.Addr.Addr(), 0, +1); err != nil {
+		if err := s.addressed(t, v.Key, +1); err != nil {
 			return nil, err
 		}
 	}
@@ -154,7 +161,9 @@ func (t *tables) readState() (*state, error) {
 			return nil, err
 		}
 	}
-	s.ports(t, 0)
+	if err := s.adoptMarks(t, t.rules[:min(int(t.control.Rules), len(t.rules))]); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -171,13 +180,28 @@ func realOf(row *tcReal) real {
 	}
 }
 
-// ports counts the services for all ports, and tells the programs whether
-// there are any.
-func (s *state) ports(t *tables, by int) {
-	s.anyPort += by
-	var features uint32
+// addressed notes that a service has come (by is 1) or gone (-1), for what the
+// programs know of addresses and look at only where it is needed.
+func (s *state) addressed(t *tables, k model.ServiceKey, by int) error {
+	if k.IsMark() {
+		s.linkMarks(t)
+		return nil
+	}
+	if k.Addr.Port() == 0 {
+		s.anyPort += by
+		s.setFeatures(t)
+	}
+	return s.role(t, k.Addr.Addr(), 0, by)
+}
+
+// setFeatures tells the programs what there is to look at.
+func (s *state) setFeatures(t *tables) {
+	features := atomic.LoadUint32(&t.control.Features) & uint32(tcFeatureFEATURE_ELSEWHERE)
 	if s.anyPort > 0 {
 		features |= uint32(tcFeatureFEATURE_ANY_PORT)
+	}
+	if slices.ContainsFunc(s.rules, func(r tcRule) bool { return r.Service > 0 }) {
+		features |= uint32(tcFeatureFEATURE_RULES)
 	}
 	atomic.StoreUint32(&t.control.Features, features)
 }

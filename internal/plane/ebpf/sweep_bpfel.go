@@ -34,7 +34,10 @@ type sweepControl struct {
 	NextSlot   uint32
 	Live       uint32
 	Swept      uint32
-	Reserved   [13]uint32
+	Rules      uint32
+	Hand       uint32
+	Young      uint32
+	Reserved   [10]uint32
 }
 
 type sweepFlow struct {
@@ -131,6 +134,23 @@ type sweepRingEntry struct {
 	Reserved uint32
 }
 
+type sweepRule struct {
+	_        structs.HostLayout
+	Src      sweepAddr
+	SrcMask  sweepAddr
+	Dst      sweepAddr
+	DstMask  sweepAddr
+	First    uint16
+	Last     uint16
+	Proto    uint8
+	V6       uint8
+	Zero     uint16
+	Ifindex  uint32
+	Service  uint32
+	Mark     uint32
+	Reserved [3]uint32
+}
+
 type sweepService struct {
 	_              structs.HostLayout
 	Ring           uint64
@@ -173,12 +193,23 @@ type sweepStayKey struct {
 	Zero    uint32
 }
 
+type sweepTuple struct {
+	_     structs.HostLayout
+	Src   sweepAddr
+	Dst   sweepAddr
+	Sport uint16
+	Dport uint16
+	Proto uint8
+	Zero  [3]uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	sweepMapAddresses         = "addresses"
 	sweepMapControls          = "controls"
+	sweepMapElsewhere         = "elsewhere"
 	sweepMapFlowIndex         = "flow_index"
 	sweepMapFlows             = "flows"
 	sweepMapFragments         = "fragments"
@@ -188,6 +219,7 @@ const (
 	sweepMapReals             = "reals"
 	sweepMapReasons           = "reasons"
 	sweepMapRings             = "rings"
+	sweepMapRules             = "rules"
 	sweepMapServiceSlots      = "service_slots"
 	sweepMapServices          = "services"
 	sweepMapStays             = "stays"
@@ -263,6 +295,7 @@ type sweepProgramSpecs struct {
 type sweepMapSpecs struct {
 	Addresses    *ebpf.MapSpec `ebpf:"addresses"`
 	Controls     *ebpf.MapSpec `ebpf:"controls"`
+	Elsewhere    *ebpf.MapSpec `ebpf:"elsewhere"`
 	FlowIndex    *ebpf.MapSpec `ebpf:"flow_index"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
@@ -272,6 +305,7 @@ type sweepMapSpecs struct {
 	Reals        *ebpf.MapSpec `ebpf:"reals"`
 	Reasons      *ebpf.MapSpec `ebpf:"reasons"`
 	Rings        *ebpf.MapSpec `ebpf:"rings"`
+	Rules        *ebpf.MapSpec `ebpf:"rules"`
 	ServiceSlots *ebpf.MapSpec `ebpf:"service_slots"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Stays        *ebpf.MapSpec `ebpf:"stays"`
@@ -323,6 +357,7 @@ func (o *sweepObjects) Close() error {
 type sweepMaps struct {
 	Addresses    *ebpf.Map `ebpf:"addresses"`
 	Controls     *ebpf.Map `ebpf:"controls"`
+	Elsewhere    *ebpf.Map `ebpf:"elsewhere"`
 	FlowIndex    *ebpf.Map `ebpf:"flow_index"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
@@ -332,6 +367,7 @@ type sweepMaps struct {
 	Reals        *ebpf.Map `ebpf:"reals"`
 	Reasons      *ebpf.Map `ebpf:"reasons"`
 	Rings        *ebpf.Map `ebpf:"rings"`
+	Rules        *ebpf.Map `ebpf:"rules"`
 	ServiceSlots *ebpf.Map `ebpf:"service_slots"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Stays        *ebpf.Map `ebpf:"stays"`
@@ -341,6 +377,7 @@ func (m *sweepMaps) Close() error {
 	return _SweepClose(
 		m.Addresses,
 		m.Controls,
+		m.Elsewhere,
 		m.FlowIndex,
 		m.Flows,
 		m.Fragments,
@@ -350,6 +387,7 @@ func (m *sweepMaps) Close() error {
 		m.Reals,
 		m.Reasons,
 		m.Rings,
+		m.Rules,
 		m.ServiceSlots,
 		m.Services,
 		m.Stays,

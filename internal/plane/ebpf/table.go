@@ -87,7 +87,7 @@ func (p *Plane) change(b *batch, c model.Change) error {
 	v := p.state.services[c.Service.Key]
 	switch c.Op {
 	case model.ServiceAdd, model.ServiceEdit:
-		if err := acceptService(c.Service, v); err != nil {
+		if err := acceptService(c.Service, v, p.state.marks); err != nil {
 			return err
 		}
 		if v == nil {
@@ -143,14 +143,12 @@ func (p *Plane) addService(k model.ServiceKey) (*service, error) {
 	v := &service{VirtualService: model.VirtualService{Key: k}, slot: slot, reals: map[netip.AddrPort]*real{}}
 	row := &p.t.services[slot]
 	*row = tcService{Key: wireKey(k)}
-	if err := p.state.role(p.t, k.Addr.Addr(), 0, +1); err != nil {
+	p.state.services[k] = v
+	if err := p.state.addressed(p.t, k, +1); err != nil {
+		delete(p.state.services, k)
 		p.state.serviceSpace.give(slot, 1)
 		return nil, err
 	}
-	if k.Addr.Port() == 0 {
-		p.state.ports(p.t, +1)
-	}
-	p.state.services[k] = v
 	p.warnForwarding(k.Family())
 	return v, nil
 }
@@ -171,13 +169,10 @@ func (p *Plane) deleteService(v *service) error {
 			return err
 		}
 	}
-	if v.Key.Addr.Port() == 0 {
-		p.state.ports(p.t, -1)
-	}
 	p.state.ringSpace.give(uint32(ring>>32), uint32(ring))
 	p.state.serviceSpace.give(v.slot, 1)
 	delete(p.state.services, v.Key)
-	return p.state.role(p.t, v.Key.Addr.Addr(), 0, -1)
+	return p.state.addressed(p.t, v.Key, -1)
 }
 
 // setReal adds or edits a row. A changed forwarding method is another way for

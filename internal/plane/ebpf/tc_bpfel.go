@@ -57,7 +57,10 @@ type tcControl struct {
 	NextSlot   uint32
 	Live       uint32
 	Swept      uint32
-	Reserved   [13]uint32
+	Rules      uint32
+	Hand       uint32
+	Young      uint32
+	Reserved   [10]uint32
 }
 
 type tcCounters struct {
@@ -72,7 +75,9 @@ type tcCounters struct {
 type tcFeature uint32
 
 const (
-	tcFeatureFEATURE_ANY_PORT tcFeature = 1
+	tcFeatureFEATURE_ANY_PORT  tcFeature = 1
+	tcFeatureFEATURE_RULES     tcFeature = 2
+	tcFeatureFEATURE_ELSEWHERE tcFeature = 4
 )
 
 type tcFlow struct {
@@ -198,7 +203,8 @@ const (
 	tcReasonREASON_TOO_BIG       tcReason = 16
 	tcReasonREASON_NO_ROUTE      tcReason = 17
 	tcReasonREASON_STAYS_FULL    tcReason = 18
-	tcReasonREASONS              tcReason = 19
+	tcReasonREASON_MADE_ROOM     tcReason = 19
+	tcReasonREASONS              tcReason = 20
 )
 
 type tcRingEntry struct {
@@ -212,6 +218,23 @@ type tcRoute struct {
 	Hop   uint16
 	Mtu   uint16
 	Stamp uint16
+}
+
+type tcRule struct {
+	_        structs.HostLayout
+	Src      tcAddr
+	SrcMask  tcAddr
+	Dst      tcAddr
+	DstMask  tcAddr
+	First    uint16
+	Last     uint16
+	Proto    uint8
+	V6       uint8
+	Zero     uint16
+	Ifindex  uint32
+	Service  uint32
+	Mark     uint32
+	Reserved [3]uint32
 }
 
 type tcService struct {
@@ -299,6 +322,7 @@ type tcTuple struct {
 const (
 	tcMapAddresses         = "addresses"
 	tcMapControls          = "controls"
+	tcMapElsewhere         = "elsewhere"
 	tcMapFlowIndex         = "flow_index"
 	tcMapFlows             = "flows"
 	tcMapFragments         = "fragments"
@@ -308,6 +332,7 @@ const (
 	tcMapReals             = "reals"
 	tcMapReasons           = "reasons"
 	tcMapRings             = "rings"
+	tcMapRules             = "rules"
 	tcMapScratch           = "scratch"
 	tcMapServiceSlots      = "service_slots"
 	tcMapServices          = "services"
@@ -386,6 +411,7 @@ type tcProgramSpecs struct {
 type tcMapSpecs struct {
 	Addresses    *ebpf.MapSpec `ebpf:"addresses"`
 	Controls     *ebpf.MapSpec `ebpf:"controls"`
+	Elsewhere    *ebpf.MapSpec `ebpf:"elsewhere"`
 	FlowIndex    *ebpf.MapSpec `ebpf:"flow_index"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
@@ -395,6 +421,7 @@ type tcMapSpecs struct {
 	Reals        *ebpf.MapSpec `ebpf:"reals"`
 	Reasons      *ebpf.MapSpec `ebpf:"reasons"`
 	Rings        *ebpf.MapSpec `ebpf:"rings"`
+	Rules        *ebpf.MapSpec `ebpf:"rules"`
 	Scratch      *ebpf.MapSpec `ebpf:"scratch"`
 	ServiceSlots *ebpf.MapSpec `ebpf:"service_slots"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
@@ -447,6 +474,7 @@ func (o *tcObjects) Close() error {
 type tcMaps struct {
 	Addresses    *ebpf.Map `ebpf:"addresses"`
 	Controls     *ebpf.Map `ebpf:"controls"`
+	Elsewhere    *ebpf.Map `ebpf:"elsewhere"`
 	FlowIndex    *ebpf.Map `ebpf:"flow_index"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
@@ -456,6 +484,7 @@ type tcMaps struct {
 	Reals        *ebpf.Map `ebpf:"reals"`
 	Reasons      *ebpf.Map `ebpf:"reasons"`
 	Rings        *ebpf.Map `ebpf:"rings"`
+	Rules        *ebpf.Map `ebpf:"rules"`
 	Scratch      *ebpf.Map `ebpf:"scratch"`
 	ServiceSlots *ebpf.Map `ebpf:"service_slots"`
 	Services     *ebpf.Map `ebpf:"services"`
@@ -466,6 +495,7 @@ func (m *tcMaps) Close() error {
 	return _TcClose(
 		m.Addresses,
 		m.Controls,
+		m.Elsewhere,
 		m.FlowIndex,
 		m.Flows,
 		m.Fragments,
@@ -475,6 +505,7 @@ func (m *tcMaps) Close() error {
 		m.Reals,
 		m.Reasons,
 		m.Rings,
+		m.Rules,
 		m.Scratch,
 		m.ServiceSlots,
 		m.Services,

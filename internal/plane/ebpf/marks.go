@@ -1,0 +1,196 @@
+package ebpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/plane"
+)
+
+// maxRules is RULES of bpf/schedule.h.
+const maxRules = 64
+
+var _ plane.Classifier = (*Plane)(nil)
+
+// SetMarks gives all rules that lead to services by mark, in order: the first
+// that fits a packet decides. Where no such service is in the table, a rule
+// fits nothing. Rules outlive the process, as the table does.
+func (p *Plane) SetMarks(_ context.Context, rules []model.MarkRule) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.closed:
+		return plane.ErrClosed
+	case len(rules) > maxRules:
+		return lacks("room for %d rules of marks, but for %d", len(rules), maxRules)
+	}
+	rows := make([]tcRule, len(rules))
+	for i, r := range rules {
+		rows[i] = wireRule(r)
+		if r.Interface != "" {
+			rows[i].Ifindex = math.MaxUint32 // nobody's
+			if l, err := p.net.LinkByName(r.Interface); err == nil {
+				rows[i].Ifindex = uint32(l.Attrs().Index)
+			}
+		}
+	}
+	err := errors.Join(p.state.markRoles(p.t, rules, +1), p.state.markRoles(p.t, p.state.marks, -1))
+	p.state.marks = slices.Clone(rules)
+	p.state.rules = rows
+	p.state.linkMarks(p.t)
+	return err
+}
+
+// resolveMarks does so again, after interfaces have changed.
+func (p *Plane) resolveMarks() {
+	p.mu.Lock()
+	marks := slices.Clone(p.state.marks)
+	p.mu.Unlock()
+	if slices.ContainsFunc(marks, func(r model.MarkRule) bool { return r.Interface != "" }) {
+		_ = p.SetMarks(context.Background(), marks)
+	}
+}
+
+// markRoles notes destinations that are single addresses.
+func (s *state) markRoles(t *tables, rules []model.MarkRule, by int) error {
+	var errs []error
+	for _, r := range rules {
+		if r.Destination.IsSingleIP() {
+			errs = append(errs, s.role(t, r.Destination.Addr(), 0, by))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// linkMarks leads each rule to the service of its mark, and writes what has
+// changed. Meanwhile a new connection may be taken for one of no service: its
+// client repeats.
+func (s *state) linkMarks(t *tables) {
+	for i := range s.rules {
+		s.rules[i].Service = 0
+		if v := s.services[s.marks[i].Key()]; v != nil {
+			s.rules[i].Service = v.slot + 1
+		}
+	}
+	if n := int(t.control.Rules); n != len(s.rules) || !slices.Equal(t.rules[:n], s.rules) {
+		atomic.StoreUint32(&t.control.Rules, 0)
+		copy(t.rules, s.rules)
+		atomic.StoreUint32(&t.control.Rules, uint32(len(s.rules)))
+	}
+	s.setFeatures(t)
+}
+
+func wireRule(r model.MarkRule) tcRule {
+	w := tcRule{First: r.First, Last: r.Last, Proto: r.Proto.Number(), Mark: r.Mark}
+	if r.Last == 0 {
+		w.Last = math.MaxUint16
+	}
+	if r.Family == model.IPv6 {
+		w.V6 = 1
+	}
+	w.Src, w.SrcMask = wirePrefix(r.Source)
+	w.Dst, w.DstMask = wirePrefix(r.Destination)
+	return w
+}
+
+// wirePrefix is a prefix as address and mask; the zero one fits all.
+func wirePrefix(p netip.Prefix) (addr, mask tcAddr) {
+	if !p.IsValid() {
+		return addr, mask
+	}
+	bits := make([]byte, p.Addr().BitLen()/8)
+	for i := range p.Bits() {
+		bits[i/8] |= 0x80 >> (i % 8)
+	}
+	m, _ := netip.AddrFromSlice(bits)
+	return wireAddr(p.Addr()), wireMask(m)
+}
+
+// markOfWire reads a row. What interface it names is not in it.
+func markOfWire(w tcRule) model.MarkRule {
+	r := model.MarkRule{Mark: w.Mark, Family: model.IPv4, Proto: protocolOf(w.Proto), First: w.First, Last: w.Last}
+	if w.V6 != 0 {
+		r.Family = model.IPv6
+	}
+	if r.First == 0 && r.Last == math.MaxUint16 {
+		r.Last = 0
+	}
+	r.Source, r.Destination = prefixOfWire(w.Src, w.SrcMask, r.Family), prefixOfWire(w.Dst, w.DstMask, r.Family)
+	return r
+}
+
+// adoptMarks takes over the rules of the maps.
+func (s *state) adoptMarks(t *tables, rows []tcRule) error {
+	s.rules = slices.Clone(rows)
+	for _, w := range rows {
+		s.marks = append(s.marks, markOfWire(w))
+	}
+	s.linkMarks(t)
+	return s.markRoles(t, s.marks, +1)
+}
+
+func prefixOfWire(addr, mask tcAddr, f model.Family) netip.Prefix {
+	if mask == (tcAddr{}) {
+		return netip.Prefix{}
+	}
+	n := 0
+	for _, b := range maskOfWire(mask, f).AsSlice() {
+		for ; b != 0; b <<= 1 {
+			n++
+		}
+	}
+	return netip.PrefixFrom(addrOfWire(addr), n)
+}
+
+// PassBy leaves connections that another plane in the kernel carries to it:
+// what would open one of flows anew passes by to the stack. Each call gives
+// the whole set; nil is none.
+func (p *Plane) PassBy(_ context.Context, flows []model.Flow) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return plane.ErrClosed
+	}
+	want := map[tcTuple]bool{}
+	for _, f := range flows {
+		want[tcTuple{Src: wireAddr(f.Client.Addr()), Sport: wirePort(f.Client.Port()),
+			Dst: wireAddr(f.Virtual.Addr()), Dport: wirePort(f.Virtual.Port()), Proto: f.Proto.Number()}] = true
+	}
+	var (
+		key  tcTuple
+		zero uint32
+		gone []tcTuple
+	)
+	it := p.t.Elsewhere.Iterate()
+	for it.Next(&key, &zero) {
+		if !want[key] {
+			gone = append(gone, key)
+		}
+	}
+	errs := []error{it.Err()}
+	for _, k := range gone {
+		if err := p.t.Elsewhere.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	for k := range want {
+		errs = append(errs, p.t.Elsewhere.Put(k, uint32(0)))
+	}
+	features := atomic.LoadUint32(&p.t.control.Features) &^ uint32(tcFeatureFEATURE_ELSEWHERE)
+	if len(want) > 0 {
+		features |= uint32(tcFeatureFEATURE_ELSEWHERE)
+	}
+	atomic.StoreUint32(&p.t.control.Features, features)
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("leave connections to another plane: %w", err)
+	}
+	return nil
+}
