@@ -81,6 +81,7 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.Close()) }()
+	swaps := swapIn(ctx, p, fanOut(stderr, rec.hear), []model.Director{*cfg})
 	active := !o.DryRun || o.Hooks || o.Events != ""
 	// A dry run without hooks leaves the host's log file alone, too.
 	ds := newDirectors(directorsOptions{plane: p, sink: fanOut(stderr, rec.hear), stdout: o.Stdout, console: console, quiet: !active, stateDir: o.StateDir})
@@ -105,6 +106,9 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 	}
 	c.start(d.rates)
 	d.record(c, rec)
+	for _, t := range swaps {
+		c.start(t)
+	}
 	main.tellStart()
 	c.start(main.loop)
 	c.start(ds)

@@ -179,6 +179,7 @@ func (n *clusterNode) buildDirectors(sink model.Sink) error {
 	}
 	n.plane, n.book, n.rates = p, newAddressBook(p), newRateMeter(p)
 	n.closers = append(n.closers, p)
+	n.beside = append(n.beside, swapIn(context.Background(), p, n.sink, n.cluster.Directors)...)
 	n.directors = newDirectors(directorsOptions{
 		plane: p, sink: sink, search: []string{n.HaD, filepath.Join(n.HaD, "conf")},
 		keep:     true, // another node takes over; the table stays until the plane is closed

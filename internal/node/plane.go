@@ -98,7 +98,7 @@ func candidates(o planeOptions) []candidate {
 		{name: "ebpf", supported: ebpf.Supported, open: func() (plane.Plane, error) { return ebpf.Open(ebpf.Options{Sink: o.sink}) }},
 		{name: "proxy", open: func() (plane.Plane, error) { return proxy.New(proxy.Options{HoldAll: o.holdAll}), nil }},
 	}
-	if _, err := os.Stat(ebpf.DefaultDir); err == nil {
+	if _, err := os.Stat(filepath.Join(ebpf.DefaultDir, "maps")); err == nil {
 		list[1].inUse = "its table is in " + ebpf.DefaultDir
 	}
 	return list
