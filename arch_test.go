@@ -59,6 +59,8 @@ var rooms = map[string]room{
 	"internal/crm":       {level: 3}, // loop: cluster events in, resources moved
 	"internal/director":  {level: 3}, // loop: checks in, table out
 
+	"internal/beat": {level: 4}, // the messenger in a process of its own
+
 	"internal/api": {level: 4}, // HTTP on the Unix socket
 
 	"internal/node": {level: 5},                                  // composition root

@@ -46,6 +46,7 @@ func lowerHaCf(p *problems, raw *rawHaCf, r *resolver, self model.NodeName) *mod
 		GenerationTime: l.text("hbgenmethod", "file") == "time",
 		Debug:          l.number("debug", 0),
 		LockMemory:     l.truth("realtime"),
+		Priority:       l.number("rtprio", 1),
 		Watchdog:       l.text("watchdog", ""),
 	}
 	if _, ok := raw.settings["coredumps"]; ok {

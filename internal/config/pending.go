@@ -25,7 +25,6 @@ var withoutHaCf = map[string]without{
 
 	"use_logd":       {"messages go to the log files, syslog and standard error, not to the logging daemon", "name a logfile, debugfile or logfacility", isFalse},
 	"conn_logd_time": {"there is no logging daemon to connect to", "", nil},
-	"rtprio":         {"the priority is an ordinary one: give the service CPUWeight= or Nice= in its systemd unit", "", nil},
 	"memreserve":     {"memory comes as it is needed, and is locked then", "", nil},
 	"coreroot":       {"the kernel's core_pattern decides where core dumps go", "set kernel.core_pattern (sysctl)", nil},
 	"use_apphbd":     {"there is no application heartbeat", "use the watchdog directive, or the WatchdogSec= of systemd units", isFalse},

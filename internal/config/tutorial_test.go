@@ -82,7 +82,7 @@ func tutorialCluster() *model.Cluster {
 			Keepalive: time.Second, WarnTime: 3 * time.Second, DeadTime: 5 * time.Second, InitDead: 15 * time.Second, DeadPing: 5 * time.Second,
 			SuspectTime: 15 * time.Second, Flaps: 5, FlapWindow: 10 * time.Minute, FlapHold: 5 * time.Minute,
 			MaxRexmitDelay: 250 * time.Millisecond, HopFudge: 1, InnerAuth: true,
-			LogFile: "/var/log/ha-log", DebugFile: "/var/log/ha-debug", SyslogFormat: true, LogBadPackets: true, LockMemory: true,
+			LogFile: "/var/log/ha-log", DebugFile: "/var/log/ha-debug", SyslogFormat: true, LogBadPackets: true, LockMemory: true, Priority: 1,
 			Recorded: []model.Setting{
 				{Name: "debugfile", Value: "/var/log/ha-debug"}, {Name: "logfile", Value: "/var/log/ha-log"},
 				{Name: "keepalive", Value: "1"}, {Name: "deadtime", Value: "5"}, {Name: "warntime", Value: "3"}, {Name: "initdead", Value: "15"},

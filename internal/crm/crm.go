@@ -38,7 +38,13 @@ type Config struct {
 	// block; may be nil.
 	Heard func(model.ClusterEvent)
 	Sink  model.Sink // may be nil
+	// Decided is called by the loop at each turn, and at least every
+	// DecidedEvery: it runs. May be nil.
+	Decided func()
 }
+
+// DecidedEvery is the longest time between two turns of a loop that is well.
+const DecidedEvery = 100 * time.Millisecond
 
 const (
 	// A stop that fails is repeated this often, as Heartbeat does by default.

@@ -33,7 +33,16 @@ func (l *Loop) Run(ctx context.Context, events <-chan model.ClusterEvent) error 
 	var open <-chan model.ClusterEvent // events, once the probe has ended
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
+	var turn <-chan time.Time
+	if l.core.cfg.Decided != nil {
+		every := time.NewTicker(DecidedEvery)
+		defer every.Stop()
+		turn = every.C
+	}
 	for {
+		if turn != nil {
+			l.core.cfg.Decided()
+		}
 		if j := l.core.Begin(); j != nil {
 			workers.Go(func() {
 				f := l.core.Perform(work, j)
@@ -71,6 +80,7 @@ func (l *Loop) Run(ctx context.Context, events <-chan model.ClusterEvent) error 
 			do()
 		case <-timer.C:
 			l.step(pair.Tick{})
+		case <-turn:
 		}
 	}
 }

@@ -36,6 +36,9 @@ type Config struct {
 	// this one has, off the loop. See LoadFloors. Both may be nil.
 	Floors map[model.NodeName]heartbeat.Floor
 	Heard  func(map[model.NodeName]heartbeat.Floor) error
+	// Mute is asked before anything is sent; true: nothing is, as if the wires
+	// were cut. May be nil.
+	Mute func(now time.Time) bool
 }
 
 // ErrStopped is returned by Send after the loop has ended.
@@ -124,7 +127,7 @@ func (l *Loop) Counters() heartbeat.Counters {
 // of one goroutine keep their order. What is queued when Run is told to end
 // is still sent. The error is ErrStopped, or says what the wire cannot carry.
 func (l *Loop) Send(m model.Message) error {
-	if err := sendable(m); err != nil {
+	if err := Sendable(m); err != nil {
 		return err
 	}
 	l.queue.Lock()
@@ -145,7 +148,8 @@ func (l *Loop) Rekey(keys model.Keyring) {
 	signal(l.wake)
 }
 
-func sendable(m model.Message) error {
+// Sendable says what of a message the wire cannot carry.
+func Sendable(m model.Message) error {
 	if m.Type == "" {
 		return errors.New("heartbeat: a message without a type")
 	}
@@ -246,8 +250,9 @@ func (l *Loop) sendPending() {
 
 // do takes one step and carries out what it wants.
 func (l *Loop) do(step func(now time.Time) Output) {
+	now := time.Now()
 	l.mu.Lock()
-	out := step(time.Now())
+	out := step(now)
 	l.mu.Unlock()
 	if out.Renewed != 0 && l.cfg.Renewed != nil {
 		if err := l.cfg.Renewed(out.Renewed); err != nil {
@@ -264,6 +269,9 @@ func (l *Loop) do(step func(now time.Time) Output) {
 		default:
 		}
 		l.toKeep <- maps.Clone(l.floors)
+	}
+	if len(out.Datagrams) > 0 && l.cfg.Mute != nil && l.cfg.Mute(now) {
+		out.Datagrams, out.Asks, out.Probes = nil, nil, nil
 	}
 	for _, d := range out.Datagrams {
 		for _, k := range l.cfg.Links {

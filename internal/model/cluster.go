@@ -66,6 +66,7 @@ type Heartbeat struct {
 
 	Debug      int       // debug messages are logged from 1 on
 	LockMemory bool      // realtime: nothing of the daemon is ever swapped out
+	Priority   int       // rtprio: of the beats, where realtime is on: SCHED_RR, 1 to 99
 	Watchdog   string    // device that resets the machine unless it is fed; "" for none
 	CoreDumps  Choice    // of the daemon; unset leaves it to the system
 	Programs   []Program // respawn and failfast, in file order

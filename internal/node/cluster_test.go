@@ -77,7 +77,7 @@ func (p *pairOfNodes) start(self model.NodeName) *site {
 	}
 	c := newCrew(context.Background())
 	c.start(m)
-	c.start(&feeder{loop: s.crm, events: m.Events()})
+	c.start(&feeder{loop: s.crm, events: m.Events(), ended: func() {}})
 	s.end = func() {
 		if err := c.stop(); err != nil {
 			p.Error(err)

@@ -6,12 +6,9 @@ package node
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	mathrand "math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -23,6 +20,7 @@ import (
 	"github.com/batuta-ha/batuta/internal/alert"
 	"github.com/batuta-ha/batuta/internal/announce"
 	"github.com/batuta-ha/batuta/internal/api"
+	"github.com/batuta-ha/batuta/internal/beat"
 	"github.com/batuta-ha/batuta/internal/config"
 	"github.com/batuta-ha/batuta/internal/crm"
 	"github.com/batuta-ha/batuta/internal/heartbeat"
@@ -121,7 +119,7 @@ type clusterNode struct {
 	plane     plane.Plane // nil where no resource balances
 	book      *addressBook
 	network   *announce.Network
-	messenger *messenger.Loop
+	messenger *beat.Client
 	responder *responder.Responder // nil where the kernel cannot answer
 	crm       *crm.Loop
 	roots     []*instance
@@ -199,56 +197,34 @@ func (n *clusterNode) buildDirectors(sink model.Sink) error {
 	return nil
 }
 
-func (n *clusterNode) buildMessenger() error {
-	links, pings, err := n.openLinks()
-	if err != nil {
-		return err
-	}
+// buildMessenger starts the beat process, which opens the links. It beats from
+// when run starts it.
+func (n *clusterNode) buildMessenger() (err error) {
 	n.buildResponder()
-	identity := messenger.IdentityDir(n.StateDir)
-	id, err := messenger.OpenIdentity(identity, n.hb.GenerationTime, time.Now())
-	if err != nil {
-		return fmt.Errorf("this node's identity: %w", err)
-	}
-	floors, err := messenger.LoadFloors(n.StateDir)
+	n.messenger, err = beat.Start(beat.Options{
+		Begin:   n.nextLife,
+		Sink:    n.sink,
+		Renewed: func(g uint32) error { return messenger.StoreGeneration(messenger.IdentityDir(n.StateDir), g) },
+		Heard:   func(f map[model.NodeName]heartbeat.Floor) error { return messenger.StoreFloors(n.StateDir, f) },
+	})
 	if err != nil {
 		return err
 	}
-	n.messenger, err = messenger.New(messenger.Config{
-		Heartbeat:   n.hb,
-		Links:       links,
-		Pings:       pings,
-		Asking:      n.openAsking(),
-		Boot:        n.boot(),
-		Generation:  id.Generation,
-		UUID:        id.UUID,
-		Rand:        seeded(),
-		Sink:        n.sink,
-		LoadAverage: loadAverage,
-		Renewed:     func(g uint32) error { return messenger.StoreGeneration(identity, g) },
-		Floors:      floors,
-		Heard:       func(f map[model.NodeName]heartbeat.Floor) error { return messenger.StoreFloors(n.StateDir, f) },
-	})
-	return err
+	n.closers = append(n.closers, n.messenger)
+	return nil
 }
 
-// openLinks opens all media, apart those to ping nodes. A link that stays
-// unused when a later step of the build fails ends with the process.
-func (n *clusterNode) openLinks() (links, pings []link.Link, err error) {
-	for _, m := range n.hb.Media {
-		l, err := link.Open(m, link.Options{Source: n.HeartbeatAddress, Warn: func(err error) {
-			n.sink(model.Event{At: time.Now(), Level: model.LevelWarning, Source: "heartbeat", Kind: "link-warning", Text: err.Error()})
-		}})
-		if err != nil {
-			return nil, nil, fmt.Errorf("heartbeat medium %s %s: %w", m.Kind, m.Name, err)
-		}
-		if m.Kind == model.Ping || m.Kind == model.PingGroup {
-			pings = append(pings, l)
-		} else {
-			links = append(links, l)
-		}
+// nextLife is what a beat process begins with: the next generation, and what
+// was heard of the others before.
+func (n *clusterNode) nextLife() (beat.Life, error) {
+	life := beat.Life{Heartbeat: *n.cluster.Heartbeat, Source: n.HeartbeatAddress, Boot: n.boot(), Ordinary: n.Ordinary}
+	id, err := messenger.OpenIdentity(messenger.IdentityDir(n.StateDir), n.hb.GenerationTime, time.Now())
+	if err != nil {
+		return life, fmt.Errorf("this node's identity: %w", err)
 	}
-	return links, pings, nil
+	life.Generation, life.UUID = id.Generation, id.UUID
+	life.Floors, err = messenger.LoadFloors(n.StateDir)
+	return life, err
 }
 
 func (n *clusterNode) buildCRM() (err error) {
@@ -265,6 +241,7 @@ func (n *clusterNode) buildCRM() (err error) {
 		Reannounce: n.network.Reannounce,
 		Heard:      n.windows.hear,
 		Sink:       n.sink,
+		Decided:    n.messenger.Decided,
 	})
 	return err
 }
@@ -370,7 +347,7 @@ func (n *clusterNode) run(ctx context.Context, server *api.Server) error {
 	for _, t := range n.beside {
 		c.start(t)
 	}
-	c.start(&feeder{loop: n.crm, events: n.messenger.Events()})
+	c.start(&feeder{loop: n.crm, events: n.messenger.Events(), ended: n.messenger.Undecided})
 	n.watch(ctx, c)
 	n.release(c)
 	c.stopLast()
@@ -463,27 +440,16 @@ func (n *clusterNode) watch(ctx context.Context, c *crew) {
 type feeder struct {
 	loop   *crm.Loop
 	events <-chan model.ClusterEvent
+	ended  func()
 }
 
-func (f *feeder) Run(ctx context.Context) error { return f.loop.Run(ctx, f.events) }
-func (f *feeder) Ready() <-chan struct{}        { return f.loop.Ready() }
-func (f *feeder) String() string                { return f.loop.String() }
-
-// seeded makes a source of chance for the loops, which take none of their own.
-func seeded() *mathrand.Rand {
-	var s [16]byte
-	_, _ = rand.Read(s[:]) // never fails (crypto/rand)
-	return mathrand.New(mathrand.NewPCG(binary.LittleEndian.Uint64(s[:8]), binary.LittleEndian.Uint64(s[8:])))
+func (f *feeder) Run(ctx context.Context) error {
+	defer f.ended()
+	return f.loop.Run(ctx, f.events)
 }
 
-// loadAverage is the line that a beat carries.
-func loadAverage() string {
-	b, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(b))
-}
+func (f *feeder) Ready() <-chan struct{} { return f.loop.Ready() }
+func (f *feeder) String() string         { return f.loop.String() }
 
 // absolute makes a path independent of the working directory.
 func absolute(p string) string {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/batuta-ha/batuta/internal/link"
 	"github.com/batuta-ha/batuta/internal/link/responder"
 	"github.com/batuta-ha/batuta/internal/model"
 )
@@ -35,24 +34,6 @@ func (n *clusterNode) boot() string {
 		return ""
 	}
 	return n.responder.Boot()
-}
-
-// openAsking opens the sockets by which the kernels of others are asked: no
-// right is needed for that. Who cannot be asked is judged by its beats.
-func (n *clusterNode) openAsking() (asking []link.Link) {
-	if n.hb.SuspectTime == 0 {
-		return nil
-	}
-	for _, m := range n.hb.Media {
-		switch l, err := link.OpenAsking(m, link.Options{Source: n.HeartbeatAddress}); {
-		case err == nil:
-			asking = append(asking, l)
-		case !errors.Is(err, link.ErrNotSupported):
-			n.sink(model.Event{At: time.Now(), Level: model.LevelWarning, Source: "heartbeat", Kind: "link-warning", Subject: m.Name,
-				Text: fmt.Sprintf("by link %s other nodes' kernels cannot be asked: %v", m.Name, err)})
-		}
-	}
-	return asking
 }
 
 func (n *clusterNode) rekeyResponder(keys model.Keyring) {

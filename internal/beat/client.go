@@ -1,0 +1,447 @@
+package beat
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/heartbeat"
+	"github.com/batuta-ha/batuta/internal/messenger"
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// Options say how a node's process keeps its beat process.
+type Options struct {
+	// Begin returns what the next life begins with: a new generation each time.
+	Begin func() (Life, error)
+	Sink  model.Sink
+	// Renewed and Heard store what messenger.Config says of them.
+	Renewed func(generation uint32) error
+	Heard   func(map[model.NodeName]heartbeat.Floor) error
+}
+
+const (
+	viewPatience = time.Second            // for an answer; then the latest view known is told
+	endPatience  = 5 * time.Second        // for the process to end when told so
+	watchEvery   = 250 * time.Millisecond // between two looks at its pulse, at least
+	pulseMissed  = 8                      // looks that find the same pulse: it hangs
+	maxLives     = 5                      // that may end by themselves
+	livesWithin  = time.Minute            // within this time
+	openPatience = 30 * time.Second       // for a process to open its links
+)
+
+// Client is the beat process as the node's process sees it: what messenger.Loop
+// is without one.
+type Client struct {
+	opt    Options
+	self   model.NodeName
+	page   *page
+	shared *os.File // the page's
+	ready  chan struct{}
+	once   sync.Once // of ready
+	events chan model.ClusterEvent
+	toKeep chan map[model.NodeName]heartbeat.Floor // the newest floors, to be stored
+
+	mu      sync.Mutex
+	life    *child // nil while there is none
+	orders  []order
+	some    chan struct{} // there are orders
+	stopped bool
+	keys    *model.Keyring // newer than those of the configuration
+	latest  seen
+	asking  []chan struct{}
+	waiting []model.ClusterEvent
+	evented chan struct{}
+	up      bool // communication was up in some life: the next is told that it is renewed
+}
+
+// Start starts the first life and opens its links; no beat goes out before
+// Run. Its error is that of the configuration or of the system.
+func Start(opt Options) (*Client, error) {
+	c := &Client{opt: opt, ready: make(chan struct{}), events: make(chan model.ClusterEvent), some: make(chan struct{}, 1), evented: make(chan struct{}, 1),
+		toKeep: make(chan map[model.NodeName]heartbeat.Floor, 1)}
+	var err error
+	if c.page, c.shared, err = newPage(); err != nil {
+		return nil, err
+	}
+	if c.life, err = c.spawn(); err != nil {
+		return nil, errors.Join(err, c.shared.Close())
+	}
+	c.self = c.life.Heartbeat.Self
+	c.latest.View = model.View{Self: c.self}
+	return c, nil
+}
+
+// String names the task.
+func (c *Client) String() string { return "heartbeat " + string(c.self) }
+
+// Ready is closed when the first messages are out.
+func (c *Client) Ready() <-chan struct{} { return c.ready }
+
+// Events returns the stream of cluster events, in order. None is left out in a
+// life; of what happened between two lives the views tell. It is closed when
+// Run ends.
+func (c *Client) Events() <-chan model.ClusterEvent { return c.events }
+
+// Send queues a reliable message for all nodes and returns at once; see
+// messenger.Loop.Send. What the process that dies has not sent is lost: the
+// event Renewed then says that nothing that was said before counts.
+func (c *Client) Send(m model.Message) error {
+	if err := messenger.Sendable(m); err != nil {
+		return err
+	}
+	return c.order(order{Message: &m})
+}
+
+// Rekey replaces the keys, for what is sent and received from now on.
+func (c *Client) Rekey(keys model.Keyring) {
+	c.mu.Lock()
+	c.keys = &keys
+	c.mu.Unlock()
+	_ = c.order(order{Keys: &keys}) // stopped: nobody needs them
+}
+
+// View returns a snapshot of the membership: the latest one known, if the beat
+// process does not answer.
+func (c *Client) View() model.View {
+	c.look()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.latest.View
+}
+
+// Counters returns the totals of the protocol in the present life.
+func (c *Client) Counters() heartbeat.Counters {
+	c.look()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.latest.Counters
+}
+
+// Decided says that the decision loop runs. Beats stop when it was called once
+// and then is not for the time of Bound.
+func (c *Client) Decided() { c.page.decisions.Add(1) }
+
+// Undecided says that there is no decision loop any more whose standstill would
+// mean anything.
+func (c *Client) Undecided() { c.page.decisions.Store(0) }
+
+// Close ends a process that Run has not ended.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	life := c.life
+	c.mu.Unlock()
+	if life != nil {
+		life.kill()
+	}
+	return c.shared.Close()
+}
+
+// order puts an order in line.
+func (c *Client) order(o order) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stopped {
+		return messenger.ErrStopped
+	}
+	c.orders = append(c.orders, o)
+	wake(c.some)
+	return nil
+}
+
+// look has the latest view renewed.
+func (c *Client) look() {
+	answer := make(chan struct{})
+	c.mu.Lock()
+	if c.stopped || c.life == nil {
+		c.mu.Unlock()
+		return
+	}
+	c.asking = append(c.asking, answer)
+	c.orders = append(c.orders, order{View: true})
+	wake(c.some)
+	c.mu.Unlock()
+	patience := time.NewTimer(viewPatience)
+	defer patience.Stop()
+	select {
+	case <-answer:
+	case <-patience.C:
+	}
+}
+
+// Run lives until ctx ends, and returns nil then. A process that ends by itself
+// is followed by another one, the others hear a new generation, and Events has
+// Renewed. When that happens too often Run returns how the last one ended.
+func (c *Client) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	inner, stop := context.WithCancel(context.Background())
+	wg.Go(func() { c.hand(inner) })
+	wg.Go(func() { c.keep(inner) })
+	defer func() {
+		c.mu.Lock()
+		c.stopped = true
+		c.mu.Unlock()
+		stop()
+		wg.Wait()
+	}()
+	var ends []time.Time
+	for {
+		err := c.live(ctx)
+		if ctx.Err() != nil {
+			return err
+		}
+		now := time.Now()
+		ends = append(ends, now)
+		if n := len(ends) - maxLives; n >= 0 && now.Sub(ends[n]) < livesWithin {
+			return fmt.Errorf("the beat process has ended %d times within %v, lately so: %w", maxLives, livesWithin, err)
+		}
+		c.fault("beat-process-ended", fmt.Sprintf("the beat process has ended (%v): another one goes on with the next generation; nothing is released", err))
+		life, err := c.spawn()
+		if err != nil {
+			return fmt.Errorf("start the beat process again: %w", err)
+		}
+		c.mu.Lock()
+		c.life = life
+		c.mu.Unlock()
+	}
+}
+
+// live begins the life that was started and returns how it ended.
+func (c *Client) live(ctx context.Context) error {
+	life := c.life
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() { c.write(life, done) })
+	wg.Go(func() { c.watch(life, done) })
+	wg.Go(func() { c.read(life) })
+	select {
+	case <-life.ended:
+	case <-ctx.Done():
+		_ = c.order(order{End: true})
+		patience := time.NewTimer(endPatience)
+		select {
+		case <-life.ended:
+		case <-patience.C:
+			life.kill()
+		}
+		patience.Stop()
+	}
+	close(done)
+	wg.Wait() // what it has still said is read
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.life = nil
+	for _, a := range c.asking {
+		close(a)
+	}
+	c.asking = nil
+	if ctx.Err() != nil && errors.Is(life.how, errEnded) {
+		return nil
+	}
+	return life.how
+}
+
+// write is the goroutine that waits for a process that is slow to take orders.
+func (c *Client) write(life *child, done <-chan struct{}) {
+	orders := []order{{Begin: true}}
+	for {
+		for i := range orders {
+			if life.wire.enc.Encode(&orders[i]) != nil {
+				return // it ends, or has ended
+			}
+		}
+		select {
+		case <-c.some:
+		case <-done:
+			return
+		}
+		c.mu.Lock()
+		orders, c.orders = c.orders, nil
+		c.mu.Unlock()
+	}
+}
+
+// read takes reports until there are no more.
+func (c *Client) read(life *child) {
+	defer life.wire.Close()
+	for {
+		var r report
+		if err := life.wire.dec.Decode(&r); err != nil {
+			if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+				c.fault("beat-process-unclear", fmt.Sprintf("what the beat process says cannot be understood: %v", err))
+			}
+			life.cmd.Process.Kill() //nolint:errcheck // it is ending anyway
+			return
+		}
+		r.settle()
+		c.take(&r)
+	}
+}
+
+// take does what a report says.
+func (c *Client) take(r *report) {
+	switch {
+	case r.Begun:
+		c.once.Do(func() { close(c.ready) })
+	case r.Note != nil:
+		c.opt.Sink(*r.Note)
+	case r.Renewed != 0:
+		if err := c.opt.Renewed(r.Renewed); err != nil {
+			c.fault("generation-not-stored", fmt.Sprintf("generation %d could not be stored: %v; the next start may be refused by the others for a moment", r.Renewed, err))
+		}
+	case r.Heard != nil:
+		select {
+		case <-c.toKeep: // older ones that were not stored yet
+		default:
+		}
+		c.toKeep <- r.Heard
+	case r.Event != nil:
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		e := *r.Event
+		c.latest.View = e.View
+		if e.Kind == model.CommunicationUp {
+			if c.up {
+				e.Kind = model.Renewed // to those who were told in an earlier life
+			}
+			c.up = true
+		}
+		c.waiting = append(c.waiting, e)
+		wake(c.evented)
+	case r.Seen != nil:
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.latest = *r.Seen
+		if len(c.asking) > 0 {
+			close(c.asking[0])
+			c.asking = c.asking[1:]
+		}
+	}
+}
+
+// watch ends a process that hangs: the others take it for dead, and this node
+// would go on holding what they take over.
+func (c *Client) watch(life *child, done <-chan struct{}) {
+	every := time.NewTicker(max(watchEvery, life.Heartbeat.Keepalive))
+	defer every.Stop()
+	for last, missed := c.page.pulse.Load(), 0; ; {
+		select {
+		case <-done:
+			return
+		case <-every.C:
+		}
+		pulse := c.page.pulse.Load()
+		if missed++; pulse != last {
+			last, missed = pulse, 0
+		}
+		if missed == pulseMissed {
+			c.fault("beat-process-hangs", fmt.Sprintf("the beat process has not beaten for %v: it is ended", pulseMissed*max(watchEvery, life.Heartbeat.Keepalive)))
+			life.kill()
+			return
+		}
+	}
+}
+
+// hand is the goroutine that gives events to their reader, at its pace.
+func (c *Client) hand(ctx context.Context) {
+	defer close(c.events)
+	for {
+		c.mu.Lock()
+		waiting := c.waiting
+		c.waiting = nil
+		c.mu.Unlock()
+		for _, e := range waiting {
+			select {
+			case c.events <- e:
+			case <-ctx.Done():
+				return
+			}
+		}
+		select {
+		case <-c.evented:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// keep is the goroutine that stores floors: a slow disk must not delay events.
+func (c *Client) keep(ctx context.Context) {
+	for failed := false; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case floors := <-c.toKeep:
+			err := c.opt.Heard(floors)
+			if err != nil && !failed {
+				c.fault("floors-not-stored", fmt.Sprintf("what was heard of the others could not be stored: %v; after a restart old packets could be played to this node", err))
+			}
+			failed = err != nil
+		}
+	}
+}
+
+// spawn starts a process for the next life and waits until its links are open.
+func (c *Client) spawn() (*child, error) {
+	next, err := c.opt.Begin()
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	if c.keys != nil {
+		next.Heartbeat.Keys = *c.keys
+	}
+	if c.up { // this is no start of the cluster: the others are there, or dead
+		next.Heartbeat.InitDead = min(next.Heartbeat.InitDead, 2*next.Heartbeat.DeadTime)
+	}
+	c.mu.Unlock()
+	life := &child{Life: next, ended: make(chan struct{})}
+	if err := life.start(c.shared); err != nil {
+		return nil, fmt.Errorf("the beat process: %w", err)
+	}
+	if err := c.open(life); err != nil {
+		life.kill()
+		return nil, errors.Join(err, life.wire.Close())
+	}
+	return life, nil
+}
+
+// open hands the life over and waits for its links.
+func (c *Client) open(life *child) error {
+	if err := life.wire.SetDeadline(time.Now().Add(openPatience)); err != nil {
+		return err
+	}
+	if err := life.wire.enc.Encode(&life.Life); err != nil {
+		return fmt.Errorf("the beat process did not start: %w", err)
+	}
+	for {
+		var r report
+		if err := life.wire.dec.Decode(&r); err != nil {
+			return fmt.Errorf("the beat process did not start: %w", err)
+		}
+		switch r.settle(); {
+		case r.Failed != "":
+			return errors.New(r.Failed)
+		case r.Opened:
+			return life.wire.SetDeadline(time.Time{})
+		}
+		c.take(&r)
+	}
+}
+
+func (c *Client) fault(kind, text string) {
+	c.opt.Sink(model.Event{At: time.Now(), Level: model.LevelError, Source: "heartbeat", Kind: kind, Subject: string(c.self), Text: text})
+}
+
+// wake wakes whoever waits on a channel with room for one.
+func wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
