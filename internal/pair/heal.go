@@ -18,7 +18,7 @@ func (c *Core) healed() {
 		}
 		return
 	}
-	if c.cfg.Legacy {
+	if c.legacy() {
 		c.legacyHealed()
 		return
 	}

@@ -12,7 +12,7 @@ import (
 // nodes, this one hands everything to it. The words are those of the original,
 // as recorded from it, so that either side may be one:
 //
-//	A  num_ping_nodes num_ping=N   I see N; asked whetime.Time{} it may have changed
+//	A  num_ping_nodes num_ping=N   I see N; sent when it, or whom B is, may have changed
 //	B  you_are_dead                if B sees more
 //	B  abort_giveup                if B sees as many: nothing is to be moved
 //
@@ -33,7 +33,7 @@ var toIpfail = []model.Field{{Name: "from_id", Value: "ipfail"}, {Name: "to_id",
 // look counts the ping nodes that are seen, and tells the other node when the
 // count or what it goes by has changed.
 func (c *Core) look(e model.ClusterEvent) {
-	if c.cfg.Ipfail == 0 || c.cfg.Legacy || c.cfg.Peer == "" {
+	if c.cfg.Ipfail == 0 || c.legacy() || c.cfg.Peer == "" {
 		return
 	}
 	seen := 0
@@ -58,7 +58,7 @@ func (c *Core) tellIpfail(kind string, fields ...model.Field) {
 
 // onIpfail takes the other node's word about the ping nodes.
 func (c *Core) onIpfail(m model.Message) {
-	if c.cfg.Ipfail == 0 || c.cfg.Legacy {
+	if c.cfg.Ipfail == 0 || c.legacy() {
 		return
 	}
 	switch m.Type {

@@ -18,6 +18,13 @@ import (
 //	B  ip-request-resp ipaddr=KEY weown=yes ok=OK    when it has released it
 //
 // Heartbeat asks once and waits for ever; we ask again.
+//
+// It was meant for clusters in which not all nodes know the negotiation
+// (ha.cf manual). Two Batuta nodes do: between them legacy is on.
+
+// legacy tells whether the other node is to be spoken to in this way. As long
+// as it has not been heard, it might be.
+func (c *Core) legacy() bool { return c.cfg.Legacy && !c.peer.batuta }
 
 // negotiation are the messages that this mode does without.
 var negotiation = []string{"starting", "resource", "ask_resources", "hb_takeover"}
@@ -33,9 +40,7 @@ func (c *Core) legacyUp(peerActive bool) {
 		c.release(left, forYielding) // the other is answered when it is gone
 	}
 	c.found = None
-	// A Batuta node that is not active yet may run our set all the same, left by
-	// an earlier life: it answers when it is active and has stopped it.
-	if !peerActive && !c.peer.batuta || len(c.cfg.LocalGroups) == 0 {
+	if !peerActive || len(c.cfg.LocalGroups) == 0 {
 		c.acquire(Local, forOwn)
 		return
 	}
@@ -134,6 +139,10 @@ func (c *Core) legacyHealed() {
 // legacyConsider does what is due, and draws from who is there what the other
 // side, which never says, must be holding.
 func (c *Core) legacyConsider() {
+	if negotiating := c.state == stateStarting || c.state == stateReceived; negotiating && !c.rejoining && !c.cleaning {
+		c.takeoverAt = time.Time{}
+		c.legacyUp(true) // a Batuta node was there until now
+	}
 	if c.state == stateStable && c.due(c.giveUpAt) && len(c.ops) == 0 {
 		c.giveUpAt = time.Time{}
 		if again := c.failed & c.hold; again != None {

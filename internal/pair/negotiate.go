@@ -51,7 +51,7 @@ func (c *Core) cluster(e model.ClusterEvent) {
 		c.newLife()
 	case model.NodeJoined:
 		c.newLife()
-		if v := e.View.Find(c.cfg.Peer); c.cfg.Legacy && v != nil && v.State == model.NodeActive {
+		if v := e.View.Find(c.cfg.Peer); c.legacy() && v != nil && v.State == model.NodeActive {
 			c.legacyHealed() // active at first sight: it has been there, and asks for nothing
 		}
 	case model.PartitionHealed:
@@ -65,7 +65,9 @@ func (c *Core) newLife() {
 	c.endStandby()
 	c.other, c.otherStable, c.healing = None, false, false
 	c.peer = peerState{alive: true, batuta: c.peer.batuta}
-	if c.cfg.Legacy && c.won {
+	if !c.legacy() {
+		c.awaited, c.asked = nil, nil
+	} else if c.won {
 		c.won = false // after a split it began anew, and has released
 		c.reannounce()
 	}
@@ -88,7 +90,7 @@ func (c *Core) communicationUp(v model.View) {
 	if c.state != stateInit {
 		return
 	}
-	if c.cfg.Legacy {
+	if c.legacy() {
 		n := v.Find(c.cfg.Peer)
 		c.legacyUp(n != nil && n.State == model.NodeActive)
 		return
@@ -143,7 +145,7 @@ func (c *Core) takeAll() {
 
 // message takes one message of the other node.
 func (c *Core) message(m model.Message) {
-	if c.cfg.Legacy {
+	if c.legacy() {
 		c.legacyMessage(m)
 		return
 	}
@@ -363,7 +365,7 @@ func (c *Core) due(t time.Time) bool { return !t.IsZero() && !t.After(c.now) }
 
 // consider does what the state as a whole asks for, whatever led to it.
 func (c *Core) consider() {
-	if c.cfg.Legacy {
+	if c.legacy() {
 		c.legacyConsider()
 		return
 	}
@@ -540,7 +542,7 @@ func (c *Core) finished(f Finished) {
 		c.failed |= f.Failed & c.hold
 		c.giveUpAt = c.now.Add(giveUpDelay)
 		next := "offering the set to " + string(c.cfg.Peer)
-		if c.alone() || c.cfg.Legacy {
+		if c.alone() || c.legacy() {
 			next = "nobody else is there: trying again"
 		}
 		c.say(model.LevelError, "start-failed", "resources of the %v set did not start; %s in %v", f.Failed, next, giveUpDelay)

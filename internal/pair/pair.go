@@ -77,7 +77,7 @@ type Config struct {
 	Self, Peer model.NodeName // Peer "" for a cluster of one
 	First      bool           // Self stands before Peer in ha.cf: decides a tie after a split
 	Failback   bool           // auto_failback on: what was taken over is offered back
-	Legacy     bool           // auto_failback legacy: see legacy.go
+	Legacy     bool           // auto_failback legacy: see legacy.go. Towards a Batuta node it is Failback
 
 	// Resources in each set: after a split the side that holds more of them keeps them.
 	LocalResources, ForeignResources int
@@ -295,7 +295,10 @@ type Core struct {
 }
 
 // New returns a core that waits for communication to come up.
-func New(cfg Config) *Core { return &Core{cfg: cfg} }
+func New(cfg Config) *Core {
+	cfg.Failback = cfg.Failback || cfg.Legacy
+	return &Core{cfg: cfg}
+}
 
 // Step takes one input and returns what to do, in order.
 func (c *Core) Step(now time.Time, in Input) []Effect {
@@ -379,7 +382,7 @@ func (c *Core) canMove() error {
 	switch {
 	case c.cfg.Peer == "":
 		return fmt.Errorf("there is no other node")
-	case c.cfg.Legacy:
+	case c.legacy():
 		return fmt.Errorf("auto_failback legacy knows no hand-over; write auto_failback on or off in ha.cf on both nodes")
 	case c.state == stateShutdown:
 		return fmt.Errorf("this node is stopping")
@@ -433,7 +436,7 @@ func (c *Core) forget(why ...reason) {
 }
 
 func (c *Core) send(kind string, fields ...model.Field) {
-	if c.cfg.Legacy && slices.Contains(negotiation, kind) {
+	if c.legacy() && slices.Contains(negotiation, kind) {
 		return
 	}
 	c.out = append(c.out, Send{model.Message{Type: kind, From: c.cfg.Self, Fields: fields}})

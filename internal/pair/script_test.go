@@ -97,8 +97,8 @@ func (w *world) command(f []string) error {
 		seed, _ := strconv.ParseUint(f[1], 10, 64)
 		w.loss, _ = strconv.ParseFloat(f[2], 64)
 		w.rng = rand.New(rand.NewPCG(seed, 0))
-	case "real":
-		return each(func(m *machine) { w.real[m.index] = true })
+	case "real", "batuta":
+		return each(func(m *machine) { w.real[m.index] = f[0] == "real" })
 	case "start":
 		return each((*machine).start)
 	case "stop":

@@ -104,6 +104,10 @@ func NewSchedule(seed uint64) Schedule {
 	r := rand.New(rand.NewPCG(seed, 0x6261747574610001))
 	s := Schedule{Seed: seed, Config: newConfig(r)}
 	c := &s.Config
+	more := rand.New(rand.NewPCG(seed, 0x6261747574610003)) // so that what came later left the seeds as they were
+	if more.IntN(8) == 0 {
+		c.Failback = model.FailbackLegacy
+	}
 	at := 3*c.Keepalive + between(r, 0, c.InitDead+10*time.Second)
 	for range 1 + r.IntN(6) {
 		f := newFault(r, c, at)
