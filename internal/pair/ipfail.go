@@ -47,7 +47,8 @@ func (c *Core) look(e model.ClusterEvent) {
 	if c.state == stateInit || c.state == stateShutdown || c.alone() {
 		return
 	}
-	if changed || e.Kind == model.CommunicationUp || e.Node == c.cfg.Peer && e.Kind != model.MessageReceived {
+	peer := e.Node == c.cfg.Peer && e.Kind != model.MessageReceived && e.Kind != model.LinkChanged
+	if changed || peer || e.Kind == model.CommunicationUp || e.Kind == model.Renewed {
 		c.tellIpfail(pingCount, model.Field{Name: "num_ping", Value: strconv.Itoa(seen)})
 	}
 }
@@ -64,42 +65,53 @@ func (c *Core) onIpfail(m model.Message) {
 	switch m.Type {
 	case pingCount:
 		n, err := strconv.Atoi(m.Get("num_ping"))
+		if err != nil {
+			return
+		}
+		c.peer.pings = n
 		switch {
-		case err != nil:
 		case n > c.pingsSeen:
-			c.yieldSoon()
+			c.fallBehind()
 		case n < c.pingsSeen:
-			c.yieldAt = time.Time{}
+			c.catchUp()
 			c.tellIpfail(pingBehind)
 		default:
-			c.yieldAt = time.Time{}
+			c.catchUp()
 			c.tellIpfail(pingBalance)
 		}
 	case pingBehind:
-		c.yieldSoon()
+		c.fallBehind()
 	case pingBalance:
-		c.yieldAt = time.Time{}
+		c.peer.pings = c.pingsSeen
+		c.catchUp()
 	}
 }
 
-// yieldSoon begins the wait, unless it runs.
-func (c *Core) yieldSoon() {
-	if c.yieldAt.IsZero() && c.hold != None {
-		c.yieldAt = c.now.Add(c.cfg.Ipfail)
+// aheadInPings tells whether the other node would hand back what it is given.
+func (c *Core) aheadInPings() bool { return c.peer.pings >= 0 && c.peer.pings < c.pingsSeen }
+
+// fallBehind begins the wait, unless it runs.
+func (c *Core) fallBehind() {
+	if !c.behind {
+		c.behind, c.yieldAt = true, c.now.Add(c.cfg.Ipfail)
 	}
 }
 
-// yieldForPings hands everything over once the wait is over.
+// catchUp ends it.
+func (c *Core) catchUp() { c.behind, c.yieldAt = false, time.Time{} }
+
+// yieldForPings hands everything over once the wait is over. That is done once:
+// what the operator then takes back stays.
 func (c *Core) yieldForPings() {
 	switch {
-	case c.yieldAt.IsZero():
-	case c.hold == None || c.alone() || c.state == stateShutdown:
-		c.yieldAt = time.Time{}
+	case !c.behind:
+	case c.alone() || c.state == stateShutdown || c.hold == None && c.Stable():
+		c.catchUp()
 	case !c.due(c.yieldAt):
-	case c.CanStandby(All) != nil:
+	case c.hold == None || c.CanStandby(All) != nil:
 		c.yieldAt = c.now.Add(c.cfg.Ipfail) // not yet
 	default:
-		c.yieldAt = time.Time{}
+		c.yieldAt = c.now.Add(c.cfg.Ipfail) // if it is refused
 		c.say(model.LevelWarning, "fewer-ping-nodes", "%s sees more ping nodes than this node, which sees %d: handing all resources to it", c.cfg.Peer, c.pingsSeen)
 		c.offer(All, false)
 	}

@@ -64,7 +64,7 @@ func (c *Core) cluster(e model.ClusterEvent) {
 func (c *Core) newLife() {
 	c.endStandby()
 	c.other, c.otherStable, c.healing = None, false, false
-	c.peer = peerState{alive: true, batuta: c.peer.batuta}
+	c.peer = peerState{alive: true, batuta: c.peer.batuta, pings: -1}
 	if !c.legacy() {
 		c.awaited, c.asked = nil, nil
 	} else if c.won {
@@ -471,6 +471,11 @@ func (c *Core) move() {
 		c.offer(c.failed&c.hold, false)
 	case c.needsFailback && (!c.cfg.Failback || c.hold&Foreign == None):
 		c.needsFailback = false
+	case c.needsFailback && c.aheadInPings():
+		if !c.held {
+			c.held = true
+			c.say(model.LevelNotice, "failback-held", "%s sees fewer ping nodes than this node: its resources stay here until it sees as many", c.cfg.Peer)
+		}
 	case c.needsFailback && c.now.Before(c.quarantine):
 		if !c.held {
 			c.held = true

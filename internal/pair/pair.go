@@ -240,6 +240,7 @@ type peerState struct {
 	cleaning bool   // it releases what it does not claim
 	report   uint64 // number of its last report
 	epoch    uint64 // that it gave last
+	pings    int    // how many ping nodes it says that it sees; -1: it has not said
 	message  uint32 // that of the message with its last report, for a Heartbeat numbers nothing else
 }
 
@@ -278,7 +279,8 @@ type Core struct {
 	audited       bool // a double claim was reported
 	orphanAt      time.Time
 	pingsSeen     int
-	yieldAt       time.Time // the other node sees more ping nodes: when to give up
+	behind        bool      // the other node sees more ping nodes, and has not got everything yet
+	yieldAt       time.Time // when to give up then
 	orphanOffered bool      // once; it was not taken
 	found         Set       // left running by an earlier life
 	cleaning      bool
@@ -297,7 +299,7 @@ type Core struct {
 // New returns a core that waits for communication to come up.
 func New(cfg Config) *Core {
 	cfg.Failback = cfg.Failback || cfg.Legacy
-	return &Core{cfg: cfg}
+	return &Core{cfg: cfg, peer: peerState{pings: -1}}
 }
 
 // Step takes one input and returns what to do, in order.

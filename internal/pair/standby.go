@@ -162,6 +162,7 @@ func (c *Core) given(failed Set) {
 		c.say(model.LevelCritical, "stop-failed", "resources of the %v set could not be stopped: the set stays here; stop them by hand, then hand over again", failed)
 		back := c.giving
 		c.endStandby()
+		c.catchUp()
 		c.needsFailback = false
 		c.acquire(back, forOwn)
 		c.report(true, infoKept)

@@ -72,6 +72,10 @@ func newDaemon(h *host, generation uint32) (*daemon, error) {
 	hb := model.Heartbeat{Self: h.name, Nodes: nodeNames[:], Keepalive: cfg.Keepalive, WarnTime: cfg.WarnTime, DeadTime: cfg.DeadTime,
 		InitDead: cfg.InitDead, SuspectTime: cfg.SuspectTime, Flaps: cfg.Flaps, FlapWindow: time.Minute, FlapHold: 10 * time.Second, MaxRexmitDelay: 250 * time.Millisecond, HopFudge: 1, Failback: cfg.Failback,
 		Keys: model.Keyring{Send: 1, Keys: map[int]model.AuthKey{1: {Method: cfg.Auth, Secret: "secret"}}}}
+	for _, name := range w.net.pings {
+		hb.Media = append(hb.Media, model.Medium{Kind: model.Ping, Name: name})
+	}
+	hb.DeadPing = cfg.DeadPing
 	boot := ""
 	if cfg.SuspectTime > 0 {
 		h.answer(hb.Keys)
@@ -80,7 +84,7 @@ func newDaemon(h *host, generation uint32) (*daemon, error) {
 	var e1, e2 error
 	d.msgr, e1 = messenger.NewCore(heartbeat.Config{Heartbeat: hb, Generation: generation, UUID: [16]byte{byte(h.index + 1)},
 		Rand: rand.New(rand.NewPCG(w.rng.Uint64(), 1)), Wall: h.wall, Boot: boot, Floors: h.floors})
-	d.crm, e2 = crm.NewCore(crm.Config{Self: h.name, Peer: h.peer().name, Nodes: nodeNames[:], Groups: w.groups, Failback: cfg.Failback,
+	d.crm, e2 = crm.NewCore(crm.Config{Self: h.name, Peer: h.peer().name, Nodes: nodeNames[:], Groups: w.groups, Failback: cfg.Failback, Ipfail: cfg.ipfailWait(),
 		Agents: func(r model.Resource) (agent.Agent, error) { return resource{d, r.Text}, nil },
 		Send: func(m model.Message) error {
 			d.outbox = append(d.outbox, m)
@@ -191,6 +195,9 @@ func (d *daemon) do(step func(time.Time) messenger.Output) {
 	}
 	for _, b := range out.Datagrams {
 		d.h.w.net.send(d.h, b)
+	}
+	for _, p := range out.Probes {
+		d.h.w.net.probe(d.h, string(p.Node), p.Data)
 	}
 	for _, q := range out.Asks {
 		d.h.w.net.ask(d.h, q)

@@ -27,7 +27,10 @@ import (
 //     was killed.
 //  4. Within settleBound after the last fault every resource runs on exactly
 //     one node, both sides agree that all is settled, and so it stays.
-//  5. A node's generations never go back, its numbers go up by one in each, and
+//  5. A node that sees fewer ping nodes ends without resources where ipfail is
+//     on, unless the operator had a wish or a script failed; and no resource
+//     moves more than maxMoves times after the last fault.
+//  6. A node's generations never go back, its numbers go up by one in each, and
 //     a number always means the same bytes.
 //
 // A resource whose stop has failed may run on: the operator must end it.
@@ -40,9 +43,14 @@ type checks struct {
 	trouble time.Time            // when not everything was whole
 	double  map[string]time.Time // resources that run twice, since when
 	last    map[string]int       // node that a resource last started on
+	moves   map[string]int       // how often it has moved since the last fault
 
 	wire [2]sender
 }
+
+// maxMoves is how often a resource may move after the last fault: a death that
+// is yet to be declared, the end of a split, and home.
+const maxMoves = 3
 
 // sender is what one node has sent in its present generation.
 type sender struct {
@@ -55,7 +63,7 @@ type sender struct {
 }
 
 func newChecks(w *world) *checks {
-	c := &checks{w: w, double: map[string]time.Time{}, last: map[string]int{}, trouble: w.now}
+	c := &checks{w: w, double: map[string]time.Time{}, last: map[string]int{}, moves: map[string]int{}, trouble: w.now}
 	for i := range c.wire {
 		c.wire[i].packets = map[uint64][]byte{}
 	}
@@ -113,6 +121,7 @@ func (c *checks) changed(name string) {
 		if h.runs[name] && !h.peer().runs[name] {
 			if c.last[name] == 1+h.peer().index {
 				c.w.seen.Takeovers++
+				c.moved(name)
 			}
 			c.last[name] = 1 + h.index
 		}
@@ -134,9 +143,19 @@ func (c *checks) changed(name string) {
 	}
 }
 
+// moved counts moves that no fault is the cause of.
+func (c *checks) moved(name string) {
+	if c.w.now.Sub(c.w.begin) <= c.w.Quiet {
+		return
+	}
+	if c.moves[name]++; c.moves[name] == maxMoves+1 {
+		c.broken("%s has moved %d times since the last fault: %s", name, c.moves[name], c.w.state())
+	}
+}
+
 // event is called with what a node's messenger tells its resource manager.
 func (c *checks) event(h *host, e model.ClusterEvent) {
-	if e.Kind != model.NodeDied {
+	if e.Kind != model.NodeDied || e.Node != h.peer().name {
 		return
 	}
 	c.w.seen.Deaths++
@@ -212,20 +231,27 @@ func (c *checks) sent(h *host, data []byte) (beat bool) {
 	return p.Get("t") == "status" && s.heard
 }
 
-// well tells that every resource runs on one node and both sides have settled.
+// well tells that every resource runs on one node, and that both sides have
+// settled and mean to do nothing more.
 func (c *checks) well() bool {
 	for _, h := range c.w.hosts {
 		if !h.up {
 			continue
 		}
-		if h.daemon == nil || !h.daemon.ready || h.daemon.told || !h.active() || !h.daemon.crm.Stable() {
+		if h.daemon == nil || !h.daemon.ready || h.daemon.told || !h.active() || !h.daemon.crm.Stable() || !h.daemon.crm.Next().IsZero() {
 			return false
 		}
 		wanted := model.NodeDead
 		if h.peer().up {
 			wanted = model.NodeActive
 		}
-		if v := h.daemon.msgr.View(); c.w.now.Before(v.Find(h.peer().name).Quarantine.Add(time.Second)) || v.Find(h.peer().name).State != wanted {
+		v := h.daemon.msgr.View()
+		for i, name := range c.w.net.pings {
+			if seen := v.Find(model.NodeName(name)).State == model.NodePing; seen != (c.w.net.unseen[h.index][i] == 0) {
+				return false
+			}
+		}
+		if c.w.now.Before(v.Find(h.peer().name).Quarantine.Add(time.Second)) || v.Find(h.peer().name).State != wanted {
 			return false
 		}
 	}
@@ -235,12 +261,23 @@ func (c *checks) well() bool {
 			return false
 		}
 	}
+	if blind := c.w.Blind; blind > 0 && c.w.cfg.Ipfail && !c.w.wished() && len(c.w.hosts[blind-1].runs) > 0 {
+		return false
+	}
 	for name := range c.w.owner {
 		if c.w.hosts[0].runs[name] == c.w.hosts[1].runs[name] {
 			return false
 		}
 	}
 	return true
+}
+
+// wished tells that resources may rightly be elsewhere than where the nodes
+// alone would have them.
+func (s *Schedule) wished() bool {
+	return slices.ContainsFunc(s.Faults, func(f Fault) bool {
+		return f.Kind == Standby || f.Kind == Takeover || f.Kind == BadStart || f.Kind == BadStop
+	})
 }
 
 // active tells that the daemon takes part in the cluster.

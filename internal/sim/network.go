@@ -1,17 +1,20 @@
 package sim
 
 import (
+	"slices"
 	"strconv"
 	"time"
 )
 
 // network carries datagrams between the two hosts, by each link on its own.
 type network struct {
-	w     *world
-	cut   [2][]int  // [sender][link]: how many faults forbid it
-	noise float64   // part of the packets that is lost now, besides the usual
-	lost  time.Time // when a packet was lost last
-	names []string  // of the links
+	w      *world
+	cut    [2][]int  // [sender][link]: how many faults forbid it
+	noise  float64   // part of the packets that is lost now, besides the usual
+	lost   time.Time // when a packet was lost last
+	names  []string  // of the links
+	pings  []string  // the ping nodes
+	unseen [2][]int  // [host][ping node]: how many faults are in the way
 }
 
 func newNetwork(w *world) *network {
@@ -19,8 +22,11 @@ func newNetwork(w *world) *network {
 	for i := range w.cfg.Links {
 		n.names = append(n.names, "eth"+strconv.Itoa(i+1))
 	}
+	for i := range w.cfg.Pings {
+		n.pings = append(n.pings, "ping"+strconv.Itoa(i+1))
+	}
 	for i := range n.cut {
-		n.cut[i] = make([]int, w.cfg.Links)
+		n.cut[i], n.unseen[i] = make([]int, w.cfg.Links), make([]int, w.cfg.Pings)
 	}
 	return n
 }
@@ -83,6 +89,25 @@ func (n *network) ask(from *host, question []byte) {
 			}
 			n.w.after(n.delay(), func() { from.arrive(packet{link: name, data: answer, at: n.w.now}) })
 		})
+	}
+}
+
+// probe sends an echo request to a ping node, which returns it.
+func (n *network) probe(from *host, name string, data []byte) {
+	if n.unseen[from.index][slices.Index(n.pings, name)] > 0 || n.w.rng.Float64() < n.loss() {
+		return
+	}
+	n.w.after(n.delay()+n.delay(), func() { from.arrive(packet{link: name, data: data, at: n.w.now}) })
+}
+
+// hide takes a ping node, or all with -1, out of sight of a host, or of both with -1.
+func (n *network) hide(from, ping, by int) {
+	for h := range n.unseen {
+		for i := range n.unseen[h] {
+			if (from < 0 || from == h) && (ping < 0 || ping == i) {
+				n.unseen[h][i] += by
+			}
+		}
 	}
 }
 

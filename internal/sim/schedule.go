@@ -17,6 +17,7 @@ type Schedule struct {
 	Faults []Fault       // in order of time
 	Quiet  time.Duration // when the last fault has ended
 	Down   int           // 1 or 2: that node is switched off at Quiet for good; 0: none
+	Blind  int           `json:",omitempty"` // 1 or 2: that node loses the way to all ping nodes at Quiet for good; 0: none
 }
 
 // Config is the cluster and its network.
@@ -26,13 +27,25 @@ type Config struct {
 	Flaps                                   int
 	Failback                                model.FailbackMode
 	Links                                   int
-	Echo                                    bool // broadcasts come back to their sender
+	Pings                                   int           `json:",omitempty"` // ping nodes
+	DeadPing                                time.Duration `json:",omitempty"`
+	Ipfail                                  bool          `json:",omitempty"` // who sees fewer of them gives up
+	Echo                                    bool          // broadcasts come back to their sender
 	Auth                                    model.AuthMethod
 	Groups                                  []Group
 	Script                                  time.Duration // how long a script takes at most
 
 	DelayMin, DelayMax     time.Duration
 	Loss, Double, Straggle float64 // of each packet; Straggle: ten times the delay
+}
+
+// ipfailWait is how long a node that sees fewer ping nodes waits before it
+// gives up; as the program has it.
+func (c *Config) ipfailWait() time.Duration {
+	if !c.Ipfail {
+		return 0
+	}
+	return 2*c.Keepalive + 500*time.Millisecond
 }
 
 // Group is one line of haresources.
@@ -59,6 +72,7 @@ const (
 	BadStart FaultKind = "badstart" // scripts of the set Set do not start on Node
 	BadStop  FaultKind = "badstop"  // nor stop
 	Slow     FaultKind = "slow"     // scripts on Node take ten times as long
+	PingCut  FaultKind = "pingcut"  // Node does not reach the ping node Link; -1: any; Node -1: neither node does
 	Standby  FaultKind = "standby"  // the operator: hand Set over
 	Takeover FaultKind = "takeover" // the operator: take Set
 )
@@ -77,7 +91,7 @@ type Fault struct {
 func (f Fault) String() string {
 	s := fmt.Sprintf("%v node %d for %v", f.Kind, f.Node, f.For)
 	switch f.Kind {
-	case Cut:
+	case Cut, PingCut:
 		s += fmt.Sprintf(" link %d", f.Link)
 	case Noise:
 		s += fmt.Sprintf(" part %.2f", f.Part)
@@ -119,7 +133,27 @@ func NewSchedule(seed uint64) Schedule {
 	if r.IntN(6) == 0 {
 		s.Down = 1 + r.IntN(2)
 	}
+	if more.IntN(4) == 0 {
+		addPings(more, &s)
+	}
 	return s
+}
+
+// addPings adds ping nodes to a schedule, mostly with ipfail, and cuts ways to them.
+func addPings(r *rand.Rand, s *Schedule) {
+	c := &s.Config
+	c.Pings, c.DeadPing = 1+r.IntN(3), max(c.DeadTime, 3*c.Keepalive)*one[time.Duration](r, 1, 1, 2)
+	c.Ipfail = r.IntN(4) > 0
+	for range r.IntN(4) {
+		f := Fault{At: time.Duration(r.Int64N(int64(s.Quiet + time.Second))), For: between(r, c.Keepalive, 3*c.DeadPing+10*time.Second),
+			Kind: PingCut, Node: one(r, 0, 1, 0, 1, -1), Link: one(r, -1, r.IntN(c.Pings))}
+		s.Faults = append(s.Faults, f)
+		s.Quiet = max(s.Quiet, f.end())
+	}
+	slices.SortStableFunc(s.Faults, func(a, b Fault) int { return cmp.Compare(a.At, b.At) })
+	if s.Down == 0 && r.IntN(2) == 0 {
+		s.Blind = 1 + r.IntN(2)
+	}
 }
 
 func newConfig(r *rand.Rand) Config {
@@ -174,7 +208,7 @@ func newFault(r *rand.Rand, c *Config, at time.Duration) Fault {
 		f.For = between(r, short, long+10*time.Second)
 	case Clock:
 		f.For = one[time.Duration](r, -1, 1) * between(r, time.Second, 100*time.Hour)
-	case Standby, Takeover:
+	case Standby, Takeover, PingCut:
 	}
 	f.Part = one(r, 0.05, 0.2, 0.5)
 	return f

@@ -91,6 +91,9 @@ func Run(s Schedule, trace io.Writer) Result {
 	if s.Down > 0 {
 		w.hosts[s.Down-1].reset()
 	}
+	if s.Blind > 0 {
+		w.net.hide(s.Blind-1, -1, 1)
+	}
 	w.settle()
 	w.seen.Passed = w.now.Sub(w.begin)
 	return Result{w.seen, w.check.list}
@@ -101,8 +104,11 @@ func (w *world) settle() {
 	quiet := w.now
 	limit := w.settleBound()
 	w.run(w.now.Add(max(time.Second, w.cfg.DeadTime, w.cfg.SuspectTime))) // what is under way shows by then
-	for !w.check.well() {
-		if w.now.Sub(quiet) > limit {
+	for times := 0; times < 3; {
+		if times++; !w.check.well() {
+			times = 0
+		}
+		if times == 0 && w.now.Sub(quiet) > limit {
 			w.check.broken("%v after the last fault all is not well: %s", limit, w.state())
 			return
 		}
@@ -127,7 +133,7 @@ func (w *world) settleBound() time.Duration {
 			failing = 60 * time.Second // a failed start is left alone for 30 s
 		case Slow:
 			slow = true
-		case Kill, Reset, Stop, Pause, Freeze, Cut, Split, Noise, Clock, Amnesia, Standby, Takeover:
+		case Kill, Reset, Stop, Pause, Freeze, Cut, Split, Noise, Clock, Amnesia, Standby, Takeover, PingCut:
 		}
 	}
 	if slow {
@@ -135,6 +141,9 @@ func (w *world) settleBound() time.Duration {
 	}
 	if w.cfg.Flaps > 0 {
 		failing += 10 * time.Second // quarantine
+	}
+	if w.cfg.Ipfail {
+		failing += 2*w.cfg.DeadPing + 2*w.cfg.ipfailWait()
 	}
 	return w.cfg.InitDead + 2*w.cfg.DeadTime + w.cfg.SuspectTime + 45*time.Second + scripts + failing
 }
@@ -200,7 +209,7 @@ func (w *world) state() string {
 
 // happen carries out a fault, and takes care that it ends.
 func (w *world) happen(f Fault) {
-	h := w.hosts[f.Node]
+	h := w.hosts[max(0, f.Node)]
 	w.say("--- %v", f)
 	end := func(do func()) { w.after(f.For, do) }
 	switch f.Kind {
@@ -230,6 +239,9 @@ func (w *world) happen(f Fault) {
 		w.net.block(0, -1, 1)
 		w.net.block(1, -1, 1)
 		end(func() { w.net.block(0, -1, -1); w.net.block(1, -1, -1) })
+	case PingCut:
+		w.net.hide(f.Node, f.Link, 1)
+		end(func() { w.net.hide(f.Node, f.Link, -1) })
 	case Noise:
 		w.net.noise = f.Part
 		end(func() { w.net.noise = 0 })
