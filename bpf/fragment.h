@@ -22,11 +22,13 @@ static __always_inline void fragment_key(const struct packet *p, struct fragment
 
 static __always_inline int fragment_matters(const struct packet *p)
 {
-	__u32 *role = bpf_map_lookup_elem(&addresses, &p->t.dst);
+	struct addr a = p->t.dst; /* before Linux 6.2 a key lies on the stack */
+	__u32 *role = bpf_map_lookup_elem(&addresses, &a);
 
 	if (role && (*role & ADDRESS_VIRTUAL))
 		return 1;
-	role = bpf_map_lookup_elem(&addresses, &p->t.src);
+	a = p->t.src;
+	role = bpf_map_lookup_elem(&addresses, &a);
 	return role && (*role & ADDRESS_REAL);
 }
 

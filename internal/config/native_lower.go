@@ -184,6 +184,7 @@ func (l *nativeLower) service(b *rawBlock) (model.Service, bool) {
 	}
 	s.Virtual.Persistence = l.persistence(in, key.Family())
 	s.Agreed = l.agreed(in.into("sla"))
+	s.Marks = l.marks(b, key)
 	if v, given := in.find("scheduler"); given && !slices.Contains(schedulers, v.text) {
 		l.warn(v.pos, fmt.Sprintf("scheduler: there is no %q; the kernel will refuse this service", clip(v.text)), didYouMean(v.text, schedulers))
 	}

@@ -174,6 +174,19 @@ var fallbackSpec = &blockSpec{
 	},
 }
 
+var matchSpec = &blockSpec{
+	name: "match", many: true,
+	doc: "Packets that have the mark of a `fwm` service, for the eBPF plane: netfilter's marks come after it. The first block of the file that fits decides; " +
+		"what is not given fits all. With IPVS the mark is netfilter's, and the block does nothing.",
+	attributes: []attribute{
+		{name: "protocol", kind: textValue, words: []string{"tcp", "udp", "sctp"}, otherwise: "all three", doc: "Transport."},
+		{name: "destination", kind: textValue, doc: "Virtual address, or a network: `\"10.1.0.100\"`, `\"10.1.0.96/28\"`."},
+		{name: "ports", kind: textValue, otherwise: "all", doc: "Destination ports: `\"80\"`, `\"5000-5100\"`."},
+		{name: "source", kind: textValue, doc: "Clients: an address or a network."},
+		{name: "interface", kind: textValue, doc: "Interface that the packets come in by."},
+	},
+}
+
 var alertSpec = &blockSpec{
 	name: "alert", doc: "Mail when a real server goes down or comes up.",
 	attributes: []attribute{
@@ -256,7 +269,7 @@ var nativeFile = &blockSpec{
 				{name: "name", kind: textValue, doc: "Name for people, in mails."},
 				{name: "comment", kind: textValue, doc: "Remark for people, in mails."},
 			}, serviceAttributes...),
-			blocks: append(slices.Clone(serviceBlocks), fallbackSpec, realSpec),
+			blocks: append(slices.Clone(serviceBlocks), matchSpec, fallbackSpec, realSpec),
 		},
 	},
 }

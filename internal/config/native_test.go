@@ -222,6 +222,14 @@ service "udp [2001:db8::53]:53" {
 }
 service "fwm 7" {
   fallback "none" {}
+  match {
+    protocol    = "tcp"
+    destination = "10.1.0.96/28"
+    ports       = "5000-5100"
+    source      = "10.1.0.50"
+    interface   = "eth0"
+  }
+  match { destination = "10.1.0.101" }
   check {
     type  = "ping"
     tries = 3

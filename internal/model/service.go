@@ -306,6 +306,7 @@ type Service struct {
 	ServiceName     string // for messages to people
 	Comment         string
 	Agreed          *Agreement // what was promised about it; nil for nothing
+	Marks           []MarkRule // which packets have its mark, for planes that mark them themselves
 }
 
 // CheckedReal is a configured real server with the check that decides on it.

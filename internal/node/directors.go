@@ -56,7 +56,8 @@ type instance struct {
 	loop    *director.Loop
 	log     *directorLog
 	file    string
-	named   []string  // files that its execute= lines name, as they are now
+	named   []string // files that its execute= lines name, as they are now
+	marks   []model.MarkRule
 	by      *instance // who named it; nil for those of the configuration
 	started bool
 	stop    func()        // of those that were named
@@ -93,11 +94,40 @@ func (ds *directors) add(d model.Director) (*instance, error) {
 	if err != nil {
 		return nil, fmt.Errorf("director %s: %w", d.Name, err)
 	}
-	in.loop, in.named = loop, d.Execute
+	in.loop, in.named, in.marks = loop, d.Execute, marksOf(d)
 	ds.mu.Lock()
+	defer ds.mu.Unlock()
 	ds.all = append(ds.all, in)
-	ds.mu.Unlock()
+	ds.setMarks()
 	return in, nil
+}
+
+func marksOf(d model.Director) (rules []model.MarkRule) {
+	for _, s := range d.Services {
+		rules = append(rules, s.Marks...)
+	}
+	return rules
+}
+
+// setMarks tells a plane that marks packets itself which, of all directors.
+// Called with the lock held.
+func (ds *directors) setMarks() {
+	var all []model.MarkRule
+	for _, in := range ds.all {
+		all = append(all, in.marks...)
+	}
+	say := func(format string, a ...any) {
+		ds.sink(model.Event{At: time.Now(), Level: model.LevelWarning, Source: "plane", Kind: "marks", Text: fmt.Sprintf(format, a...)})
+	}
+	c, ok := plane.As[plane.Classifier](ds.plane)
+	switch {
+	case len(all) > 0 && ds.plane.Info().Name == "ipvs":
+		say("IPVS takes marks from netfilter: match blocks do nothing here; set the marks with nftables")
+	case ok:
+		if err := c.SetMarks(context.Background(), all); err != nil {
+			say("marks: %v", err)
+		}
+	}
 }
 
 // drainFile is where the director of a file remembers who is drained.
@@ -153,7 +183,8 @@ func (ds *directors) reloaded(in *instance, d model.Director) {
 	in.log.follow(d)
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
-	in.named = d.Execute
+	in.named, in.marks = d.Execute, marksOf(d)
+	ds.setMarks()
 	if ds.ctx == nil || ds.stopping {
 		return
 	}
@@ -256,6 +287,7 @@ func (ds *directors) end(in *instance) {
 	in.tellStop("TERM")
 	ds.mu.Lock()
 	ds.all = slices.DeleteFunc(ds.all, func(o *instance) bool { return o == in })
+	ds.setMarks()
 	ds.mu.Unlock()
 }
 

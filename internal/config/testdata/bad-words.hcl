@@ -91,3 +91,21 @@ service "udp 10.0.0.1:84" {
   real_server "10.0.0.2:85" {}
   fallback "localhost.x:80" {}
 }
+service "fwm 9" {
+  match {}
+  match {
+    protocol = "icmp"
+    ports    = "90-80"
+  }
+  match {
+    destination = "10.1.0.1/24"
+    source      = "2001:db8::/32"
+    ports       = "0"
+  }
+  match { destination = "vip" }
+  real_server "10.0.0.2" {}
+}
+service "10.0.0.1:86" {
+  match { ports = "86" }
+  real_server "10.0.0.2:86" {}
+}
