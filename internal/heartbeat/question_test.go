@@ -4,7 +4,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/story"
 )
 
 // The vectors that the authors of SipHash published: key 00 01 … 0f, input
@@ -103,19 +103,7 @@ func TestQuestionVectors(t *testing.T) {
 			t.Errorf("%s: the answer reads as %+v, %v", names[i], q, err)
 		}
 	}
-	const name = "testdata/questions.txt"
-	if *rewrite {
-		if err := os.WriteFile(name, []byte(got.String()), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(want), got.String()); d != "" {
-		t.Errorf("(-want +got)\n%s", d)
-	}
+	story.Golden(t, "testdata/questions.txt", got.String())
 }
 
 // Whatever comes in: no panic; what is read is written the same again, and

@@ -1,66 +1,19 @@
 package heartbeat
 
 import (
-	"flag"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/story"
 )
 
-var rewrite = flag.Bool("rewrite", false, "write what happened into testdata/*.txt")
-
-// TestStories runs the scripts of testdata: commands, a line "----", and what
-// happened. With -rewrite the files are brought up to date; read the diff.
 func TestStories(t *testing.T) {
-	stories, err := filepath.Glob("testdata/story-*.txt")
-	if err != nil || len(stories) == 0 {
-		t.Fatalf("no stories: %v", err)
-	}
-	for _, file := range stories {
-		t.Run(filepath.Base(file), func(t *testing.T) {
-			b, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got := runScript(string(b), newStage(t).do)
-			if *rewrite {
-				if err := os.WriteFile(file, []byte(got), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			} else if diff := cmp.Diff(string(b), got); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
-		})
-	}
-}
-
-// runScript replaces the output of each block by what do returns for its commands.
-func runScript(script string, do func(command string) string) string {
-	var out []string
-	for block := range strings.SplitSeq(strings.TrimRight(script, "\n"), "\n\n") {
-		head, _, isCommand := strings.Cut(block+"\n", "\n----\n")
-		if !isCommand {
-			out = append(out, block) // a comment of its own
-			continue
-		}
-		result := ""
-		for line := range strings.Lines(head) {
-			if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
-				result += do(line)
-			}
-		}
-		out = append(out, strings.TrimRight(head+"\n----\n"+result, "\n"))
-	}
-	return strings.Join(out, "\n\n") + "\n"
+	story.Play(t, "testdata/story-*.txt", func(t *testing.T) func(string) string { return newStage(t).do })
 }
 
 // stage is two nodes, a and b, with a wire between them that holds every

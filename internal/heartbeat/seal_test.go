@@ -6,13 +6,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/story"
 )
 
 // counting is a source of nonces that a test can foresee: 00 01 02 … , each
@@ -48,19 +48,7 @@ func TestSealedVectors(t *testing.T) {
 			fmt.Fprintf(&got, "# %s, key %d\n%s", enc, index, hex.Dump(auth.Seal(nil, enc, status(), true, index)))
 		}
 	}
-	const name = "testdata/sealed.txt"
-	if *rewrite {
-		if err := os.WriteFile(name, []byte(got.String()), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(want), got.String()); d != "" {
-		t.Errorf("(-want +got)\n%s", d)
-	}
+	story.Golden(t, "testdata/sealed.txt", got.String())
 }
 
 // What is encrypted comes back, in either encoding, shows nothing on the way,

@@ -1,67 +1,22 @@
 package member
 
 import (
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/story"
 )
 
-var rewrite = flag.Bool("rewrite", false, "write what happened into testdata/*.txt")
-
-// TestStories runs the scripts of testdata: commands, a line "----", and what
-// happened. With -rewrite the files are brought up to date; read the diff.
 func TestStories(t *testing.T) {
-	stories, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(stories) == 0 {
-		t.Fatalf("no stories: %v", err)
-	}
-	for _, file := range stories {
-		t.Run(filepath.Base(file), func(t *testing.T) {
-			b, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			s := &stage{t: t, now: time.Unix(1795359877, 0)}
-			s.start = s.now
-			got := runScript(string(b), s.do)
-			if *rewrite {
-				if err := os.WriteFile(file, []byte(got), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			} else if diff := cmp.Diff(string(b), got); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
-		})
-	}
-}
-
-// runScript replaces the output of each block by what do returns for its commands.
-func runScript(script string, do func(command string) string) string {
-	var out []string
-	for block := range strings.SplitSeq(strings.TrimRight(script, "\n"), "\n\n") {
-		head, _, isCommand := strings.Cut(block+"\n", "\n----\n")
-		if !isCommand {
-			out = append(out, block) // a comment of its own
-			continue
-		}
-		result := ""
-		for line := range strings.Lines(head) {
-			if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
-				result += do(line)
-			}
-		}
-		out = append(out, strings.TrimRight(head+"\n----\n"+result, "\n"))
-	}
-	return strings.Join(out, "\n\n") + "\n"
+	story.Play(t, "testdata/*.txt", func(t *testing.T) func(string) string {
+		s := &stage{t: t, now: time.Unix(1795359877, 0)}
+		s.start = s.now
+		return s.do
+	})
 }
 
 // stage is one node, and what others do as the script says.

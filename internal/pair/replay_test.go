@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/model"
-	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/batuta-ha/batuta/internal/story"
 )
 
 // TestReplay puts our core in the place of each node of a real Heartbeat pair:
@@ -34,20 +34,11 @@ func TestReplay(t *testing.T) {
 		for _, node := range []model.NodeName{"hb-a", "hb-b"} {
 			t.Run(name+"/"+string(node), func(t *testing.T) {
 				golden := filepath.Join("testdata/replay", name+"."+string(node)+".txt")
-				b, err := os.ReadFile(golden)
-				if err != nil && !*rewrite {
-					t.Fatal(err)
-				}
+				b, _ := os.ReadFile(golden) // for its comments
 				r := replay{lines: lines, node: node, failback: !strings.Contains(name, "failback-off") && !strings.Contains(name, "standby") &&
 					!strings.Contains(name, "partition") && !strings.Contains(name, "quick") && !strings.Contains(name, "loss")}
 				got := comments(string(b)) + strings.Join(r.run(), "\n") + "\n"
-				if *rewrite {
-					if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-						t.Fatal(err)
-					}
-				} else if d := gocmp.Diff(strings.Split(string(b), "\n"), strings.Split(got, "\n")); d != "" {
-					t.Errorf("%s (-want +got; review, then go test -rewrite):\n%s", golden, d)
-				}
+				story.Golden(t, golden, got)
 			})
 		}
 	}

@@ -1,27 +1,22 @@
 package pair
 
 import (
-	"flag"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	"github.com/batuta-ha/batuta/internal/story"
 )
-
-var rewrite = flag.Bool("rewrite", false, "write what happened into testdata/*.txt")
 
 // TestScripts plays stories of two nodes. Each file is a list of commands, a
 // line of dashes, and what happened:
 //
 //	failback on|off|legacy auto_failback of both, before they start
 //	network SEED LOSS      delays, reordering and loss from here on
-//	real NODE              NODE is a Heartbeat, not a Batuta node
+//	real|batuta NODE...    NODE is a Heartbeat, not a Batuta node | is one again
 //	start|stop|kill|crash|bounce NODE...   (crash: the daemon dies alone; bounce: and is back at once)
 //	cut|join NODE...       nothing that NODE sends arrives | it does again
 //	standby|takeover NODE SET
@@ -29,52 +24,16 @@ var rewrite = flag.Bool("rewrite", false, "write what happened into testdata/*.t
 //	run DURATION           what happened meanwhile follows
 //	where                  state of both; time that sets ran twice or nowhere
 func TestScripts(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatal("no scripts", err)
-	}
-	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
-			b, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
+	story.Play(t, "testdata/*.txt", func(t *testing.T) func(string) string {
+		w := newWorld(false)
+		return func(command string) string {
+			w.log.Reset()
+			if err := w.command(strings.Fields(command)); err != nil {
+				t.Fatalf("%s: %v", command, err)
 			}
-			got := play(t, string(b))
-			if *rewrite {
-				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if d := cmp.Diff(strings.Split(string(b), "\n"), strings.Split(got, "\n")); d != "" && !*rewrite {
-				t.Errorf("%s (-want +got; review, then go test -rewrite):\n%s", file, d)
-			}
-		})
-	}
-}
-
-// play runs one script and returns it with what happened filled in.
-func play(t *testing.T, script string) string {
-	t.Helper()
-	w := newWorld(false)
-	var out strings.Builder
-	for block := range strings.SplitSeq(strings.TrimSpace(script), "\n\n") {
-		commands, _, hasOutput := strings.Cut(block, "\n----")
-		out.WriteString(commands)
-		if !hasOutput && strings.HasPrefix(commands, "#") {
-			out.WriteString("\n\n")
-			continue
+			return w.log.String()
 		}
-		w.log.Reset()
-		for line := range strings.Lines(commands) {
-			if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
-				if err := w.command(strings.Fields(line)); err != nil {
-					t.Fatalf("%s: %v", line, err)
-				}
-			}
-		}
-		out.WriteString("\n----\n" + w.log.String() + "\n")
-	}
-	return strings.TrimSuffix(out.String(), "\n")
+	})
 }
 
 func (w *world) command(f []string) error {
