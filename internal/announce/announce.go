@@ -39,11 +39,13 @@ type Network struct {
 
 	mu   sync.Mutex // one change of addresses at a time
 	held map[netip.Addr]*Address
+	ears ears
 }
 
 // New returns a Network that holds nothing. Nothing is touched before an address is started.
 func New(opt Options) *Network {
-	n := &Network{opt: opt, again: make(chan struct{}, 1), held: map[netip.Addr]*Address{}}
+	n := &Network{opt: opt, again: make(chan struct{}, 1), held: map[netip.Addr]*Address{},
+		ears: ears{files: map[bool]*os.File{}, known: map[netip.Addr]bool{}}}
 	n.ctx, n.end = context.WithCancel(context.Background())
 	n.wait.Go(n.repeat)
 	return n
@@ -52,6 +54,7 @@ func New(opt Options) *Network {
 // Close ends the announcements that still run. Addresses stay as they are.
 func (n *Network) Close() error {
 	n.end()
+	n.deafen()
 	closed := n.here.close()
 	n.wait.Wait()
 	return errors.Join(n.wire.close(), closed)
@@ -76,6 +79,7 @@ func (n *Network) repeat() {
 		}
 		n.mu.Lock()
 		for _, a := range n.held {
+			a.other = nil // who had it has released it, or is found again
 			a.announce()
 		}
 		n.mu.Unlock()
@@ -89,6 +93,9 @@ func (n *Network) Address(res model.Resource) (*Address, error) {
 		return nil, err
 	}
 	auto := res.Agent == "IPaddr" && a.Addr.Is4() && a.Label == ""
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.know(a.Addr)
 	return &Address{network: n, wish: wish{Address: a, autoLabel: auto}, text: res.Text}, nil
 }
 
@@ -100,8 +107,11 @@ type Address struct {
 	text    string
 
 	// Guarded by network.mu.
-	place   place // where it was put; zero while it is not held
-	silence context.CancelFunc
+	place    place // where it was put; zero while it is not held
+	silence  context.CancelFunc
+	since    time.Time  // when it came
+	other    *Duplicate // nil for none
+	defended time.Time
 }
 
 // Addr is the address itself.
@@ -122,7 +132,13 @@ func (a *Address) Start(ctx context.Context) error {
 		return a.startTelling()
 	}
 	if !a.wish.Addr.IsLoopback() {
-		p, err := n.here.put(a.wish)
+		n.listen(a.wish.Addr.Is6())
+		p, err := n.here.put(a.wish, func(p place) {
+			if p.announces() {
+				_ = n.wire.ask(p, a.wish.Addr) // the announcement will say why it cannot be sent
+			}
+		})
+		a.since, a.other = time.Now(), nil
 		if err != nil {
 			return fmt.Errorf("resource %s: %w", a.text, explain(err))
 		}
@@ -154,6 +170,7 @@ func (a *Address) Stop(ctx context.Context) error {
 		return nil
 	}
 	delete(n.held, a.wish.Addr)
+	a.other = nil
 	if a.wish.Addr.IsLoopback() {
 		return nil
 	}
@@ -179,6 +196,7 @@ func (a *Address) Status(context.Context) (model.ResourceState, error) {
 	}
 	found := n.held[a.wish.Addr] == a
 	if !a.wish.Addr.IsLoopback() {
+		n.listen(a.wish.Addr.Is6()) // so that it need not be done when the address comes
 		p, err := n.here.where(a.wish)
 		if err != nil {
 			return model.ResourceUnknown, fmt.Errorf("resource %s: %w", a.text, explain(err))
@@ -233,7 +251,12 @@ func (a *Address) announce() {
 				return
 			case <-t.C:
 			}
-			_ = n.wire.send(p, addr) // the first failure was reported; the next try may succeed
+			n.mu.Lock() // else a word that is late would claim what is another's by now
+			if ctx.Err() == nil {
+				_ = n.wire.ask(p, addr)
+				_ = n.wire.send(p, addr) // the first failure was reported; the next try may succeed
+			}
+			n.mu.Unlock()
 		}
 	})
 }

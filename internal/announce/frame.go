@@ -61,25 +61,41 @@ func (w *wire) close() error {
 
 // send announces the address once on its interface. It does not block.
 func (w *wire) send(p place, addr netip.Addr) error {
-	to, kind, frames := toAll, uint16(unix.ETH_P_ARP), [][]byte{arp(1, p.mac, addr), arp(2, p.mac, addr)}
 	if addr.Is6() {
-		to, kind, frames = toAllNodes, unix.ETH_P_IPV6, [][]byte{advertisement(p.mac, addr)}
+		return w.transmit(p, unix.ETH_P_IPV6, advertisement(p.mac, addr))
 	}
+	return w.transmit(p, unix.ETH_P_ARP, arp(1, p.mac, addr), arp(2, p.mac, addr))
+}
+
+// ask asks who has the address. It does not block.
+func (w *wire) ask(p place, addr netip.Addr) error {
+	if addr.Is6() {
+		return w.transmit(p, unix.ETH_P_IPV6, solicitation(p.mac, addr))
+	}
+	return w.transmit(p, unix.ETH_P_ARP, question(p.mac, addr))
+}
+
+func (w *wire) transmit(p place, kind uint16, frames ...[]byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err := w.open(); err != nil {
 		return err
 	}
-	var network [2]byte
-	binary.BigEndian.PutUint16(network[:], kind)
-	out := &unix.SockaddrLinklayer{Ifindex: p.index, Protocol: binary.NativeEndian.Uint16(network[:]), Halen: uint8(len(to))}
-	copy(out.Addr[:], to)
+	out := &unix.SockaddrLinklayer{Ifindex: p.index, Protocol: networkOrder(kind)}
 	for _, f := range frames {
+		out.Halen = uint8(copy(out.Addr[:], f[:6]))
 		if err := unix.Sendto(w.fd, f, 0, out); err != nil {
 			return fmt.Errorf("send: %w", err)
 		}
 	}
 	return nil
+}
+
+// networkOrder is a number whose bytes here are those that it has on the wire.
+func networkOrder(kind uint16) uint16 {
+	var b [2]byte
+	binary.BigEndian.PutUint16(b[:], kind)
+	return binary.NativeEndian.Uint16(b[:])
 }
 
 // arp is a gratuitous ARP frame: sender and target are both the address
@@ -100,16 +116,41 @@ func arp(operation uint16, mac net.HardwareAddr, addr netip.Addr) []byte {
 	return append(f, ip...)
 }
 
+// question asks who has the address without telling anyone anything: its
+// sender has no address (RFC 5227 section 2.1.1).
+func question(mac net.HardwareAddr, addr netip.Addr) []byte {
+	f := ethernet(toAll, mac, unix.ETH_P_ARP)
+	f = append(f, 0, 1, 8, 0, 6, 4, 0, 1)
+	f = append(append(f, mac...), 0, 0, 0, 0)
+	f = append(f, 0, 0, 0, 0, 0, 0)
+	return append(f, addr.AsSlice()...)
+}
+
 // advertisement is an unsolicited neighbor advertisement with the override
 // flag (RFC 4861 section 7.2.6).
 func advertisement(mac net.HardwareAddr, addr netip.Addr) []byte {
-	src, dst := addr.As16(), netip.MustParseAddr("ff02::1").As16()
+	src := addr.As16()
 	body := []byte{136, 0, 0, 0, 0x20, 0, 0, 0} // type, code, checksum, override
 	body = append(body, src[:]...)
 	body = append(append(body, 2, 1), mac...) // option: target link-layer address
-	binary.BigEndian.PutUint16(body[2:], checksum(src, dst, body))
+	return neighbor(toAllNodes, mac, addr, netip.MustParseAddr("ff02::1"), body)
+}
 
-	f := ethernet(toAllNodes, mac, unix.ETH_P_IPV6)
+// solicitation asks as one does for duplicates: from no address, to the group
+// of those whose addresses end alike (RFC 4862 section 5.4.2).
+func solicitation(mac net.HardwareAddr, addr netip.Addr) []byte {
+	a, group := addr.As16(), netip.MustParseAddr("ff02::1:ff00:0").As16()
+	copy(group[13:], a[13:])
+	body := append([]byte{135, 0, 0, 0, 0, 0, 0, 0}, a[:]...)
+	to := net.HardwareAddr{0x33, 0x33, 0xff, a[13], a[14], a[15]}
+	return neighbor(to, mac, netip.IPv6Unspecified(), netip.AddrFrom16(group), body)
+}
+
+// neighbor is a frame of neighbor discovery.
+func neighbor(to, mac net.HardwareAddr, from, group netip.Addr, body []byte) []byte {
+	src, dst := from.As16(), group.As16()
+	binary.BigEndian.PutUint16(body[2:], checksum(src, dst, body))
+	f := ethernet(to, mac, unix.ETH_P_IPV6)
 	f = append(f, 0x60, 0, 0, 0)
 	f = binary.BigEndian.AppendUint16(f, uint16(len(body)))
 	f = append(f, 58, 255) // ICMPv6; the hop limit proves that it is from this link

@@ -244,7 +244,8 @@ func TestGratuitousARP(t *testing.T) {
 	head := "ffffffffffff" + mac + "0806" + "0001080006040001"
 	request := head + mac + "0a010264" + "000000000000" + "0a010264"
 	reply := strings.Replace(head, "06040001", "06040002", 1) + mac + "0a010264" + mac + "0a010264"
-	same(t, heard(6), request, reply, request, reply, request, reply) // at 0, 0.2 and 1 s
+	question := head + mac + "00000000" + "000000000000" + "0a010264"                               // of nobody: does another have it?
+	same(t, heard(9), question, request, reply, question, request, reply, question, request, reply) // at 0, 0.2 and 1 s
 	n.Reannounce()
 	same(t, heard(2), request, reply)
 	must(t, a.Stop(t.Context()))

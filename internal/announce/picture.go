@@ -1,6 +1,7 @@
 package announce
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -181,19 +182,15 @@ func (p *picture) change(kind uint16, m []byte) {
 			}
 		}
 	case unix.RTM_NEWLINK:
-		if l, err := netlink.LinkDeserialize(nil, m); err == nil && !bridgePort(m) {
+		if l, err := netlink.LinkDeserialize(nil, m); err == nil && m[0] == unix.AF_UNSPEC { // else of its part in a bridge
 			p.links[l.Attrs().Index] = placeOf(l)
 		}
 	case unix.RTM_DELLINK:
-		if len(m) >= unix.SizeofIfInfomsg && !bridgePort(m) {
+		if len(m) >= unix.SizeofIfInfomsg && m[0] == unix.AF_UNSPEC {
 			delete(p.links, int(int32(binary.NativeEndian.Uint32(m[4:]))))
 		}
 	}
 }
-
-// bridgePort tells that a message is about an interface's part in a bridge,
-// which lacks most of what is asked for here.
-func bridgePort(m []byte) bool { return m[0] == unix.AF_BRIDGE }
 
 func (p *picture) add(e entry) {
 	a := e.prefix.Addr()
@@ -216,6 +213,18 @@ func (p *picture) drop(e entry) {
 	if p.entries[a] = slices.Delete(p.entries[a], i, i+1); len(p.entries[a]) == 0 {
 		delete(p.entries, a)
 	}
+}
+
+// owns tells whether one of the interfaces has that hardware address.
+func (p *picture) owns(mac net.HardwareAddr) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, l := range p.links {
+		if bytes.Equal(l.mac, mac) {
+			return true
+		}
+	}
+	return false
 }
 
 // primary is the interface's own address of the network that a is in, the zero

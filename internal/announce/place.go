@@ -45,8 +45,8 @@ func (p place) where() string {
 func (p place) announces() bool { return len(p.mac) == 6 && !p.noarp && p.flags&net.FlagUp != 0 }
 
 func placeOf(l netlink.Link) place {
-	a := l.Attrs()
-	return place{name: a.Name, index: a.Index, mac: a.HardwareAddr, flags: a.Flags, noarp: a.RawFlags&unix.IFF_NOARP != 0}
+	a := l.Attrs() // which lie in the buffer of the message
+	return place{name: a.Name, index: a.Index, mac: slices.Clone(a.HardwareAddr), flags: a.Flags, noarp: a.RawFlags&unix.IFF_NOARP != 0}
 }
 
 // find returns where the address is, the zero place for nowhere. On another
@@ -81,8 +81,9 @@ func (p *picture) where(w wish) (place, error) {
 	return p.find(w)
 }
 
-// put adds the address unless it is there.
-func (p *picture) put(w wish) (place, error) {
+// put adds the address unless it is there; it calls before in the instant
+// before it does.
+func (p *picture) put(w wish, before func(place)) (place, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.look(); err != nil {
@@ -100,6 +101,7 @@ func (p *picture) put(w wish) (place, error) {
 	if w.autoLabel {
 		at.label = p.freeLabel(at.name)
 	}
+	before(at)
 	return at, p.place(w, at)
 }
 

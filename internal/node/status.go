@@ -33,7 +33,10 @@ func (n *clusterNode) Status(context.Context) (api.Status, error) {
 		st.Services = n.directors.services()
 	}
 	st.State = n.state(view, st.Resources)
-	st.Sentences = sentences(st)
+	for _, d := range n.network.Duplicates() {
+		st.Sentences = append(st.Sentences, d.String())
+	}
+	st.Sentences = append(st.Sentences, sentences(st)...)
 	return st, nil
 }
 
