@@ -274,8 +274,8 @@ func (c *Client) read(life *child) {
 		if err := life.wire.dec.Decode(&r); err != nil {
 			if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
 				c.fault("beat-process-unclear", fmt.Sprintf("what the beat process says cannot be understood: %v", err))
+				life.kill()
 			}
-			life.cmd.Process.Kill() //nolint:errcheck // it is ending anyway
 			return
 		}
 		r.settle()
