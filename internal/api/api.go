@@ -4,6 +4,8 @@
 package api
 
 import (
+	"time"
+
 	"context"
 
 	"github.com/batuta-ha/batuta/internal/model"
@@ -43,6 +45,11 @@ type Peer struct {
 	Self  bool             `json:"self"`
 	Ping  bool             `json:"ping"` // a host that is asked whether it is there, no member
 	Links []model.LinkView `json:"links"`
+	// Suspect: its daemon has been silent for its deadtime since LastBeat, but
+	// its kernel answers. Kernel: its kernel answers when it is asked.
+	Suspect  bool      `json:"suspect,omitempty"`
+	Kernel   bool      `json:"kernel,omitempty"`
+	LastBeat time.Time `json:"last_beat,omitzero"`
 }
 
 // Table is the plane's table with its counters.

@@ -106,6 +106,10 @@ func (m *metrics) cluster(st Status) {
 		for _, p := range st.Peers {
 			m.sample(1, "node", string(p.Name), "state", p.State, "self", strconv.FormatBool(p.Self))
 		}
+		m.family("batuta_node_suspect", "gauge", "Whether a node's daemon is silent while its kernel answers.")
+		for _, p := range st.Peers {
+			m.sample(truth(p.Suspect), "node", string(p.Name))
+		}
 		m.family("batuta_link_up", "gauge", "Whether heartbeats of a node come over a link.")
 		for _, p := range st.Peers {
 			for _, l := range p.Links {

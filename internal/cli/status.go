@@ -69,7 +69,11 @@ func writeStatus(w io.Writer, st api.Status, now time.Time) {
 			if p.Self {
 				name += " (this one)"
 			}
-			fmt.Fprintf(w, "  %-20s %-7s %s\n", name, p.State, linksText(p.Links))
+			state := p.State
+			if p.Suspect {
+				state = "suspect"
+			}
+			fmt.Fprintf(w, "  %-20s %-7s %s\n", name, state, linksText(p.Links))
 		}
 	}
 	if len(st.Resources) > 0 {

@@ -173,9 +173,7 @@ type peer struct {
 	lastExcess                    time.Time // when the latest complaint about that was made
 
 	keepalive time.Duration // between its beats; 0 while not known
-	boot      string        // the run of its machine, whose kernel answers; "" if it does not
-	askAt     time.Time     // when its kernel is asked; zero: not
-	asked     [8]question   // the latest questions to it, by number
+	kernel    kernel
 	margin    Margin
 }
 
@@ -282,7 +280,7 @@ func (c *Core) Next() time.Time {
 	next := earlier(c.det.Next(), c.pingDet.Next())
 	for _, n := range c.names {
 		p := c.peers[n]
-		next = earlier(next, p.askAt)
+		next = earlier(next, p.kernel.askAt)
 		if p.listens() {
 			for i := range p.in.missing {
 				next = earlier(next, p.in.missing[i].due)
@@ -306,7 +304,7 @@ func (c *Core) linkDeadline(p *peer, l *path) time.Time {
 func (c *Core) tick(now time.Time) {
 	for _, d := range c.det.Expired(now) {
 		p := c.peers[d.Node]
-		c.note(now, model.LevelWarning, "node-dead", string(d.Node), "node %s: is dead", d.Node)
+		c.note(now, model.LevelWarning, "node-dead", string(d.Node), "node %s: is dead%s", d.Node, c.cause(d))
 		c.release(p, true)
 		p.in.forget(c.cfg.Rand)
 		p.acked = 0

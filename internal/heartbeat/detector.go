@@ -133,6 +133,9 @@ func (d *Detector) DeadTime(n model.NodeName) time.Duration {
 // before then, as it may be the one that something came from.
 func (d *Detector) Await(n model.NodeName, until time.Time) { d.nodes[n].await = until }
 
+// Suspect tells whether the node's daemon is silent while its kernel answers.
+func (d *Detector) Suspect(n model.NodeName) bool { return d.nodes[n].suspect && !d.nodes[n].silent }
+
 // Suspects sets the silence that means death although the kernel answers.
 func (d *Detector) Suspects(after time.Duration) { d.suspect = after }
 
@@ -203,7 +206,7 @@ func (d *Detector) Expired(now time.Time) []Death {
 	for _, n := range d.names {
 		if w := d.nodes[n]; !w.silent && !now.Before(d.deadline(n).Add(settle)) {
 			w.silent = true
-			deaths = append(deaths, Death{Node: n, At: d.deadline(n), Silence: now.Sub(w.last), Heard: w.heard})
+			deaths = append(deaths, Death{Node: n, At: d.deadline(n), Silence: now.Sub(w.last), Heard: w.heard, Answered: w.suspect, Answer: w.answer})
 		}
 	}
 	return deaths
@@ -227,6 +230,9 @@ type Death struct {
 	At      time.Time     // the deadline
 	Silence time.Duration // since its latest beat, or since the start
 	Heard   bool          // it had been heard before
+
+	Answered bool      // it was suspect
+	Answer   time.Time // then: when its kernel was alive last
 }
 
 // earlier returns the earlier of two times; the zero time means never.

@@ -21,6 +21,7 @@ type watched struct {
 	kernel Run // the run of the machine that answers; zero for none
 	asked  int
 	log    []string
+	said   []string // kinds of notes
 }
 
 var run1, run2 = RunOf("run1"), RunOf("run2")
@@ -73,6 +74,8 @@ func (w *watched) step(in Input) {
 				w.t.Fatal(err)
 			}
 			w.step(Datagram{Link: "eth1", Data: b, At: w.now})
+		case Note:
+			w.said = append(w.said, e.Kind)
 		case Sighted:
 			if e.Kind != model.SightingBeat && e.Link == "" {
 				w.log = append(w.log, fmt.Sprintf("%v %s", w.now.Sub(epoch), e.Kind))
@@ -160,6 +163,8 @@ func TestHostLossIsNotDelayed(t *testing.T) {
 // that it had are gone, and nobody waits for the dead time.
 func TestRebootIsDeath(t *testing.T) {
 	w := newWatched(t, true)
+	w.kernel = run1
+	w.pass(time.Millisecond)
 	w.kernel = run2
 	w.pass(time.Second)
 	w.want("0s joined", "15ms silent")
@@ -175,6 +180,44 @@ func TestOwnAbsenceExcusesKernels(t *testing.T) {
 	w.step(Excuse{From: from})
 	w.pass(100 * time.Millisecond)
 	w.want("0s joined", "32ms suspect")
+}
+
+// The kernel is tried at once, once with each beat until it answers; if it
+// never does, that is said, once, and the dead time alone counts.
+func TestPromisesAreTried(t *testing.T) {
+	for _, answers := range []bool{true, false} {
+		w := newWatched(t, true)
+		if answers {
+			w.kernel = run1
+		}
+		warned := 0
+		for range 20 {
+			w.pass(0)
+			w.beat()
+			warned += w.notes("kernel-unheard")
+			w.pass(10 * time.Millisecond)
+		}
+		if want := map[bool]int{true: 1, false: proofTries}[answers]; w.asked != want {
+			t.Errorf("answers %v: asked %d times, want %d", answers, w.asked, want)
+		}
+		if want := map[bool]int{true: 0, false: 1}[answers]; warned != want {
+			t.Errorf("answers %v: %d warnings, want %d", answers, warned, want)
+		}
+		w.kernel = Run{}
+		w.pass(time.Second)
+		w.want("0s joined", "222ms silent") // the last beat was at 190 ms
+	}
+}
+
+// notes tells how many notes of that kind there were since it was asked last.
+func (w *watched) notes(kind string) (n int) {
+	for _, k := range w.said {
+		if k == kind {
+			n++
+		}
+	}
+	w.said = nil
+	return n
 }
 
 // A margin is what a slow and obvious list of all gaps says.

@@ -202,23 +202,25 @@ func (c *Core) status(now time.Time, d Datagram, p *peer, pkt *Packet, gen, seq 
 	if plain := millisField(pkt, "bd"); plain > 0 {
 		dead = plain // without what an original is asked for in a node's first seconds
 	}
-	p.keepalive, p.boot = millisField(pkt, "ka"), ""
-	if strings.Contains(" "+pkt.Get("cap")+" ", " "+capKernel+" ") && c.hb.SuspectTime > 0 {
-		p.boot = runField(pkt)
-	}
+	p.keepalive = millisField(pkt, "ka")
 	c.remember(now, p)
 	delay, _ := hexField(pkt, "wd")
+	suspect := c.det.Suspect(p.name)
 	silence := c.det.Heard(p.name, d.At, dead)
 	if kind == model.SightingBeat && silence > 0 {
 		p.margin.Add(now, silence)
 	}
-	p.askAt = c.overdue(p, d.At)
+	if suspect {
+		c.note(now, model.LevelNotice, "node-unsuspected", string(p.name),
+			"node %s: is no longer suspect: its daemon is heard again after %v of silence; nothing was taken over", p.name, silence.Round(time.Millisecond))
+	}
+	c.promised(now, p, d.At, runField(pkt))
 	if kind == model.SightingBeat && c.hb.WarnTime > 0 && silence > c.hb.WarnTime {
 		c.note(now, model.LevelWarning, "late-heartbeat", string(p.name), "Late heartbeat: Node %s: interval %d ms", p.name, silence.Milliseconds())
 	}
 	c.sight(model.Sighting{Kind: kind, Node: p.name, At: d.At, State: p.state, Generation: gen,
 		DeadTime: c.det.nodes[p.name].dead, Batuta: p.batuta,
-		Delay: time.Duration(delay) * time.Microsecond, Margin: p.margin.Could(now)})
+		Delay: time.Duration(delay) * time.Microsecond, Margin: p.margin.Could(now), Kernel: p.kernel.proved})
 }
 
 // control handles the messages of delivery itself, which are not reliable.

@@ -106,6 +106,7 @@ type NodeView struct {
 	Batuta     bool       `json:"batuta"` // the peer announced Batuta's extra fields
 	Ping       bool       `json:"ping"`   // a ping node: a host that answers or not, no member
 	Links      []LinkView `json:"links"`
+	Kernel     bool       `json:"kernel,omitempty"`  // its kernel answers when it is asked
 	Suspect    bool       `json:"suspect,omitempty"` // silent for its deadtime, but its kernel answers
 	Quarantine time.Time  `json:"quarantine"`        // it died too often: until then it is given nothing back; zero: no quarantine
 	Delay      Millis     `json:"delay_ms"`          // by how much its own loop was late at worst, lately

@@ -180,6 +180,7 @@ func TestSentencesTellTheUrgentFirst(t *testing.T) {
 	key := model.ServiceKey{Proto: model.TCP, Addr: netip.MustParseAddrPort("10.1.0.100:80")}
 	st := api.Status{State: "active", BadPackets: 7,
 		Peers: []api.Peer{{Name: "lvs01", Self: true, State: "active"}, {Name: "lvs02", State: "dead"},
+			{Name: "lvs03", State: "active", Suspect: true, LastBeat: time.Date(2026, 11, 22, 12, 0, 0, 5e6, time.Local), Links: []model.LinkView{{Name: "eth1"}}},
 			{Name: "10.1.0.254", State: "dead", Ping: true, Links: []model.LinkView{{Name: "10.1.0.254"}}}, {Name: "router", State: "ping", Ping: true}},
 		Resources: []model.ResourceView{{Name: "10.1.0.100", State: model.ResourceRunning, Node: "lvs01"},
 			{Name: "apache2", State: model.ResourceFailed, Here: model.ResourceFailed, Node: "lvs01", Error: "no such script"}},
@@ -192,6 +193,7 @@ func TestSentencesTellTheUrgentFirst(t *testing.T) {
 		"resource apache2 failed here: no such script",
 		"service tcp 10.1.0.100:80: the plane does not carry 1 real servers that are up; the log says why",
 		"service tcp 10.1.0.100:80: no real server is up, the fallback answers",
+		"node lvs03 is suspect: its daemon has been silent since 12:00:00.005, its kernel answers; nothing is taken over unless that lasts for suspecttime",
 		"service tcp 10.1.0.100:80: 1 of 2 real servers are up",
 		"7 heartbeat packets failed authentication: do all nodes have the same authkeys?",
 		"node lvs02 is dead: nobody is left to take over from this one",

@@ -23,7 +23,8 @@ func (n *clusterNode) Status(context.Context) (api.Status, error) {
 	}
 	st.BadPackets = n.messenger.Counters().Bad
 	for _, v := range view.Nodes {
-		st.Peers = append(st.Peers, api.Peer{Name: v.Name, State: v.State.String(), Self: v.Name == n.hb.Self, Ping: v.Ping, Links: v.Links})
+		st.Peers = append(st.Peers, api.Peer{Name: v.Name, State: v.State.String(), Self: v.Name == n.hb.Self, Ping: v.Ping, Links: v.Links,
+			Suspect: v.Suspect, Kernel: v.Kernel, LastBeat: v.LastBeat})
 	}
 	if n.plane != nil {
 		st.PlaneInfo = n.plane.Info()
@@ -104,6 +105,10 @@ func sentences(st api.Status) []string {
 			continue
 		case p.State == model.NodeDead.String():
 			later = append(later, fmt.Sprintf("node %s is dead: nobody is left to take over from this one", p.Name))
+			continue
+		case p.Suspect:
+			urgent = append(urgent, fmt.Sprintf("node %s is suspect: its daemon has been silent since %s, its kernel answers; nothing is taken over unless that lasts for suspecttime",
+				p.Name, p.LastBeat.Local().Format("15:04:05.000")))
 			continue
 		}
 		for _, l := range p.Links {
