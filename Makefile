@@ -85,6 +85,10 @@ bench-ipvs: ## a large table into the kernel's IPVS, beside ipvsadm -R in the sa
 bench-failover: build ## how long nobody has the address, beside keepalived and Heartbeat (root, 1 h; ROUNDS=30 PAUSES=100)
 	BATUTA_BENCH=failover $(GO) test -count=1 -timeout 3h -run '^TestBenchFailover$$' -v ./internal/lab
 
+.PHONY: bench-garbage
+bench-garbage: build ## what a flood of garbage on the heartbeat port costs a node (root, 4 min; RATE=200000 SECONDS=8)
+	BATUTA_BENCH=garbage SECONDS=$(or $(SECONDS),8) $(GO) test -count=1 -timeout 30m -run '^TestBenchGarbage$$' -v ./internal/lab
+
 .PHONY: bench-plane
 bench-plane: ## what the eBPF plane costs: per packet and path, and a stream beside plain forwarding (root, 2 min)
 	$(GO) test -run '^$$' -bench 'Program|Stream' -benchtime 2s ./internal/plane/ebpf

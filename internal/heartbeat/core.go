@@ -109,6 +109,7 @@ type Counters struct {
 	Replayed      uint64 `json:"replayed"`      // dropped: an earlier life or an old number
 	Unproven      uint64 `json:"unproven"`      // dropped: perhaps a recording of what an earlier life of this node heard
 	Excess        uint64 `json:"excess"`        // dropped: more than a node may send
+	Dropped       uint64 `json:"dropped"`       // dropped unseen, in a flood: by the kernel, or the same bytes again
 	Lost          uint64 `json:"lost"`          // messages found missing
 	Requests      uint64 `json:"requests"`      // retransmissions asked for
 	Retransmitted uint64 `json:"retransmitted"` // messages sent again for others
@@ -138,6 +139,7 @@ type Core struct {
 	// pingDet watches the ping nodes, by their own dead time.
 	pingDet *Detector
 	count   Counters
+	vouched bool // see Vouched
 
 	questionKeys map[uint8]QuestionKey
 	asked        uint32 // questions so far
@@ -240,12 +242,17 @@ func (c *Core) watch(start time.Time) {
 	c.pingDet = NewDetector(start, pingNames(c.pings), c.hb.DeadPing, c.hb.InitDead)
 }
 
+// Vouched tells whether the datagram of the latest step came from its sender as
+// far as can be known: authentic, and new or the newest once more. A recording
+// is neither.
+func (c *Core) Vouched() bool { return c.vouched }
+
 // Counters returns the totals so far.
 func (c *Core) Counters() Counters { return c.count }
 
 // Step takes one input and returns what is to be done, in order.
 func (c *Core) Step(now time.Time, in Input) []Effect {
-	c.effects = nil
+	c.effects, c.vouched = nil, false
 	switch in := in.(type) {
 	case Start:
 		c.watch(now)

@@ -116,6 +116,7 @@ func message(from model.NodeName, typ string, seq uint32, pkt *Packet) model.Mes
 // enter accounts for a reliable message and tells whether it is new.
 func (c *Core) enter(now time.Time, p *peer, seq uint32) bool {
 	before := p.in.last
+	c.vouched = seq >= before || p.in.isMissing(seq)
 	v, lost := p.in.accept(seq, now, c.askDelay(p))
 	if lost > 0 {
 		c.count.Lost += uint64(lost)

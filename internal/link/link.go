@@ -18,11 +18,22 @@ type Link interface {
 	// block; an error concerns this datagram only.
 	Send(b []byte) error
 	// Receive waits for the next datagram, which may be one's own. It returns
-	// ErrClosed after Close; any other error is passing. The data are the
-	// caller's to keep.
+	// ErrClosed after Close; any other error is passing. The data are valid
+	// until the next call.
 	Receive() (Packet, error)
 	// Close ends the link and every Receive that waits.
 	Close() error
+}
+
+// Guarded is a link whose kernel side can be told what to drop in a flood.
+type Guarded interface {
+	Link
+	// Prefer has most packets dropped that others than these senders send,
+	// before they cost anything; nil admits all senders alike.
+	Prefer(known []netip.Addr)
+	// Dropped counts packets that the kernel dropped: no messages, others than
+	// the preferred ones, or for want of room.
+	Dropped() uint64
 }
 
 // Packet is one received datagram.

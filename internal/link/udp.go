@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -73,17 +75,20 @@ type udp struct {
 	opt    Options
 	how    sockets
 
-	buf [64 << 10]byte // of the one goroutine that receives
-	oob [128]byte
+	batch   *batch // of the one goroutine that receives, and the socket that it is of
+	reads   *net.UDPConn
+	raw     syscall.RawConn
+	dropped atomic.Uint64
 
 	mu     sync.Mutex
 	in     *net.UDPConn // replaced when the interface comes back
 	out    *net.UDPConn
+	known  []netip.Addr // preferred senders; nil: all are equal
 	tried  time.Time
 	closed bool
 }
 
-var _ Link = (*udp)(nil)
+var _ Guarded = (*udp)(nil)
 
 func openUDP(m model.Medium, opt Options, how sockets) (Link, error) {
 	if !m.Peer.IsValid() || m.Peer.Port() == 0 || m.Kind == model.Broadcast && !m.Peer.Addr().Is4() {
@@ -109,7 +114,7 @@ func (u *udp) open() (in, out *net.UDPConn, err error) {
 		in, err = u.socket(u.how.send, append(u.how.onSend, answersOnly))
 		return in, in, err
 	}
-	if in, err = u.socket(u.how.receive, append(u.how.onReceive, stamp, framesOnly)); err != nil {
+	if in, err = u.socket(u.how.receive, append(u.how.onReceive, stamp, roomy, framesOnly)); err != nil {
 		return nil, nil, fmt.Errorf("cannot receive on %v: %w", u.how.receive, err)
 	}
 	if out, err = u.socket(u.how.send, u.how.onSend); err != nil {
@@ -223,23 +228,61 @@ func (u *udp) reopen() {
 	}
 	oldIn, oldOut := u.in, u.out
 	u.in, u.out = in, out
+	u.guard()
 	_ = oldIn.Close() // wakes Receive, which goes on with the new one
 	_ = oldOut.Close()
 }
 
+// Prefer has the kernel drop most of what others than these send; nil ends that.
+func (u *udp) Prefer(known []netip.Addr) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.known = slices.Clone(known)
+	u.guard()
+}
+
+// guard attaches the filter to the receiving socket. u.mu is held.
+func (u *udp) guard() {
+	raw, err := u.in.SyscallConn()
+	if err != nil || u.how.asks {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if u.known == nil {
+			_ = framesOnly(int(fd))
+		} else {
+			_ = preferring(int(fd), u.known)
+		}
+	})
+}
+
+// Dropped counts what the kernel dropped of what came to the port.
+func (u *udp) Dropped() uint64 { return u.dropped.Load() }
+
 // Receive reads from whatever socket is current. It is for one goroutine.
 func (u *udp) Receive() (Packet, error) {
 	for {
+		if u.batch != nil {
+			if p, dropped, ok := u.batch.take(); ok {
+				u.dropped.Add(uint64(dropped))
+				return p, nil
+			}
+		}
 		u.mu.Lock()
 		in, closed := u.in, u.closed
 		u.mu.Unlock()
 		if closed {
 			return Packet{}, ErrClosed
 		}
-		n, on, _, from, err := in.ReadMsgUDPAddrPort(u.buf[:], u.oob[:])
-		switch {
+		if in != u.reads {
+			raw, err := in.SyscallConn()
+			if err != nil {
+				return Packet{}, fmt.Errorf("link %s: %w", u.medium.Name, err)
+			}
+			u.batch, u.reads, u.raw = newBatch(), in, raw
+		}
+		switch err := u.batch.read(u.raw); {
 		case err == nil:
-			return Packet{Data: append([]byte(nil), u.buf[:n]...), From: from, At: arrived(time.Now(), u.oob[:on])}, nil
 		case errors.Is(err, net.ErrClosed), errors.Is(err, unix.ECONNREFUSED):
 			// Replaced, closed, or a dead peer's kernel answered: look again.
 			continue

@@ -28,6 +28,7 @@ type Output struct {
 	Heard     []heartbeat.Heard // floors to be stored soon
 	Renewed   uint32            // the generation that this node goes on with, to be stored at once; 0: no change
 	Events    []model.ClusterEvent
+	Vouched   bool // what was received came from its sender; see heartbeat.Core.Vouched
 	Notes     []model.Event
 }
 
@@ -112,7 +113,11 @@ func (c *Core) step(now time.Time, do func()) Output {
 }
 
 func (c *Core) beat(now time.Time, in heartbeat.Input) {
-	for _, e := range c.hb.Step(now, in) {
+	effects := c.hb.Step(now, in)
+	if _, packet := in.(heartbeat.Datagram); packet {
+		c.out.Vouched = c.hb.Vouched()
+	}
+	for _, e := range effects {
 		switch e := e.(type) {
 		case heartbeat.Send:
 			c.out.Datagrams = append(c.out.Datagrams, e.Data)

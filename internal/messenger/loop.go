@@ -1,6 +1,7 @@
 package messenger
 
 import (
+	"bytes"
 	"context"
 	crand "crypto/rand"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/heartbeat"
@@ -67,6 +69,8 @@ type Loop struct {
 	wake     chan struct{} // something is pending
 	evented  chan struct{} // something is waiting
 	arrivals chan arrival
+	doors    map[link.Link]*door           // of Links
+	ring     atomic.Pointer[model.Keyring] // for the doors
 	events   chan model.ClusterEvent
 	floors   map[model.NodeName]heartbeat.Floor      // the loop's alone
 	toKeep   chan map[model.NodeName]heartbeat.Floor // the newest floors, to be stored
@@ -76,6 +80,7 @@ type Loop struct {
 // arrival is a packet and where it came from.
 type arrival struct {
 	link string
+	door *door // nil: it has none
 	link.Packet
 }
 
@@ -96,6 +101,11 @@ func New(cfg Config) (*Loop, error) {
 		return nil, err
 	}
 	l.core = core
+	l.ring.Store(&cfg.Heartbeat.Keys)
+	l.doors = map[link.Link]*door{}
+	for _, k := range cfg.Links {
+		l.doors[k] = newDoor(k, &l.ring)
+	}
 	return l, nil
 }
 
@@ -120,7 +130,12 @@ func (l *Loop) View() model.View {
 func (l *Loop) Counters() heartbeat.Counters {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.core.Counters()
+	c := l.core.Counters()
+	for _, d := range l.doors {
+		c.Bad += d.bad.Load()
+		c.Dropped += d.dropped()
+	}
+	return c
 }
 
 // Send queues a reliable message for all nodes and returns at once. Messages
@@ -145,6 +160,7 @@ func (l *Loop) Rekey(keys model.Keyring) {
 	l.queue.Lock()
 	defer l.queue.Unlock()
 	l.keys = &keys
+	l.ring.Store(&keys)
 	signal(l.wake)
 }
 
@@ -232,7 +248,13 @@ func (l *Loop) drain() {
 }
 
 func (l *Loop) receive(a arrival) {
-	l.do(func(now time.Time) Output { return l.core.Receive(now, a.link, a.Data, a.At) })
+	l.do(func(now time.Time) Output {
+		out := l.core.Receive(now, a.link, a.Data, a.At)
+		if out.Vouched && a.door != nil {
+			a.door.vouch(a.From.Addr())
+		}
+		return out
+	})
 }
 
 func (l *Loop) sendPending() {
@@ -326,6 +348,7 @@ func (l *Loop) note(e model.Event) {
 
 // read is the goroutine of one link.
 func (l *Loop) read(ctx context.Context, k link.Link) {
+	d := l.doors[k]
 	for {
 		p, err := k.Receive()
 		switch {
@@ -338,9 +361,12 @@ func (l *Loop) read(ctx context.Context, k link.Link) {
 				return
 			}
 			continue
+		case d != nil && !d.admit(time.Now(), p):
+			continue
 		}
+		p.Data = bytes.Clone(p.Data)
 		select {
-		case l.arrivals <- arrival{k.Name(), p}:
+		case l.arrivals <- arrival{k.Name(), d, p}:
 		case <-ctx.Done():
 			return
 		}

@@ -1,0 +1,371 @@
+package lab_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
+)
+
+// garbage is a flood on the heartbeat port of d1, from the client's machine.
+type garbage struct {
+	name   string
+	from   string // the source address that the packets claim
+	packet func(recorded [][]byte) [][]byte
+}
+
+const (
+	stranger = "10.1.0.10"
+	thePeer  = "10.1.0.2" // d2's: no filter by address can tell
+)
+
+func forged(recorded [][]byte) (list [][]byte) {
+	for _, p := range recorded {
+		bad := bytes.Clone(p)
+		bad[len(bad)-3] ^= 1
+		list = append(list, bad)
+	}
+	return list
+}
+
+func unchanged(recorded [][]byte) [][]byte { return recorded }
+
+var garbages = []garbage{
+	{"nothing", "", nil},
+	{"random bytes", stranger, func([][]byte) [][]byte {
+		b := make([]byte, 300)
+		for i := range b {
+			b[i] = byte(rand.Uint32())
+		}
+		return [][]byte{b}
+	}},
+	{"forged messages", stranger, forged},
+	{"forged, with the peer's address", thePeer, forged},
+	{"recorded messages", stranger, unchanged},
+	{"recorded, with the peer's address", thePeer, unchanged},
+	{"of 60,000 bytes, in fragments", thePeer, func([][]byte) [][]byte {
+		field := bytes.Repeat([]byte("x"), 59_000)
+		return [][]byte{fmt.Appendf(nil, "###\n%d:(0)t=%s,%%%%%%\n34:1 7a77a445dccacb8249fb3a6a4ee86b21,", len(field)+5, field)}
+	}},
+	{"fragments without an end", thePeer, nil},
+}
+
+// TestBenchGarbage floods a node of a running pair and prints what it costs.
+// Only what must never happen fails: somebody takes over.
+func TestBenchGarbage(t *testing.T) {
+	if os.Getenv("BATUTA_BENCH") != "garbage" {
+		t.Skip("make bench-garbage runs it")
+	}
+	rate := environment(t, "RATE", 200_000)
+	period := time.Duration(environment(t, "SECONDS", 8)) * time.Second
+	for _, pace := range [][2]string{{"10ms", "100ms"}, {"50ms", "250ms"}} {
+		p := newPairing(t, system{name: "batuta", files: haFiles(pace[0], pace[1], "5", "log_badpack true\n"),
+			service: []string{"batuta", "run", "--ha.d", "/etc/ha.d"}})
+		p.settle()
+		ear := newEar(t, p)
+		time.Sleep(time.Second) // some beats to record
+		fmt.Printf("\nkeepalive %s, deadtime %s\n\n| flood of d1 | packets/s | beats of d1 p50 / p99 / max late, ms | d1 CPU | d1 memory before / during, MB | dropped, d1 | notes | deaths, takeovers |\n|---|--:|--:|--:|--:|--:|--:|--:|\n", pace[0], pace[1])
+		for _, g := range garbages {
+			recorded := ear.recorded("10.1.0.2")
+			memory, _ := p.spent("d1")
+			before := p.facts()
+			ear.restart()
+			stop, done := make(chan struct{}), make(chan struct{})
+			var sent atomic.Int64
+			go func() {
+				defer close(done)
+				if g.from == "" {
+					return
+				}
+				if err := flood(p.client, g, recorded, rate, stop, &sent); err != nil {
+					t.Error(err)
+				}
+			}()
+			_, cpu0 := p.spent("d1")
+			begin, during := time.Now(), 0.0
+			for time.Since(begin) < period {
+				time.Sleep(period / 8)
+				now, _ := p.spent("d1")
+				during = max(during, now)
+			}
+			_, cpu1 := p.spent("d1")
+			took := time.Since(begin).Seconds()
+			late := ear.late("10.1.0.1", pace[0])
+			close(stop)
+			<-done
+			after := p.facts()
+			fmt.Printf("| %s | %d | %.1f / %.1f / %.1f | %.0f %% | %.0f / %.0f | %d | %d | %d, %d |\n", g.name, int(float64(sent.Load())/took),
+				late[0], late[1], late[2], 100*(cpu1-cpu0)/took, memory, during,
+				after.dropped-before.dropped, after.notes-before.notes, after.deaths-before.deaths, after.takeovers-before.takeovers)
+			if after.takeovers > before.takeovers {
+				t.Errorf("%s: somebody took over", g.name)
+			}
+			time.Sleep(time.Second)
+		}
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func environment(t *testing.T, name string, otherwise int) int {
+	t.Helper()
+	v := os.Getenv(name)
+	if v == "" {
+		return otherwise
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// facts are counts since the start of the pair.
+type facts struct{ dropped, notes, deaths, takeovers int }
+
+func (p *pairing) facts() (f facts) {
+	var st struct {
+		BadPackets int `json:"bad_packets"`
+	}
+	if err := json.Unmarshal([]byte(p.on("d1", "batuta", "status", "--json")), &st); err != nil {
+		p.Fatal(err)
+	}
+	f.dropped = st.BadPackets
+	for line := range strings.SplitSeq(p.on("d1", "cat", "/proc/net/udp"), "\n") {
+		if w := strings.Fields(line); len(w) > 12 && strings.HasSuffix(w[1], ":02B6") {
+			n, _ := strconv.Atoi(w[12])
+			f.dropped += n // by the socket's filter, or for want of room
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for node, lines := range p.log {
+		for _, l := range lines {
+			if node == "d1" {
+				f.notes++
+			}
+			if strings.Contains(l, ": is dead") {
+				f.deaths++
+			}
+			if strings.Contains(l, "Acquiring resource group") {
+				f.takeovers++
+			}
+		}
+	}
+	return f
+}
+
+// spent is the resident memory of a node's processes, in MB, and the seconds of
+// CPU that they have used.
+func (p *pairing) spent(node string) (memory, cpu float64) {
+	for _, pid := range p.processes(node) {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			continue
+		}
+		_, rest, _ := strings.Cut(string(stat), ") ")
+		w := strings.Fields(rest)
+		user, _ := strconv.ParseFloat(w[11], 64)
+		system, _ := strconv.ParseFloat(w[12], 64)
+		pages, _ := strconv.ParseFloat(w[21], 64)
+		cpu += (user + system) / 100 // USER_HZ
+		memory += pages * 4096 / 1e6
+	}
+	return memory, cpu
+}
+
+// within runs something on a thread in the network namespace of a process.
+func within(pid int, do func() error) error {
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+		if err == nil {
+			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
+			_ = ns.Close()
+		}
+		if err == nil {
+			err = do()
+		}
+		result <- err
+	}()
+	return <-result
+}
+
+// flood sends until stop, at that rate if the machine can.
+func flood(pid int, g garbage, recorded [][]byte, rate int, stop <-chan struct{}, sent *atomic.Int64) error {
+	return within(pid, func() error {
+		c, err := net.ListenIP("ip4:udp", nil)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		raw, err := ipv4.NewRawConn(c)
+		if err != nil {
+			return err
+		}
+		_ = c.SetReadBuffer(1)
+		from, to := netip.MustParseAddr(g.from), netip.MustParseAddr("10.1.0.1")
+		var frames [][]byte
+		if g.packet == nil {
+			for id := range 1000 {
+				frames = append(frames, packet(from, to, uint16(id), 0, true, make([]byte, 1400)))
+			}
+		} else {
+			for i, payload := range g.packet(recorded) {
+				frames = append(frames, datagram(from, to, uint16(i), payload)...)
+			}
+		}
+		var batch []ipv4.Message
+		next := 0
+		for range 64 {
+			batch = append(batch, ipv4.Message{Addr: &net.IPAddr{IP: to.AsSlice()}, Buffers: make([][]byte, 1)})
+		}
+		for begin := time.Now(); ; {
+			select {
+			case <-stop:
+				return nil
+			default:
+			}
+			if ahead := sent.Load() - int64(time.Since(begin).Seconds()*float64(rate)); ahead > 0 {
+				time.Sleep(time.Duration(float64(ahead) / float64(rate) * 1e9))
+				continue
+			}
+			for i := range batch {
+				batch[i].Buffers[0] = frames[next%len(frames)]
+				next++
+			}
+			n, err := raw.WriteBatch(batch, 0)
+			if err != nil && !errors.Is(err, unix.ENOBUFS) {
+				return err
+			}
+			sent.Add(int64(n))
+		}
+	})
+}
+
+// datagram is a UDP datagram to the heartbeat port, in as many packets as it takes.
+func datagram(from, to netip.Addr, id uint16, payload []byte) (packets [][]byte) {
+	udp := binary.BigEndian.AppendUint16(nil, 1)
+	udp = binary.BigEndian.AppendUint16(udp, 694)
+	udp = binary.BigEndian.AppendUint16(udp, uint16(8+len(payload)))
+	udp = append(binary.BigEndian.AppendUint16(udp, 0), payload...) // no checksum
+	const most = 1480
+	for at := 0; at < len(udp); at += most {
+		end := min(at+most, len(udp))
+		packets = append(packets, packet(from, to, id, at, end < len(udp), udp[at:end]))
+	}
+	return packets
+}
+
+// packet is one IPv4 packet (RFC 791), a fragment if at is not 0 or more follow.
+func packet(from, to netip.Addr, id uint16, at int, more bool, payload []byte) []byte {
+	h := ipv4.Header{Version: 4, Len: ipv4.HeaderLen, TotalLen: ipv4.HeaderLen + len(payload), ID: int(id), TTL: 64, Protocol: unix.IPPROTO_UDP,
+		FragOff: at / 8, Src: from.AsSlice(), Dst: to.AsSlice()}
+	if more {
+		h.Flags = ipv4.MoreFragments
+	}
+	b, _ := h.Marshal()
+	return append(b, payload...)
+}
+
+// ear hears the beats that the pair broadcasts.
+type ear struct {
+	heard chan heardBeat
+	beats map[string][]heardBeat
+	past  map[string][][]byte
+}
+
+type heardBeat struct {
+	from string
+	at   time.Time
+	data []byte
+}
+
+func newEar(t *testing.T, p *pairing) *ear {
+	t.Helper()
+	e := &ear{heard: make(chan heardBeat, 1<<16), beats: map[string][]heardBeat{}, past: map[string][][]byte{}}
+	var conn *net.UDPConn
+	if err := within(p.client, func() (err error) {
+		conn, err = net.ListenUDP("udp4", &net.UDPAddr{Port: 694})
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	_ = conn.SetReadBuffer(1 << 20)
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1) }); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		buf, oob := make([]byte, 64<<10), make([]byte, 128)
+		for {
+			n, on, _, from, err := conn.ReadMsgUDP(buf, oob)
+			if err != nil {
+				return
+			}
+			at := time.Now()
+			if head, data, _, err := unix.ParseOneSocketControlMessage(oob[:on]); err == nil && head.Type == unix.SO_TIMESTAMPNS {
+				at = time.Unix(int64(binary.NativeEndian.Uint64(data)), int64(binary.NativeEndian.Uint64(data[8:])))
+			}
+			if bytes.Contains(buf[:n], []byte("t=status")) {
+				e.heard <- heardBeat{from.IP.String(), at, bytes.Clone(buf[:n])}
+			}
+		}
+	}()
+	return e
+}
+
+func (e *ear) take() {
+	for {
+		select {
+		case b := <-e.heard:
+			e.beats[b.from] = append(e.beats[b.from], b)
+			if len(e.past[b.from]) < 100 {
+				e.past[b.from] = append(e.past[b.from], b.data)
+			}
+		default:
+			return
+		}
+	}
+}
+
+func (e *ear) restart() { e.take(); clear(e.beats) }
+
+func (e *ear) recorded(from string) [][]byte { e.take(); return e.past[from] }
+
+// late is by how much beats came later than a keepalive after the one before.
+func (e *ear) late(from, keepalive string) (p [3]float64) {
+	e.take()
+	pace, _ := time.ParseDuration(keepalive)
+	var late []float64
+	for i := 1; i < len(e.beats[from]); i++ {
+		d := e.beats[from][i].at.Sub(e.beats[from][i-1].at) - pace
+		late = append(late, max(0, float64(d.Microseconds())/1000))
+	}
+	if len(late) == 0 {
+		return p
+	}
+	slices.Sort(late)
+	return [3]float64{late[len(late)/2], late[len(late)*99/100], late[len(late)-1]}
+}

@@ -1,0 +1,178 @@
+package messenger
+
+import (
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/batuta-ha/batuta/internal/heartbeat"
+	"github.com/batuta-ha/batuta/internal/link"
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// guarded is a link that remembers what it was asked to prefer.
+type guarded struct {
+	link.Link
+	asked []string
+}
+
+func (g *guarded) Prefer(known []netip.Addr) {
+	if known == nil {
+		g.asked = append(g.asked, "all")
+	} else {
+		g.asked = append(g.asked, fmt.Sprint(known))
+	}
+}
+
+func (g *guarded) Dropped() uint64 { return 0 }
+
+type doorStage struct {
+	*door
+	now  time.Time
+	auth *heartbeat.Authenticator
+	n    int
+}
+
+func newDoorStage(t testing.TB, k link.Link) *doorStage {
+	t.Helper()
+	ring := model.Keyring{Send: 1, Keys: map[int]model.AuthKey{1: {Method: model.AuthSHA1, Secret: "x"}}}
+	auth, err := heartbeat.NewAuthenticator(ring)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := &atomic.Pointer[model.Keyring]{}
+	keys.Store(&ring)
+	return &doorStage{door: newDoor(k, keys), now: time.Unix(1_795_000_000, 0), auth: auth}
+}
+
+// message is a new one; forge spoils it.
+func (s *doorStage) message(forge bool) []byte {
+	s.n++
+	b := s.auth.Seal(nil, heartbeat.Netstring, []heartbeat.Field{{Name: "t", Value: "status"}, {Name: "seq", Value: fmt.Sprint(s.n)}}, true, 1)
+	if forge {
+		b[len(b)-3] ^= 1
+	}
+	return b
+}
+
+func (s *doorStage) comes(from string, data []byte) bool {
+	return s.admit(s.now, link.Packet{Data: data, From: netip.MustParseAddrPort(from)})
+}
+
+// In a flood from elsewhere the kernel is asked to prefer those from whom
+// messages have come; when it is over, all are heard again.
+func TestDoorInAFlood(t *testing.T) {
+	g := &guarded{}
+	s := newDoorStage(t, g)
+	if !s.comes("10.1.0.2:694", s.message(false)) {
+		t.Fatal("a good message is refused")
+	}
+	s.vouch(netip.MustParseAddr("10.1.0.2"))
+	admitted := 0
+	for range 10_000 {
+		s.now = s.now.Add(10 * time.Microsecond)
+		if s.comes("10.1.0.66:1", s.message(true)) {
+			admitted++
+		}
+	}
+	if admitted != 1 { // in 100 ms: to be complained of
+		t.Errorf("%d forged messages of 10,000 were admitted", admitted)
+	}
+	if !s.comes("10.1.0.2:694", s.message(false)) || !s.comes("10.1.0.99:694", s.message(false)) {
+		t.Error("a good message is refused in a flood")
+	}
+	for range 3 { // it goes on: what the filter lets through of it
+		for range 1000 {
+			s.now = s.now.Add(floodRelease / 1000)
+			s.comes("10.1.0.66:1", s.message(true))
+		}
+	}
+	s.now = s.now.Add(2 * floodRelease)
+	s.comes("10.1.0.2:694", s.message(false))
+	s.now = s.now.Add(2 * floodRelease)
+	s.comes("10.1.0.2:694", s.message(false))
+	if n := len(g.asked); n < 3 || g.asked[0] != "[10.1.0.2]" || g.asked[n-2] != "[10.1.0.2]" || g.asked[n-1] != "all" {
+		t.Errorf("the kernel was asked to prefer %v", g.asked)
+	}
+}
+
+// A flood with the address of a peer must not have the kernel drop the peer,
+// nor one that comes from nowhere else.
+func TestDoorNeverShutsAPeerOut(t *testing.T) {
+	g := &guarded{}
+	s := newDoorStage(t, g)
+	s.vouch(netip.MustParseAddr("10.1.0.2"))
+	for range 10_000 {
+		s.comes("10.1.0.2:694", s.message(true))
+	}
+	if len(g.asked) != 0 {
+		t.Errorf("the kernel was asked to prefer %v", g.asked)
+	}
+}
+
+// The same bytes are looked at once in a while: recordings, and the copies of
+// a network that doubles packets.
+func TestDoorAndTwins(t *testing.T) {
+	s := newDoorStage(t, &guarded{})
+	same := s.message(false)
+	var got []bool
+	for range 4 {
+		got = append(got, s.comes("10.1.0.2:694", same))
+		s.now = s.now.Add(twinPeriod / 2)
+	}
+	if d := cmp.Diff([]bool{true, false, true, false}, got); d != "" || s.dropped() != 2 {
+		t.Errorf("(-want +got)\n%s%d dropped", d, s.dropped())
+	}
+}
+
+// Senders are remembered in bounded number, the newest first.
+func TestDoorKnowsTheNewest(t *testing.T) {
+	s := newDoorStage(t, &guarded{})
+	for i := range 100 {
+		s.vouch(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}))
+	}
+	if got := s.senders(); len(got) != mostKnown || got[0].String() != "10.0.0.99" {
+		t.Errorf("known: %v", got)
+	}
+}
+
+// New keys count at the door at once.
+func TestDoorTakesNewKeys(t *testing.T) {
+	s := newDoorStage(t, &guarded{})
+	s.passed = s.now
+	fresh := model.Keyring{Send: 2, Keys: map[int]model.AuthKey{2: {Method: model.AuthXChaCha20, Secret: "of at least sixteen"}}}
+	s.keys.Store(&fresh)
+	if s.comes("10.1.0.2:694", s.message(false)) {
+		t.Error("a message under a key that is gone is admitted")
+	}
+}
+
+// BenchmarkDoor is what a packet of a flood costs after it was read.
+func BenchmarkDoor(b *testing.B) {
+	for _, c := range []struct {
+		name string
+		make func(s *doorStage) []byte
+	}{{"forged", func(s *doorStage) []byte { return s.message(true) }}, {"recorded", func(s *doorStage) []byte { return s.message(false) }}} {
+		b.Run(c.name, func(b *testing.B) {
+			s := newDoorStage(b, nil)
+			var all [][]byte
+			for range 5000 {
+				all = append(all, c.make(s))
+			}
+			n := 0
+			if c.name == "recorded" {
+				all = all[:100]
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				s.now = s.now.Add(5 * time.Microsecond)
+				s.comes("10.1.0.2:694", all[n%len(all)])
+				n++
+			}
+		})
+	}
+}
