@@ -19,7 +19,7 @@ func ipvsFlags(f *pflag.FlagSet, o *model.IPVS) {
 		o.Sync = &d
 		return err
 	})
-	f.Func("ipvs-timeouts", "IPVS: seconds a silent connection stays, `TCP,TCPFIN,UDP` as for ipvsadm --set; 0: as it is", func(s string) error {
+	f.Func("ipvs-timeouts", "seconds a silent connection stays, `TCP,TCPFIN,UDP` as for ipvsadm --set; 0: as it is (IPVS and eBPF; proxy: UDP)", func(s string) error {
 		words := strings.Split(s, ",")
 		if len(words) != 3 {
 			return errors.New("want three numbers of seconds")

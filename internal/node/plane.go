@@ -32,7 +32,7 @@ type planeOptions struct {
 	tableFile string // memory: file of the table
 	sink      model.Sink
 	runDir    string     // ipvs: keeps the sysctls from before
-	ipvs      model.IPVS // ipvs: what is wanted besides the table
+	ipvs      model.IPVS // what is wanted besides the table: of ipvs; of others the time-outs
 }
 
 // openIPVS opens the kernel's IPVS with what is wanted of it.
@@ -47,6 +47,16 @@ func (o planeOptions) openIPVS() (plane.Plane, error) {
 			o.ipvs.Sync.Interface + ", neither authenticated nor encrypted: nobody else should be on that network"})
 	}
 	return p, err
+}
+
+// openEBPF opens the eBPF plane; of what is for IPVS, time-outs are its, too.
+func (o planeOptions) openEBPF() (plane.Plane, error) {
+	t := o.ipvs.Timeouts
+	return ebpf.Open(ebpf.Options{Sink: o.sink, Timeouts: ebpf.Timeouts{Established: t.TCP, FinWait: t.TCPFin, UDP: t.UDP}})
+}
+
+func (o planeOptions) openProxy() (plane.Plane, error) {
+	return proxy.New(proxy.Options{HoldAll: o.holdAll, UDPTimeout: o.ipvs.Timeouts.UDP}), nil
 }
 
 // outdo is one with what is set in the other.
@@ -70,9 +80,9 @@ func openPlane(o planeOptions) (plane.Plane, error) {
 	case "memory":
 		return memory.New(memory.Options{EventsFile: o.eventsLog, TableFile: o.tableFile})
 	case "proxy":
-		return proxy.New(proxy.Options{HoldAll: o.holdAll}), nil
+		return o.openProxy()
 	case "ebpf":
-		return ebpf.Open(ebpf.Options{Sink: o.sink})
+		return o.openEBPF()
 	case "ipvs":
 		return o.openIPVS()
 	case "auto":
@@ -95,8 +105,8 @@ type candidate struct {
 func candidates(o planeOptions) []candidate {
 	list := []candidate{
 		{name: "ipvs", supported: ipvs.Supported, open: o.openIPVS},
-		{name: "ebpf", supported: ebpf.Supported, open: func() (plane.Plane, error) { return ebpf.Open(ebpf.Options{Sink: o.sink}) }},
-		{name: "proxy", open: func() (plane.Plane, error) { return proxy.New(proxy.Options{HoldAll: o.holdAll}), nil }},
+		{name: "ebpf", supported: ebpf.Supported, open: o.openEBPF},
+		{name: "proxy", open: o.openProxy},
 	}
 	if _, err := os.Stat(filepath.Join(ebpf.DefaultDir, "maps")); err == nil {
 		list[1].inUse = "its table is in " + ebpf.DefaultDir

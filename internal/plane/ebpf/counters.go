@@ -99,6 +99,16 @@ func (p *Plane) Flows(context.Context) ([]model.Flow, error) {
 	return out, nil
 }
 
+// Timeouts are those of ipvsadm --set.
+func (p *Plane) Timeouts(context.Context) (model.Timeouts, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return model.Timeouts{}, plane.ErrClosed
+	}
+	return model.Timeouts{TCP: p.o.Timeouts.Established, TCPFin: p.o.Timeouts.FinWait, UDP: p.o.Timeouts.UDP}, nil
+}
+
 // ticksNow is the clock of the programs (bpf/maps.h).
 func ticksNow() uint32 {
 	var ts unix.Timespec

@@ -80,7 +80,7 @@ type duel struct {
 func newDuel(t *testing.T, seed uint64) *duel {
 	o := testOptions()
 	day := 24 * time.Hour // nothing expires
-	o.Timeouts = Timeouts{SynRecv: day, Established: day, CloseWait: day, Closing: day, Closed: day, UDP: day}
+	o.Timeouts = Timeouts{SynRecv: day, Established: day, CloseWait: day, FinWait: day, Closing: day, Closed: day, UDP: day}
 	o.Timeouts.Young = time.Nanosecond
 	if seed%3 == 0 {
 		o.MaxFlows = 40 // which is soon full

@@ -57,7 +57,8 @@ type Timeouts struct {
 	SynRecv     time.Duration // half open; 60 s
 	Established time.Duration // 15 min
 	CloseWait   time.Duration // the client has ended; 1 min
-	Closing     time.Duration // the real server or both have ended, or the real server was deleted; 2 min
+	FinWait     time.Duration // the real server has ended; 2 min
+	Closing     time.Duration // both have, or the real server was deleted; 2 min
 	Closed      time.Duration // reset; 10 s
 	UDP         time.Duration // 5 min
 
@@ -92,7 +93,10 @@ type Plane struct {
 	done sync.WaitGroup
 }
 
-var _ plane.Plane = (*Plane)(nil)
+var (
+	_ plane.Plane         = (*Plane)(nil)
+	_ plane.TimeoutKeeper = (*Plane)(nil)
+)
 
 // Supported tells whether the plane can work here: nil is yes; an error that
 // wraps plane.ErrNotSupported is no, with the way out; any other error means
@@ -174,6 +178,7 @@ func (o *Options) fill() {
 	after(&o.Timeouts.SynRecv, time.Minute)
 	after(&o.Timeouts.Established, 15*time.Minute)
 	after(&o.Timeouts.CloseWait, time.Minute)
+	after(&o.Timeouts.FinWait, 2*time.Minute)
 	after(&o.Timeouts.Closing, 2*time.Minute)
 	after(&o.Timeouts.Closed, 10*time.Second)
 	after(&o.Timeouts.UDP, 5*time.Minute)
@@ -325,7 +330,7 @@ func (p *Plane) setTimeouts() {
 	for state, d := range map[tcFlowState]time.Duration{
 		tcFlowStateFLOW_SYN_RECV:    p.o.Timeouts.SynRecv,
 		tcFlowStateFLOW_ESTABLISHED: p.o.Timeouts.Established,
-		tcFlowStateFLOW_FIN_WAIT:    p.o.Timeouts.Closing,
+		tcFlowStateFLOW_FIN_WAIT:    p.o.Timeouts.FinWait,
 		tcFlowStateFLOW_CLOSE_WAIT:  p.o.Timeouts.CloseWait,
 		tcFlowStateFLOW_TIME_WAIT:   p.o.Timeouts.Closing,
 		tcFlowStateFLOW_CLOSE:       p.o.Timeouts.Closed,

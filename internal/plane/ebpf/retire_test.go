@@ -124,7 +124,7 @@ func TestUpgradeFromAnEarlierVersion(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, clsact %v", filepath.Base(filepath.Dir(object)), clsact), func(t *testing.T) {
 				o := testOptions()
 				o.NoTCX = clsact
-				o.Timeouts = Timeouts{SynRecv: time.Second, CloseWait: time.Millisecond, Closing: time.Millisecond, Closed: time.Millisecond}
+				o.Timeouts = Timeouts{SynRecv: time.Second, CloseWait: time.Millisecond, FinWait: time.Millisecond, Closing: time.Millisecond, Closed: time.Millisecond}
 				startOlder(t, o, object, changes...)
 				before := gather(t, 100, to)
 				var p *Plane
@@ -182,7 +182,7 @@ func TestRetire(t *testing.T) {
 		t.Run(fmt.Sprintf("clsact %v", clsact), func(t *testing.T) {
 			o := testOptions()
 			o.NoTCX = clsact
-			o.Timeouts = Timeouts{SynRecv: time.Second, CloseWait: time.Millisecond, Closing: time.Millisecond, Closed: time.Millisecond}
+			o.Timeouts = Timeouts{SynRecv: time.Second, CloseWait: time.Millisecond, FinWait: time.Millisecond, Closing: time.Millisecond, Closed: time.Millisecond}
 			if r, err := Retire(o.Dir); r != nil || err != nil {
 				t.Fatalf("retire nothing: %v, %v", r, err)
 			}
