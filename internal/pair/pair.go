@@ -206,29 +206,6 @@ const (
 	standbyDone          // released: the other acquires, or we do
 )
 
-// reason is why an operation was begun: what its end leads to.
-type reason uint8
-
-const (
-	forNothing  reason = iota
-	forOwn             // acquire what is ours
-	forTakeover        // acquire what the other has left
-	forGift            // acquire what the other hands over
-	forGiving          // release what we hand over
-	forRejoin          // release everything after a lost split, then negotiate anew
-	forCleaning        // release what an earlier life left, then settle
-	forStuck           // release what could not be released before
-	forStop            // release everything, then end
-	forYielding        // release what the other node asks for as its own (legacy)
-)
-
-type operation struct {
-	id      int
-	set     Set
-	release bool
-	why     reason
-}
-
 // peerState is what is known of the other node in its present life.
 type peerState struct {
 	alive    bool
@@ -400,41 +377,6 @@ func (c *Core) canMove() error {
 		return fmt.Errorf("resources are being started or stopped; try again when that has ended")
 	}
 	return nil
-}
-
-// acquire claims a set and has it started.
-func (c *Core) acquire(s Set, why reason) {
-	c.hold |= s
-	c.failed &^= s
-	c.stuck &^= s
-	c.begin(s, false, why)
-}
-
-// release has a set stopped. The claim is given up by the caller, who also reports it.
-func (c *Core) release(s Set, why reason) {
-	c.failed &^= s
-	c.begin(s, true, why)
-}
-
-func (c *Core) begin(s Set, release bool, why reason) {
-	c.lastOp++
-	c.ops = append(c.ops, operation{c.lastOp, s, release, why})
-	if release {
-		c.out = append(c.out, Release{c.lastOp, s})
-	} else {
-		c.out = append(c.out, Acquire{c.lastOp, s})
-	}
-}
-
-// forget lets operations of these reasons end without consequences.
-func (c *Core) forget(why ...reason) {
-	for i := range c.ops {
-		for _, w := range why {
-			if c.ops[i].why == w {
-				c.ops[i].why = forNothing
-			}
-		}
-	}
 }
 
 func (c *Core) send(kind string, fields ...model.Field) {

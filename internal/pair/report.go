@@ -1,0 +1,162 @@
+package pair
+
+import (
+	"strconv"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// A report says what its sender claims, and whether it has settled. Between
+// Batuta nodes reports are numbered, so that late copies do no harm.
+
+// Comments of reports that carry meaning. The first three are Heartbeat's;
+// the others are understood by Batuta only and ignored by the original.
+const (
+	infoShutdown = "shutdown"
+	infoStandby  = "standby"
+	infoOwn      = "req_our_resources()"
+	infoHeal     = "heal"     // after a split: this is what I hold; what do you?
+	infoHealed   = "healed"   // the answer to that
+	infoLeaving  = "leaving"  // a split was lost, everything is being released
+	infoCleaning = "cleaning" // what is not claimed is still being released
+	infoKept     = "kept"     // what was offered is not, or could not be, released
+)
+
+// overtaken tells that a message of an original Heartbeat, which numbers no
+// reports, had to be sent again while a later report came first.
+func (c *Core) overtaken(m model.Message) bool {
+	return !c.peer.batuta && m.Number > 0 && m.Number < c.peer.message
+}
+
+// onResource takes the other node's report of what it claims.
+func (c *Core) onResource(m model.Message) {
+	set, ok := ParseSet(m.Get("rsc_hold"))
+	if c.state == stateInit || !ok {
+		return
+	}
+	if c.overtaken(m) {
+		return
+	}
+	c.peer.message = max(c.peer.message, m.Number)
+	c.peer.reported = true
+	full := m.Get("rtype") == "full"
+	if full {
+		// A retransmitted report may come after newer ones. A node that numbers its
+		// reports begins with the first after it has recognized us, so that one
+		// without a number is older than any with.
+		n := number(m)
+		if c.peer.report > 0 && n <= c.peer.report {
+			if m.Get("info") == infoHeal && (c.standby == standbyNot || n > c.standbyReport) {
+				c.question() // overtaken, but it still wants an answer
+			}
+			return
+		}
+		c.peer.report = n
+	}
+	if c.state == stateStarting {
+		c.received()
+	}
+	switch {
+	case full || set == None:
+		c.other = set
+	default:
+		c.other |= set
+	}
+	c.agree(m)
+	info := m.Get("info")
+	if info == infoCleaning {
+		c.peer.cleaning = true
+	}
+	if info == infoShutdown {
+		// Whatever was being handed over: all of it comes with the end of the stop.
+		c.peer.stopping = true
+		c.endStandby()
+	}
+	switch m.Get("isstable") {
+	case "1":
+		c.peer.open = false
+		c.cleaned()
+		if !c.otherStable {
+			c.otherStable = true
+			if c.state != stateShutdown {
+				c.report(c.state == stateStable, "")
+			}
+		}
+	case "0":
+		c.otherStable = false
+		c.peer.open = full && info == ""
+		if c.peer.open {
+			c.cleaned()
+		}
+	}
+	switch {
+	case info == infoKept && c.standby == standbyOther && c.dropped(m):
+		c.say(model.LevelError, "standby-failed", "%s could not release [%v] and keeps it", c.cfg.Peer, c.standbySet.Mirror())
+		c.endStandby()
+	case c.abandoned(m):
+		c.endStandby()
+	case info == infoHeal:
+		c.question()
+	case c.healing && full:
+		c.decide()
+	}
+}
+
+// report tells the other node what we claim, and whether we have settled.
+func (c *Core) report(stable bool, info string, more ...model.Field) {
+	if info == "" && c.vacating() {
+		// Nobody may take what still runs here, although it is not claimed.
+		stable, info = false, infoCleaning
+	}
+	f := []model.Field{{Name: "rsc_hold", Value: c.hold.String()}, {Name: "rtype", Value: "full"},
+		{Name: "isstable", Value: map[bool]string{true: "1", false: "0"}[stable]}}
+	if info != "" {
+		f = append(f, model.Field{Name: "info", Value: info})
+	}
+	if c.peer.batuta {
+		c.reports++
+		if c.standby != standbyNot {
+			f = append(f, model.Field{Name: "offer", Value: c.standbyID})
+		}
+		f = append(f, more...)
+	}
+	c.send("resource", c.numbered(f...)...)
+	if c.state == stateStarting {
+		c.received()
+	}
+}
+
+// sendStarting asks the other node for its report.
+func (c *Core) sendStarting() { c.send("starting", c.numbered()...) }
+
+// numbered adds the number of the last report, which tells a Batuta node
+// whether it has heard newer word. The original ignores fields it does not know.
+func (c *Core) numbered(f ...model.Field) []model.Field {
+	if c.peer.batuta && c.reports > 0 {
+		f = append(f, model.Field{Name: "report", Value: strconv.FormatUint(c.reports, 16)})
+	}
+	if c.peer.batuta && c.epoch > 0 {
+		f = append(f, model.Field{Name: "epoch", Value: strconv.FormatUint(c.epoch, 16)})
+	}
+	return f
+}
+
+// agree takes over the higher epoch of the other node, unless both claim the
+// same: then it is what decides between them.
+func (c *Core) agree(m model.Message) {
+	if n, err := strconv.ParseUint(m.Get("epoch"), 16, 64); err == nil {
+		c.peer.epoch = n
+	}
+	if m.Get("isstable") == "1" && c.hold&c.Other() == None {
+		c.epoch = max(c.epoch, c.peer.epoch)
+	}
+}
+
+// number is the number of the sender's last report, 0 where it gives none.
+func number(m model.Message) uint64 {
+	n, err := strconv.ParseUint(m.Get("report"), 16, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
