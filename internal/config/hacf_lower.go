@@ -223,7 +223,7 @@ func (l *haLower) times(h *model.Heartbeat) {
 	if _, own := l.raw.settings["deadping"]; own && h.DeadPing <= 2*h.Keepalive {
 		l.error(l.at("deadping"), fmt.Sprintf("deadping %s is not more than twice the keepalive %s", h.DeadPing, h.Keepalive), fmt.Sprintf("write a deadping above %s", 2*h.Keepalive))
 	}
-	if _, own := l.raw.settings["suspecttime"]; own && h.SuspectTime < h.DeadTime {
+	if _, own := l.raw.settings["suspecttime"]; own && h.SuspectTime != 0 && h.SuspectTime < h.DeadTime {
 		l.error(l.at("suspecttime"), fmt.Sprintf("suspecttime %s is shorter than deadtime %s: a node would be dead before it is suspect", h.SuspectTime, h.DeadTime), fmt.Sprintf("write at least %s, better three times as much", h.DeadTime))
 	}
 	if _, own := l.raw.settings["initdead"]; own {
