@@ -27,7 +27,7 @@ import (
 
 const (
 	// An answer within this time after the start is one to the question that
-	// was asked before the address came.
+	// was asked before the address came; the next one comes after it.
 	askedBefore = 150 * time.Millisecond
 	// Between two announcements against another machine (DEFEND_INTERVAL).
 	defendEvery = 10 * time.Second
@@ -71,8 +71,9 @@ func (n *Network) Duplicates() []Duplicate {
 	return all
 }
 
-// heard is a claim that came in: mac has the address, on the interface of that number.
-func (n *Network) heard(index int, mac net.HardwareAddr, addr netip.Addr) {
+// heard is a claim that came in on the interface of that number.
+func (n *Network) heard(index int, c claim) {
+	mac, addr := c.mac, c.addr
 	now := time.Now()
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -84,7 +85,7 @@ func (n *Network) heard(index int, mac net.HardwareAddr, addr netip.Addr) {
 	if d != nil && bytes.Equal(d.MAC, mac) && now.Sub(d.Last) < duplicateFor {
 		d.Last = now
 	} else {
-		d = &Duplicate{Addr: addr, Interface: a.place.name, MAC: mac, Before: now.Sub(a.since) < askedBefore, First: now, Last: now}
+		d = &Duplicate{Addr: addr, Interface: a.place.name, MAC: mac, Before: c.answers && now.Sub(a.since) < askedBefore, First: now, Last: now}
 		a.other = d
 		n.say(model.LevelError, "address-duplicate", addr, "%v", d)
 		n.wait.Go(func() { n.askAgain(a, d) })
@@ -210,22 +211,29 @@ func (n *Network) hear(f *os.File, six bool) {
 		if err != nil {
 			return
 		}
-		if mac, addr, ok := claim(b[:size], six); ok {
-			n.heard(index, mac, addr)
+		if c, ok := readClaim(b[:size], six); ok {
+			n.heard(index, c)
 		}
 	}
 }
 
-// claim reads who says that it has which address: the sender of any ARP packet
-// (RFC 5227 section 2.4), or of a neighbor advertisement.
-func claim(f []byte, six bool) (net.HardwareAddr, netip.Addr, bool) {
+// claim is a word of a machine that has an address.
+type claim struct {
+	mac     net.HardwareAddr
+	addr    netip.Addr
+	answers bool // it may be one to a question
+}
+
+// readClaim reads who says that it has which address: the sender of any ARP
+// packet (RFC 5227 section 2.4), or of a neighbor advertisement.
+func readClaim(f []byte, six bool) (claim, bool) {
 	switch {
 	case !six && len(f) >= 42 && f[18] == 6 && f[19] == 4:
-		return bytes.Clone(f[22:28]), netip.AddrFrom4([4]byte(f[28:32])), true
+		return claim{bytes.Clone(f[22:28]), netip.AddrFrom4([4]byte(f[28:32])), f[21] == 2}, true
 	case six && len(f) >= 78 && f[20] == unix.IPPROTO_ICMPV6 && f[54] == 136:
-		return bytes.Clone(f[6:12]), netip.AddrFrom16([16]byte(f[62:78])), true
+		return claim{bytes.Clone(f[6:12]), netip.AddrFrom16([16]byte(f[62:78])), true}, true
 	}
-	return nil, netip.Addr{}, false
+	return claim{}, false
 }
 
 // most is how many addresses a filter names; with more, all of their kind are heard.

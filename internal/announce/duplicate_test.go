@@ -132,9 +132,9 @@ func FuzzClaim(f *testing.F) {
 	f.Add(arp(1, mac, netip.MustParseAddr("10.1.2.3")), false)
 	f.Add(advertisement(mac, netip.MustParseAddr("2001:db8::1")), true)
 	f.Fuzz(func(t *testing.T, frame []byte, six bool) {
-		got, addr, ok := claim(frame, six)
-		if ok && (len(got) != 6 || addr.Is6() != six) {
-			t.Errorf("%v has %v", got, addr)
+		got, ok := readClaim(frame, six)
+		if ok && (len(got.mac) != 6 || got.addr.Is6() != six) {
+			t.Errorf("%+v", got)
 		}
 	})
 }
