@@ -39,6 +39,7 @@ var rooms = map[string]room{
 
 	"internal/link":     {level: 2},                                        // heartbeat media
 	"internal/agent":    {level: 2},                                        // resource agents
+	"internal/fence":    {level: 2},                                        // a machine's reset before takeover
 	"internal/check":    {level: 2, knows: []string{"internal/check/via"}}, // health checks; some go by the virtual address
 	"internal/alert":    {level: 2},                                        // e-mail alerts
 	"internal/announce": {level: 2},                                        // addresses and ARP

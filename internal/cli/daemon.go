@@ -140,6 +140,26 @@ func launch(argv []string, stderr io.Writer) (code int, err error) {
 	return daemon.ProcessState.ExitCode(), errNotLaunched
 }
 
+// again replaces this process by a new life of it: the same number, the same
+// command line, the program as it is on disk now. It returns only an error.
+func again() error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	// A program that was replaced by a newer one goes by its old name still.
+	self = strings.TrimSuffix(self, " (deleted)")
+	// The next life of a detached daemon finds a file to report to: nobody
+	// listens any more.
+	if err := unix.Dup3(2, reportFile, 0); err != nil {
+		return fmt.Errorf("start %s anew in place: %w; start it again", self, err)
+	}
+	if err := unix.Exec(self, os.Args, os.Environ()); err != nil {
+		return fmt.Errorf("start %s anew in place: %w; start it again", self, err)
+	}
+	return nil
+}
+
 // launchReport is what the daemon says until it runs; then nobody listens.
 type launchReport struct{ to *os.File }
 

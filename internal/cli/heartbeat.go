@@ -242,7 +242,7 @@ func (h *heartbeatCall) run(ctx context.Context, stderr io.Writer, ready func() 
 	defer done()
 	err := node.Run(ctx, node.Options{
 		HaD: h.haD, Node: h.nodeName(), Plane: h.plane, HeartbeatAddress: source, RunDir: h.runDir, StateDir: h.stateDir,
-		Stderr: stderr, Hangup: hangup, Force: force, Ready: ready, Debug: h.debug, Ordinary: h.ordinary,
+		Stderr: stderr, Hangup: hangup, Force: force, Ready: ready, Again: again, Debug: h.debug, Ordinary: h.ordinary,
 	})
 	if errors.Is(err, node.ErrBadConfig) {
 		return &exitError{exitHeartbeatConfig, err.Error()}

@@ -27,7 +27,8 @@ haresources and, where a resource names it, ldirectord.cf, as they are.
 
 SIGTERM hands the resources over to the other node and exits 0; while something
 cannot be stopped the node stays and says so, until a second one. SIGHUP reads
-ldirectord.cf again; a broken file changes nothing and says why.`,
+the files again; a broken one changes nothing and says why. What is new in ha.cf
+or haresources starts this process anew in place, and nothing moves.`,
 		Example: "  batuta run --ha.d /etc/ha.d",
 		Args:    positional(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -45,7 +46,7 @@ ldirectord.cf again; a broken file changes nothing and says why.`,
 			no.RunDir, no.StateDir, no.Stderr = o.runDir, o.stateDir, cmd.ErrOrStderr()
 			hangup, force, stop := onSignals()
 			defer stop()
-			no.Hangup, no.Force = hangup, force
+			no.Hangup, no.Force, no.Again = hangup, force, again
 			return daemonError(node.Run(cmd.Context(), no))
 		},
 	}

@@ -78,10 +78,12 @@ func (x *crossCheck) run() []*problems {
 // file systems only those on a device that is not replicated are meant.
 var diskAgents = []string{"Filesystem", "LVM", "Raid1", "ServeRAID", "ICP", "LinuxSCSI"}
 
-// sharedDisks refuses disks that two nodes could write to after a split. In
-// Heartbeat fencing prevents that, which is not here; a watchdog resets a hung
-// machine at least.
+// sharedDisks refuses disks that two nodes could write to after a split, unless
+// the other node is fenced first; a watchdog resets a hung machine at least.
 func (x *crossCheck) sharedDisks(places map[string]word) {
+	if x.cluster.Heartbeat != nil && x.cluster.Heartbeat.Fence.Type != "" {
+		return
+	}
 	for _, g := range x.cluster.Groups {
 		for _, r := range g.Resources {
 			if !slices.Contains(diskAgents, r.Agent) {
@@ -92,12 +94,12 @@ func (x *crossCheck) sharedDisks(places map[string]word) {
 					continue
 				}
 			}
-			text := r.Text + ": after a split both nodes may write to this disk, and destroy what is on it: nothing here fences the other node"
+			text := r.Text + ": after a split both nodes may write to this disk, and destroy what is on it: nothing fences the other node"
 			if x.cluster.Heartbeat != nil && x.cluster.Heartbeat.Watchdog != "" {
 				x.warn(places[r.Text].pos, text+"; the watchdog resets a hung machine, not one that is cut off", "replicate with drbd, or mount from a file server")
 				continue
 			}
-			x.error(places[r.Text].pos, text, "replicate with drbd, or mount from a file server; or give each node a watchdog (ha.cf: watchdog /dev/watchdog) and two heartbeat paths, and accept the rest")
+			x.error(places[r.Text].pos, text, "give ha.cf a stonith_host line that resets the other node, or replicate with drbd, or mount from a file server; or give each node a watchdog (ha.cf: watchdog /dev/watchdog) and two heartbeat paths, and accept the rest")
 		}
 	}
 }

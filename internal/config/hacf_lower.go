@@ -56,6 +56,7 @@ func lowerHaCf(p *problems, raw *rawHaCf, r *resolver, self model.NodeName) *mod
 		}
 	}
 	l.programs(h)
+	l.fencing(h)
 	l.nodes(h)
 	l.times(h)
 	l.failback(h)
@@ -91,6 +92,25 @@ func (l *haLower) programs(h *model.Heartbeat) {
 			continue
 		}
 		h.Programs = append(h.Programs, p)
+	}
+}
+
+// fencing notes the device that resets the other node. The last line counts;
+// lines for other hosts do not.
+func (l *haLower) fencing(h *model.Heartbeat) {
+	for _, d := range l.raw.all {
+		switch d.word {
+		case "stonith":
+			h.Fence = model.FenceDevice{Type: d.args[0].text, File: d.args[1].text}
+		case "stonith_host":
+			if host := d.args[0].text; host != "*" && !strings.EqualFold(host, string(h.Self)) {
+				continue
+			}
+			h.Fence = model.FenceDevice{Type: d.args[1].text}
+			for _, a := range d.args[2:] {
+				h.Fence.Parameters = append(h.Fence.Parameters, a.text)
+			}
+		}
 	}
 }
 

@@ -18,9 +18,6 @@ var withoutHaCf = map[string]without{
 	"rds":     {"no heartbeats go over it", "use ucast", nil},
 	"tipc":    {"no heartbeats go over it", "use mcast", nil},
 
-	"stonith":      {"a dead node is not fenced before its resources are taken over", "use resources that bear two owners for a moment: addresses, ldirectord, drbd", nil},
-	"stonith_host": {"a dead node is not fenced before its resources are taken over", "use resources that bear two owners for a moment: addresses, ldirectord, drbd", nil},
-
 	"apiauth": {"there is no client interface to guard: root alone asks this daemon, over its control socket", "remove the line when no original Heartbeat reads the file", nil},
 
 	"use_logd":       {"messages go to the log files, syslog and standard error, not to the logging daemon", "name a logfile, debugfile or logfacility", isFalse},

@@ -36,6 +36,7 @@ type Core struct {
 	pair    *pair.Core
 	queue   []*Job
 	running *Job
+	fence   bool // the other node is to be reset
 	failing bool // the last message could not be sent
 	stopped bool // a stop has ended
 	left    pair.Set
@@ -86,7 +87,7 @@ func NewCore(cfg Config, hand Hand) (*Core, error) {
 		c.cfg.Sink = func(model.Event) {}
 	}
 	pc := pair.Config{Self: cfg.Self, Peer: cfg.Peer, Failback: cfg.Failback == model.FailbackOn,
-		Legacy: cfg.Failback == model.FailbackLegacy, Ipfail: cfg.Ipfail,
+		Legacy: cfg.Failback == model.FailbackLegacy, Ipfail: cfg.Ipfail, Fencing: cfg.Fence != nil,
 		First: cfg.Peer == "" || slices.Index(cfg.Nodes, cfg.Self) < slices.Index(cfg.Nodes, cfg.Peer)}
 	units := map[string]*unit{}
 	var errs []error
@@ -227,6 +228,8 @@ func (c *Core) Step(in pair.Input) {
 			c.enqueue(&Job{op: e.Op, set: e.Set})
 		case pair.Release:
 			c.enqueue(&Job{op: e.Op, set: e.Set, release: true})
+		case pair.Fence:
+			c.fence = true
 		case pair.Reannounce:
 			if c.cfg.Reannounce != nil {
 				c.cfg.Reannounce()

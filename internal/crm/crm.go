@@ -30,6 +30,9 @@ type Config struct {
 
 	// Agents finds the agent of a resource. It is called once for each, by New.
 	Agents func(model.Resource) (agent.Agent, error)
+	// Fence has a node's machine reset, and returns nil once that is confirmed.
+	// It may take its time. nil: nothing is fenced before it is taken over.
+	Fence func(context.Context, model.NodeName) error
 	// Send gives a message to all nodes. It does not block.
 	Send func(model.Message) error
 	// Reannounce tells the network again where the held addresses are; may be nil.
@@ -67,7 +70,8 @@ type Loop struct {
 	ended chan struct{}
 	gone  chan struct{} // closed when a stop has ended
 
-	movers []*mover // the loop's goroutine alone
+	movers  []*mover      // the loop's goroutine alone
+	leaving chan struct{} // the same; not nil: nothing new is begun, closed when nothing is under way
 
 	mu      sync.Mutex
 	trouble string // the last warning since a hand-over began
@@ -103,6 +107,35 @@ func (l *Loop) Holding() string { return l.core.Holding() }
 
 // Resources shows every resource in file order, as far as this node knows.
 func (l *Loop) Resources() []model.ResourceView { return l.core.Resources() }
+
+// Leave lets the operation that is under way come to its end and begins no
+// other: this life of the node is over, and what runs is left to the next one.
+// It returns when nothing is under way.
+func (l *Loop) Leave(ctx context.Context) error {
+	idle := make(chan struct{})
+	if err := l.wish(ctx, func() error { return nil }, func() {
+		if l.leaving == nil {
+			l.leaving = idle
+		}
+		idle = l.leaving
+	}); err != nil {
+		return err
+	}
+	select {
+	case <-idle:
+		return nil
+	case <-l.ended:
+		return ErrNotRunning
+	case <-ctx.Done():
+		return fmt.Errorf("resources are still being started or stopped: %w", context.Cause(ctx))
+	}
+}
+
+// Drop stops what runs here of the resources that groups no longer name. Only
+// after Run has ended may it be called.
+func (l *Loop) Drop(ctx context.Context, groups []model.ResourceGroup) error {
+	return l.core.drop(ctx, groups)
+}
 
 // Stop hands all resources to the other node. It returns when everything is
 // released and the other node knows; the messenger should live on for a second

@@ -20,6 +20,7 @@ func (l *Loop) Run(ctx context.Context, events <-chan model.ClusterEvent) error 
 	defer cancel()
 
 	finished := make(chan pair.Finished)
+	fenced := make(chan pair.Fenced)
 	found := make(chan pair.Set)
 	workers.Go(func() {
 		probe, cancel := context.WithTimeout(work, probeTimeout)
@@ -43,7 +44,19 @@ func (l *Loop) Run(ctx context.Context, events <-chan model.ClusterEvent) error 
 		if turn != nil {
 			l.core.cfg.Decided()
 		}
-		if j := l.core.Begin(); j != nil {
+		if l.core.fence {
+			l.core.fence = false
+			workers.Go(func() {
+				f := l.fence(work)
+				select {
+				case fenced <- f:
+				case <-work.Done():
+				}
+			})
+		}
+		if l.leaving != nil {
+			l.rest()
+		} else if j := l.core.Begin(); j != nil {
 			workers.Go(func() {
 				f := l.core.Perform(work, j)
 				select {
@@ -76,12 +89,35 @@ func (l *Loop) Run(ctx context.Context, events <-chan model.ClusterEvent) error 
 		case f := <-finished:
 			l.core.Finish(f)
 			l.stepped()
+		case f := <-fenced:
+			l.step(f)
 		case do := <-l.calls:
 			do()
 		case <-timer.C:
 			l.step(pair.Tick{})
 		case <-turn:
 		}
+	}
+}
+
+// fence resets the other node. It runs beside the loop and beside resource
+// operations, which concern this node only.
+func (l *Loop) fence(ctx context.Context) pair.Fenced {
+	if err := l.core.cfg.Fence(ctx, l.core.cfg.Peer); err != nil {
+		return pair.Fenced{Failure: err.Error()}
+	}
+	return pair.Fenced{}
+}
+
+// rest tells who waits to leave that nothing is under way.
+func (l *Loop) rest() {
+	if l.core.running != nil {
+		return
+	}
+	select {
+	case <-l.leaving:
+	default:
+		close(l.leaving)
 	}
 }
 

@@ -114,6 +114,30 @@ func (c *Core) releaseGroup(ctx context.Context, g *group) bool {
 	return true
 }
 
+// drop stops, last first, what runs here and is in none of the new groups.
+func (c *Core) drop(ctx context.Context, groups []model.ResourceGroup) error {
+	kept := map[string]bool{}
+	for _, g := range groups {
+		for _, r := range g.Resources {
+			kept[unitKey(r)] = true
+		}
+	}
+	var errs []error
+	for _, g := range slices.Backward(c.groups) {
+		for _, m := range slices.Backward(g.members) {
+			if m.state == model.ResourceStopped || m.state == model.ResourceUnknown || kept[unitKey(m.Resource)] {
+				continue
+			}
+			c.say(model.LevelNotice, "resource-dropped", m.Text, "resource %s is no longer configured: stopping it", m.Text)
+			if err := c.stop(ctx, m); err != nil {
+				errs = append(errs, fmt.Errorf("%w; it may still run here: stop it by hand", err))
+			}
+			kept[unitKey(m.Resource)] = true // once
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // stop stops a resource, whether it runs or not, and insists: each second, ten
 // times more. What its agent then calls stopped is stopped.
 func (c *Core) stop(ctx context.Context, m *member) error {

@@ -64,12 +64,13 @@ type Heartbeat struct {
 	LogBadPackets  bool
 	GenerationTime bool // hbgenmethod time
 
-	Debug      int       // debug messages are logged from 1 on
-	LockMemory bool      // realtime: nothing of the daemon is ever swapped out
-	Priority   int       // rtprio: of the beats, where realtime is on: SCHED_RR, 1 to 99
-	Watchdog   string    // device that resets the machine unless it is fed; "" for none
-	CoreDumps  Choice    // of the daemon; unset leaves it to the system
-	Programs   []Program // respawn and failfast, in file order
+	Debug      int         // debug messages are logged from 1 on
+	LockMemory bool        // realtime: nothing of the daemon is ever swapped out
+	Priority   int         // rtprio: of the beats, where realtime is on: SCHED_RR, 1 to 99
+	Watchdog   string      // device that resets the machine unless it is fed; "" for none
+	CoreDumps  Choice      // of the daemon; unset leaves it to the system
+	Programs   []Program   // respawn and failfast, in file order
+	Fence      FenceDevice // resets the other node's machine before its resources are taken over
 
 	// Recorded is every directive as written, for HA_<directive> in scripts.
 	Recorded []Setting
@@ -93,6 +94,13 @@ type Program struct {
 	User     string   // whose it is
 	Command  []string // absolute path and arguments
 	Failfast bool     // the node does not go on without it
+}
+
+// FenceDevice is the stonith or stonith_host line that counts on this node.
+type FenceDevice struct {
+	Type       string   // fence_NAME, external/NAME, or a plug-in of cluster-glue; "" for no fencing
+	File       string   // its parameters; "" where the line has them
+	Parameters []string // as written
 }
 
 // Setting is one directive with its text.

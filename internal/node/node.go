@@ -23,6 +23,7 @@ import (
 	"github.com/batuta-ha/batuta/internal/beat"
 	"github.com/batuta-ha/batuta/internal/config"
 	"github.com/batuta-ha/batuta/internal/crm"
+	"github.com/batuta-ha/batuta/internal/fence"
 	"github.com/batuta-ha/batuta/internal/heartbeat"
 	"github.com/batuta-ha/batuta/internal/link"
 	"github.com/batuta-ha/batuta/internal/link/responder"
@@ -48,8 +49,13 @@ type Options struct {
 	// Ready is called once the configuration is valid, the run directory is
 	// locked and the API answers, before the first heartbeat. Its error ends
 	// the run. nil for nothing to do.
-	Ready    func() error
-	Debug    int  // added to the debug directive
+	Ready func() error
+	Debug int // added to the debug directive
+
+	// Again makes a new life of this process, where a reload wants one: Run is
+	// over then, and what ran on this node still does. It returns only an error.
+	// nil: what is new in ha.cf and haresources counts from the next start on.
+	Again    func() error
 	Ordinary bool // whatever realtime says: an ordinary priority, memory not locked
 }
 
@@ -90,7 +96,10 @@ func Run(ctx context.Context, o Options) error {
 			return errors.Join(err, server.Close())
 		}
 	}
-	return n.run(ctx, server)
+	if err := n.run(ctx, server); err != nil || n.again == nil {
+		return err
+	}
+	return o.Again()
 }
 
 // loadCluster reads the ha.d directory and reports every problem.
@@ -131,6 +140,7 @@ type clusterNode struct {
 	recorder  *recorder // nil without a journal
 	windows   *windowKeeper
 	closers   []io.Closer
+	again     *model.Cluster // what the next life of this process begins with; nil: none follows
 	stopping  <-chan struct{}
 }
 
@@ -227,9 +237,14 @@ func (n *clusterNode) nextLife() (beat.Life, error) {
 	return life, err
 }
 
-func (n *clusterNode) buildCRM() (err error) {
+func (n *clusterNode) buildCRM() error {
 	n.windows.send, n.windows.view = n.messenger.Send, n.messenger.View
+	fence, err := n.fencing()
+	if err != nil {
+		return err
+	}
 	n.crm, err = crm.New(crm.Config{
+		Fence:      fence,
 		Self:       n.hb.Self,
 		Peer:       peerOf(n.hb),
 		Nodes:      n.hb.Nodes,
@@ -244,6 +259,18 @@ func (n *clusterNode) buildCRM() (err error) {
 		Decided:    n.messenger.Decided,
 	})
 	return err
+}
+
+// fencing is what resets the other node; nil without a device.
+func (n *clusterNode) fencing() (func(context.Context, model.NodeName) error, error) {
+	if n.hb.Fence.Type == "" {
+		return nil, nil
+	}
+	d, err := fence.New(n.hb.Fence, fence.Options{})
+	if err != nil {
+		return nil, err
+	}
+	return d.Fence, nil
 }
 
 // ipfailWait is how long the node that sees fewer ping nodes waits before it
@@ -422,7 +449,8 @@ func (n *clusterNode) heard() bool {
 	return false
 }
 
-// watch waits for the end and passes reload requests on.
+// watch waits for the end, or for a reload that wants a new life of this
+// process; it passes the other requests on.
 func (n *clusterNode) watch(ctx context.Context, c *crew) {
 	for {
 		select {
@@ -431,7 +459,9 @@ func (n *clusterNode) watch(ctx context.Context, c *crew) {
 		case <-c.failed:
 			return
 		case <-n.Hangup:
-			n.reload()
+			if n.reload(); n.again != nil {
+				return
+			}
 		}
 	}
 }

@@ -18,11 +18,12 @@ func (c *Core) healed() {
 		}
 		return
 	}
+	c.peer.alive, c.peer.gone, c.peer.stopping = true, false, false
+	c.spare()
 	if c.legacy() {
 		c.legacyHealed()
 		return
 	}
-	c.peer.alive, c.peer.gone, c.peer.stopping = true, false, false
 	if c.state == stateInit || c.state == stateShutdown {
 		return
 	}

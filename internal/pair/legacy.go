@@ -32,7 +32,11 @@ var negotiation = []string{"starting", "resource", "ask_resources", "hb_takeover
 // legacyUp claims what is ours; communication has come up.
 func (c *Core) legacyUp(peerActive bool) {
 	c.up, c.state = true, stateStable
-	if c.alone() {
+	switch {
+	case c.alone() && c.cfg.Fencing && c.cfg.Peer != "":
+		c.fence()
+		return
+	case c.alone():
 		c.takeAll()
 		return
 	}

@@ -46,8 +46,14 @@ func (c *Core) cluster(e model.ClusterEvent) {
 	}
 }
 
-// newLife forgets what the other node said before.
+// newLife begins to listen to the other node anew.
 func (c *Core) newLife() {
+	c.endLife()
+	c.spare()
+}
+
+// endLife forgets what the other node said before.
+func (c *Core) endLife() {
 	c.endStandby()
 	c.other, c.otherStable, c.healing = None, false, false
 	c.peer = peerState{alive: true, batuta: c.peer.batuta, pings: -1}
@@ -84,17 +90,20 @@ func (c *Core) communicationUp(v model.View) {
 	c.up, c.silences = true, 0
 	c.sendStarting()
 	c.state = stateStarting
-	if c.alone() {
+	switch {
+	case c.alone() && c.cfg.Fencing && c.cfg.Peer != "":
+		c.fence()
+	case c.alone():
 		c.takeAll()
-		return
+	default:
+		c.takeoverAt = c.now.Add(takeoverDelay)
 	}
-	c.takeoverAt = c.now.Add(takeoverDelay)
 }
 
 // died takes over from the other node, which was silent for its deadtime.
 func (c *Core) died() {
-	stopped, cleaning := c.peer.gone, c.peer.cleaning
-	c.newLife()
+	stopped, cleaning, harmless := c.peer.gone, c.peer.cleaning, c.harmless()
+	c.endLife()
 	c.peer.alive = false
 	if c.state == stateInit || c.state == stateShutdown {
 		return
@@ -104,6 +113,11 @@ func (c *Core) died() {
 	}
 	c.needsFailback = true
 	if c.state == stateStable && c.hold == All && c.failed == None {
+		return
+	}
+	if c.cfg.Fencing && !harmless {
+		c.other, c.otherStable, c.healing = None, false, false
+		c.fence()
 		return
 	}
 	if !stopped {
@@ -212,6 +226,9 @@ func (c *Core) due(t time.Time) bool { return !t.IsZero() && !t.After(c.now) }
 
 // consider does what the state as a whole asks for, whatever led to it.
 func (c *Core) consider() {
+	if c.due(c.fenceAt) {
+		c.tryFence()
+	}
 	if c.legacy() {
 		c.legacyConsider()
 		return
@@ -256,7 +273,7 @@ func (c *Core) alone() bool { return !c.peer.alive || c.peer.gone }
 
 // settle ends the negotiation when there is nothing more to wait for.
 func (c *Core) settle() {
-	if c.rejoining || c.cleaning {
+	if c.rejoining || c.cleaning || c.fencing {
 		return
 	}
 	both := c.state == stateReceived && c.peer.batuta && c.peer.open

@@ -1,6 +1,10 @@
 package pair
 
-import "github.com/batuta-ha/batuta/internal/model"
+import (
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
 
 // reason is why an operation was begun: what its end leads to.
 type reason uint8
@@ -141,6 +145,7 @@ func (c *Core) stop() {
 	c.endStandby()
 	c.forget(forOwn, forTakeover, forRejoin, forCleaning)
 	c.healing, c.rejoining, c.cleaning, c.found = false, false, false, None
+	c.fencing, c.fenceAt = false, time.Time{}
 	c.state, c.hold = stateShutdown, None
 	if c.up {
 		c.report(false, infoShutdown)

@@ -86,6 +86,10 @@ type Config struct {
 	// other, after this wait; 0: no. See ipfail.go.
 	Ipfail time.Duration
 
+	// Fencing makes this node have the other's machine reset before it takes
+	// anything over that may still run there. See fence.go.
+	Fencing bool
+
 	// LocalGroups are the keys of this node's groups, which the legacy mode asks for.
 	LocalGroups []string
 }
@@ -267,6 +271,9 @@ type Core struct {
 	awaited       map[string]bool // own groups that the other node was asked for (legacy)
 	asked         []string        // groups that it asked us for, and has not got yet
 
+	fencing bool      // the other node is to be reset before its resources are taken
+	fenceAt time.Time // when to try again
+
 	ops    []operation
 	lastOp int
 	now    time.Time
@@ -306,6 +313,8 @@ func (c *Core) Step(now time.Time, in Input) []Effect {
 		}
 	case Stop:
 		c.stop()
+	case Fenced:
+		c.fenced(in)
 	case Tick:
 	}
 	c.consider()
@@ -317,7 +326,7 @@ func (c *Core) Step(now time.Time, in Input) []Effect {
 // Next is when Step must be called at the latest; zero for no time in sight.
 func (c *Core) Next() time.Time {
 	var next time.Time
-	for _, t := range [...]time.Time{c.takeoverAt, c.standbyAt, c.giveUpAt, c.askAt, c.stuckAt, c.orphanAt, c.quarantine, c.yieldAt} {
+	for _, t := range [...]time.Time{c.takeoverAt, c.standbyAt, c.giveUpAt, c.askAt, c.stuckAt, c.orphanAt, c.quarantine, c.yieldAt, c.fenceAt} {
 		if !t.IsZero() && t.After(c.now) && (next.IsZero() || t.Before(next)) {
 			next = t
 		}
@@ -333,7 +342,7 @@ func (c *Core) Other() Set { return c.other.Mirror() }
 
 // Stable tells whether both sides have settled and nothing is under way.
 func (c *Core) Stable() bool {
-	return c.state == stateStable && (c.otherStable || c.alone()) && c.standby == standbyNot && !c.healing && len(c.ops) == 0 && len(c.awaited) == 0
+	return c.state == stateStable && (c.otherStable || c.alone()) && c.standby == standbyNot && !c.healing && !c.fencing && len(c.ops) == 0 && len(c.awaited) == 0
 }
 
 // String is the canonical text of the state: "stable hold=local other=foreign", in this node's terms.

@@ -21,6 +21,8 @@ import (
 //	cut|join NODE...       nothing that NODE sends arrives | it does again
 //	standby|takeover NODE SET
 //	badstart|badstop NODE SET        starts|stops of SET fail there from now on
+//	fencing                both reset the other, before they start
+//	badfence|goodfence NODE...       its fencing device fails | works again
 //	run DURATION           what happened meanwhile follows
 //	where                  state of both; time that sets ran twice or nowhere
 func TestScripts(t *testing.T) {
@@ -78,6 +80,12 @@ func (w *world) command(f []string) error {
 		w.node(f[1]).badStart = set()
 	case "badstop":
 		w.node(f[1]).badStop = set()
+	case "fencing":
+		for _, m := range w.nodes {
+			m.fencing = true
+		}
+	case "badfence", "goodfence":
+		return each(func(m *machine) { m.badFence = f[0] == "badfence" })
 	case "run":
 		d, err := time.ParseDuration(f[1])
 		if err != nil {

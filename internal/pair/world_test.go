@@ -44,6 +44,8 @@ type machine struct {
 	generation uint32
 	failback   bool
 	legacy     bool
+	fencing    bool
+	badFence   bool
 	running    Set // resources that run on this host, in its own terms
 	badStart   Set
 	badStop    Set
@@ -146,7 +148,7 @@ func (m *machine) start() {
 	}
 	m.life++
 	m.generation++
-	m.core = New(Config{Self: m.name, Peer: m.peer().name, First: m.index == 0, Failback: m.failback, Legacy: m.legacy,
+	m.core = New(Config{Self: m.name, Peer: m.peer().name, First: m.index == 0, Failback: m.failback, Legacy: m.legacy, Fencing: m.fencing,
 		LocalResources: 2, ForeignResources: 2, LocalGroups: []string{"first-of-" + string(m.name), "second-of-" + string(m.name)}})
 	m.up, m.started, m.busy, m.work = false, m.w.now, false, nil
 	m.heard, m.heardGen, m.peerState, m.peerBatuta = time.Time{}, 0, model.NodeInit, false
@@ -277,6 +279,16 @@ func (m *machine) step(in Input) {
 		case Acquire, Release:
 			m.w.say("%s: %v", m.name, e)
 			m.work = append(m.work, e)
+		case Fence:
+			m.w.say("%s: %v", m.name, e)
+			m.w.after(time.Second, func() {
+				if m.badFence {
+					m.step(Fenced{"the switch does not answer"})
+					return
+				}
+				m.peer().kill()
+				m.step(Fenced{})
+			})
 		case Stopped:
 			m.w.say("%s: %v", m.name, e)
 			m.up = false
