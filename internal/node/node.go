@@ -376,6 +376,10 @@ func (n *clusterNode) run(ctx context.Context, server *api.Server) error {
 	}
 	c.start(&feeder{loop: n.crm, events: n.messenger.Events(), ended: n.messenger.Undecided})
 	n.watch(ctx, c)
+	if n.again != nil && n.leave(ctx, c) {
+		return c.stop()
+	}
+	n.again = nil
 	n.release(c)
 	c.stopLast()
 	if n.heard() {
