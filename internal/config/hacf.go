@@ -118,7 +118,7 @@ type haDirective struct {
 // haDirectives is the whole vocabulary of ha.cf.
 var haDirectives = map[string]haDirective{
 	// Batuta's own.
-	"suspecttime": {form: "SECONDS, or Nms", read: haTime},
+	"suspecttime": {form: "SECONDS, or Nms; 0 for none", read: haTimeOrNone},
 	"quarantine":  {form: "FAILURES", read: haNumber(0, 100)},
 
 	"node": {form: "NAME...", read: func(h *haParser, l haLine) bool {
@@ -254,6 +254,16 @@ func boolean(s string) (value, ok bool) {
 		return false, true
 	}
 	return false, false
+}
+
+// haTimeOrNone is haTime where 0 is allowed.
+func haTimeOrNone(h *haParser, l haLine) bool {
+	if len(l.args) == 1 {
+		if d, good := duration(l.args[0].text); good && d == 0 {
+			return true
+		}
+	}
+	return haTime(h, l)
 }
 
 func haTime(h *haParser, l haLine) bool {

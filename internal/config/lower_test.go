@@ -231,6 +231,19 @@ func TestAuthkeys(t *testing.T) {
 	}
 }
 
+// suspecttime has a default, may be 0, and is no shorter than deadtime.
+func TestSuspectTime(t *testing.T) {
+	for line, want := range map[string]time.Duration{"": 6 * time.Second, "suspecttime 0": 0, "suspecttime 2500ms": 2500 * time.Millisecond, "suspecttime 1": -1} {
+		c, list := Reader{Files: machine(map[string]string{"ha.cf": "keepalive 200ms\ndeadtime 2\n" + line + "\nbcast eth1\nauto_failback on\nnode lvs01 lvs02\n"})}.Load("ha.cf")
+		switch {
+		case want < 0 && !strings.Contains(text(list), "a node would be dead before it is suspect"):
+			t.Errorf("%q: %s", line, text(list))
+		case want >= 0 && (Failed(list) || c.Heartbeat.SuspectTime != want):
+			t.Errorf("%q: %v, want %v\n%s", line, c.Heartbeat.SuspectTime, want, text(list))
+		}
+	}
+}
+
 // TestHaresources: what a good file means.
 func TestHaresources(t *testing.T) {
 	file := "# groups\nLVS01 \\\n\t10.1.0.100/24/eth0:0 ldirectord::web.cf \\\n  Mail::a::b::c # x\n\nlvs02 IPaddr2::10.1.0.101 apache2\n"
