@@ -90,8 +90,8 @@ bench-garbage: build ## what a flood of garbage on the heartbeat port costs a no
 	BATUTA_BENCH=garbage SECONDS=$(or $(SECONDS),8) $(GO) test -count=1 -timeout 30m -run '^TestBenchGarbage$$' -v ./internal/lab
 
 .PHONY: bench-plane
-bench-plane: ## what the eBPF plane costs: per packet and path, and a stream beside plain forwarding (root, 2 min)
-	$(GO) test -run '^$$' -bench 'Program|Stream' -benchtime 2s ./internal/plane/ebpf
+bench-plane: ## what the eBPF plane costs: per packet and path, a stream beside plain forwarding, a large table (root, 3 min)
+	$(GO) test -run '^$$' -bench 'Program|Stream|Apply' -benchtime 2s ./internal/plane/ebpf
 
 .PHONY: fuzz-plane
 fuzz-plane: ## the eBPF plane against its model: PACKETS random packets (root; 10 million by default)

@@ -45,7 +45,8 @@ func (p *Plane) Read(context.Context) (model.Table, error) {
 type batch struct {
 	touched map[*service][]model.Change // changes that need a new ring
 	ended   []ending
-	local   map[netip.Addr]bool // the director's own addresses; nil: not asked yet
+	local   map[netip.Addr]bool   // the director's own addresses; nil: not asked yet
+	fresh   map[model.Family]bool // families of new services
 }
 
 type ending struct {
@@ -60,7 +61,7 @@ func (p *Plane) Apply(_ context.Context, changes []model.Change) error {
 	if p.closed {
 		return plane.ErrClosed
 	}
-	b := &batch{touched: map[*service][]model.Change{}}
+	b := &batch{touched: map[*service][]model.Change{}, fresh: map[model.Family]bool{}}
 	var errs []error
 	refuse := func(c model.Change, err error) { errs = append(errs, &plane.RowError{Change: c, Err: err}) }
 	for _, c := range changes {
@@ -79,6 +80,9 @@ func (p *Plane) Apply(_ context.Context, changes []model.Change) error {
 		p.t.end(e.slot, &p.t.services[e.owner.slot])
 		p.state.realSpace.give(e.slot, 1)
 	}
+	for f := range b.fresh {
+		p.warnForwarding(f)
+	}
 	return errors.Join(errs...)
 }
 
@@ -95,6 +99,7 @@ func (p *Plane) change(b *batch, c model.Change) error {
 			if v, err = p.addService(c.Service.Key); err != nil {
 				return err
 			}
+			b.fresh[v.Key.Family()] = true
 		}
 		v.VirtualService = c.Service
 		v.Reals = nil
@@ -149,7 +154,6 @@ func (p *Plane) addService(k model.ServiceKey) (*service, error) {
 		p.state.serviceSpace.give(slot, 1)
 		return nil, err
 	}
-	p.warnForwarding(k.Family())
 	return v, nil
 }
 
