@@ -21,20 +21,26 @@ func (c *Core) move() {
 		c.offer(c.failed&c.hold, false)
 	case c.needsFailback && (!c.cfg.Failback || c.hold&Foreign == None):
 		c.needsFailback = false
-	case c.needsFailback && c.aheadInPings():
+	case c.needsFailback && c.reservation() != "":
 		if !c.held {
 			c.held = true
-			c.say(model.LevelNotice, "failback-held", "%s sees fewer ping nodes than this node: its resources stay here until it sees as many", c.cfg.Peer)
-		}
-	case c.needsFailback && c.now.Before(c.quarantine):
-		if !c.held {
-			c.held = true
-			c.say(model.LevelNotice, "failback-held", "%s is in quarantine until %s: its resources stay here; hb_standby foreign gives them back at once", c.cfg.Peer, c.quarantine.Format(time.DateTime))
+			c.say(model.LevelNotice, "failback-held", "%s %s: its resources stay here; hb_standby foreign gives them back at once", c.cfg.Peer, c.reservation())
 		}
 	case c.needsFailback:
 		c.needsFailback, c.held = false, false
 		c.offer(Foreign, true)
 	}
+}
+
+// reservation is what speaks against giving its set back to the other node now; "" if nothing does.
+func (c *Core) reservation() string {
+	switch {
+	case c.aheadInPings():
+		return "sees fewer ping nodes than this node"
+	case c.now.Before(c.quarantine):
+		return "is in quarantine until " + c.quarantine.Format(time.DateTime)
+	}
+	return ""
 }
 
 // adopt sees to a set of an original Heartbeat that nobody claims: it lost it

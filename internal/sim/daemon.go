@@ -70,7 +70,7 @@ func newDaemon(h *host, generation uint32) (*daemon, error) {
 	d := &daemon{h: h, generation: generation, born: w.now}
 	cfg := w.cfg
 	hb := model.Heartbeat{Self: h.name, Nodes: nodeNames[:], Keepalive: cfg.Keepalive, WarnTime: cfg.WarnTime, DeadTime: cfg.DeadTime,
-		InitDead: cfg.InitDead, SuspectTime: cfg.SuspectTime, Flaps: cfg.Flaps, FlapWindow: time.Minute, FlapHold: 10 * time.Second, MaxRexmitDelay: 250 * time.Millisecond, HopFudge: 1, Failback: cfg.Failback,
+		InitDead: cfg.InitDead, SuspectTime: cfg.SuspectTime, Flaps: cfg.Flaps, FlapWindow: time.Minute, FlapHold: flapHold, MaxRexmitDelay: 250 * time.Millisecond, HopFudge: 1, Failback: cfg.Failback,
 		Keys: model.Keyring{Send: 1, Keys: map[int]model.AuthKey{1: {Method: cfg.Auth, Secret: "secret"}}}}
 	for _, name := range w.net.pings {
 		hb.Media = append(hb.Media, model.Medium{Kind: model.Ping, Name: name})

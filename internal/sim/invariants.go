@@ -30,7 +30,9 @@ import (
 //  5. A node that sees fewer ping nodes ends without resources where ipfail is
 //     on, unless the operator had a wish or a script failed; and no resource
 //     moves more than maxMoves times after the last fault.
-//  6. A node's generations never go back, its numbers go up by one in each, and
+//  6. The two never talk without end: in no second does a node say more than
+//     maxWords.
+//  7. A node's generations never go back, its numbers go up by one in each, and
 //     a number always means the same bytes.
 //
 // A resource whose stop has failed may run on: the operator must end it.
@@ -38,6 +40,7 @@ type checks struct {
 	w       *world
 	list    []string
 	settled bool // all was well after the last fault
+	endless bool // they talk without end: nothing more is to be seen
 
 	split   bool
 	trouble time.Time            // when not everything was whole
@@ -52,6 +55,10 @@ type checks struct {
 // is yet to be declared, the end of a split, and home.
 const maxMoves = 3
 
+// maxWords is how many messages a node may send within a second, beats and
+// those of delivery not counted. A hand-over takes ten.
+const maxWords = 200
+
 // sender is what one node has sent in its present generation.
 type sender struct {
 	generation uint64
@@ -59,6 +66,8 @@ type sender struct {
 	packets    map[uint64][]byte
 	forgot     bool // the stored generation was lost since
 	highest    uint64
+	words      int // messages in the present second, beats not counted
+	second     int64
 	heard      bool // the generation is above all before: others listen
 }
 
@@ -228,7 +237,22 @@ func (c *checks) sent(h *host, data []byte) (beat bool) {
 	}
 	s.seq = seq
 	s.packets[seq] = data
+	c.count(h, s, p.Get("t"))
 	return p.Get("t") == "status" && s.heard
+}
+
+// count looks for talk without end.
+func (c *checks) count(h *host, s *sender, kind string) {
+	if second := c.w.now.Unix(); second != s.second {
+		s.second, s.words = second, 0
+	}
+	if kind == "status" {
+		return
+	}
+	if s.words++; s.words == maxWords+1 {
+		c.broken("%s sends %d messages within a second, the latest is %s: %s", h.name, s.words, kind, c.w.state())
+		c.endless = true
+	}
 }
 
 // well tells that every resource runs on one node, and that both sides have
@@ -261,7 +285,7 @@ func (c *checks) well() bool {
 			return false
 		}
 	}
-	if blind := c.w.Blind; blind > 0 && c.w.cfg.Ipfail && !c.w.wished() && len(c.w.hosts[blind-1].runs) > 0 {
+	if blind := c.w.Blind; blind > 0 && c.w.cfg.Ipfail && !c.w.has(Standby, Takeover, BadStart, BadStop) && len(c.w.hosts[blind-1].runs) > 0 {
 		return false
 	}
 	for name := range c.w.owner {
@@ -270,14 +294,6 @@ func (c *checks) well() bool {
 		}
 	}
 	return true
-}
-
-// wished tells that resources may rightly be elsewhere than where the nodes
-// alone would have them.
-func (s *Schedule) wished() bool {
-	return slices.ContainsFunc(s.Faults, func(f Fault) bool {
-		return f.Kind == Standby || f.Kind == Takeover || f.Kind == BadStart || f.Kind == BadStop
-	})
 }
 
 // active tells that the daemon takes part in the cluster.

@@ -48,6 +48,14 @@ func (c *Config) ipfailWait() time.Duration {
 	return 2*c.Keepalive + 500*time.Millisecond
 }
 
+// flapHold is how long a node is in quarantine.
+const flapHold = 10 * time.Second
+
+// has tells whether a schedule has a fault of one of these kinds.
+func (s *Schedule) has(kinds ...FaultKind) bool {
+	return slices.ContainsFunc(s.Faults, func(f Fault) bool { return slices.Contains(kinds, f.Kind) })
+}
+
 // Group is one line of haresources.
 type Group struct {
 	Owner     int // 0 or 1

@@ -21,10 +21,11 @@ type Seen struct {
 	Splits    int           // deaths declared of a machine that had not died
 	Doubled   time.Duration // for how long a resource ran twice meanwhile
 	Settling  time.Duration // from the last fault until all was well
+	Bound     float64       // the part of settleBound that this was
 	Passed    time.Duration // virtual time
 }
 
-// add makes s the sum of both; Settling is the longer one.
+// add makes s the sum of both; of Settling and Bound it is the greater one.
 func (s *Seen) add(o Seen) {
 	s.Steps += o.Steps
 	s.Sent += o.Sent
@@ -34,6 +35,7 @@ func (s *Seen) add(o Seen) {
 	s.Splits += o.Splits
 	s.Doubled += o.Doubled
 	s.Settling = max(s.Settling, o.Settling)
+	s.Bound = max(s.Bound, o.Bound)
 	s.Passed += o.Passed
 }
 
@@ -104,7 +106,7 @@ func (w *world) settle() {
 	quiet := w.now
 	limit := w.settleBound()
 	w.run(w.now.Add(max(time.Second, w.cfg.DeadTime, w.cfg.SuspectTime))) // what is under way shows by then
-	for times := 0; times < 3; {
+	for times := 0; times < 3 && !w.check.endless; {
 		if times++; !w.check.well() {
 			times = 0
 		}
@@ -115,6 +117,7 @@ func (w *world) settle() {
 		w.run(w.now.Add(max(w.cfg.Keepalive, 50*time.Millisecond)))
 	}
 	w.seen.Settling = w.now.Sub(quiet)
+	w.seen.Bound = w.seen.Settling.Seconds() / limit.Seconds()
 	w.say("--- all is well: %s", w.state())
 	w.check.settled = true
 	w.run(w.now.Add(2*w.cfg.DeadTime + 2*time.Second))
@@ -123,34 +126,32 @@ func (w *world) settle() {
 	}
 }
 
-// settleBound is how long after the last fault all must be well again.
+// settleBound is how long after the last fault all must be well again: the
+// longest silence that is waited for, all scripts twice, what is waited for
+// after a failed script, in quarantine and for ping nodes, and two and a half
+// of the protocol's waits of 10 s.
 func (w *world) settleBound() time.Duration {
-	scripts := 4 * time.Duration(len(w.owner)) * w.cfg.Script
-	failing, slow := time.Duration(0), false
-	for _, f := range w.Faults {
-		switch f.Kind {
-		case BadStart, BadStop:
-			failing = 60 * time.Second // a failed start is left alone for 30 s
-		case Slow:
-			slow = true
-		case Kill, Reset, Stop, Pause, Freeze, Cut, Split, Noise, Clock, Amnesia, Standby, Takeover, PingCut:
-		}
-	}
-	if slow {
+	c := w.cfg
+	scripts := 2 * time.Duration(len(w.owner)) * c.Script
+	if w.has(Slow) {
 		scripts *= 10
 	}
-	if w.cfg.Flaps > 0 {
-		failing += 10 * time.Second // quarantine
+	bound := max(c.InitDead, c.DeadTime, c.SuspectTime) + 3*c.Keepalive + scripts + 25*time.Second
+	if w.has(BadStart, BadStop) {
+		bound += 30 * time.Second // as long as a failed start is left alone
 	}
-	if w.cfg.Ipfail {
-		failing += 2*w.cfg.DeadPing + 2*w.cfg.ipfailWait()
+	if c.Flaps > 0 {
+		bound += flapHold
 	}
-	return w.cfg.InitDead + 2*w.cfg.DeadTime + w.cfg.SuspectTime + 45*time.Second + scripts + failing
+	if c.Ipfail {
+		bound += c.DeadPing + c.ipfailWait()
+	}
+	return bound
 }
 
 // run lets time pass.
 func (w *world) run(until time.Time) {
-	for len(w.agenda.heap) > 0 && !w.agenda.heap[0].at.After(until) {
+	for len(w.agenda.heap) > 0 && !w.check.endless && !w.agenda.heap[0].at.After(until) {
 		e := w.agenda.take()
 		w.now = e.at
 		w.seen.Steps++
