@@ -60,27 +60,46 @@ static __always_inline int take_slot(__u32 *slot)
  * which goes round the table. Slots are given again in the order in which they
  * became free, so the hand comes by the oldest first. A client that answers
  * within control.young is not hurt by a flood of those that never do. */
-SEPARATE int make_room(__u32 now)
+struct victim {
+	__u32 now;
+	__u32 young;
+	__u32 found;
+};
+
+static long try_victim(__u64 i, struct victim *v)
 {
 	struct control *c = get_control();
-	int i;
+	__u32 at, gen, state;
+	struct flow *f;
+
+	if (!c)
+		return 1;
+	at = __sync_fetch_and_add(&c->hand, 1) % max_flows;
+	f = bpf_map_lookup_elem(&flows, &at);
+	if (!f)
+		return 1;
+	gen = READ_ONCE(f->gen);
+	state = STATE(READ_ONCE(f->word));
+	if (!(gen & 1) || (__s32)(v->now - f->seen) < (__s32)v->young)
+		return 0;
+	if (state != FLOW_SYN_RECV && state != FLOW_TIME_WAIT && state != FLOW_CLOSE && alive(f->real_slot, f->real_gen))
+		return 0;
+	if (!end_flow(at, gen))
+		return 0;
+	v->found = 1;
+	return 1;
+}
+
+SEPARATE int make_room(__u32 now)
+{
+	struct victim v = { .now = now };
+	struct control *c = get_control();
 
 	if (!c)
 		return 0;
-	for (i = 0; i < TRIES; i++) {
-		__u32 at = __sync_fetch_and_add(&c->hand, 1) % max_flows, gen, state;
-		struct flow *f = bpf_map_lookup_elem(&flows, &at);
-
-		if (!f)
-			return 0;
-		gen = READ_ONCE(f->gen);
-		state = STATE(READ_ONCE(f->word));
-		if ((gen & 1) &&
-		    (state == FLOW_SYN_RECV || state == FLOW_TIME_WAIT || state == FLOW_CLOSE || !alive(f->real_slot, f->real_gen)) &&
-		    (__s32)(now - f->seen) >= (__s32)c->young && end_flow(at, gen))
-			return 1;
-	}
-	return 0;
+	v.young = c->young;
+	bpf_loop(TRIES, try_victim, &v, 0);
+	return v.found;
 }
 
 /* overloaded applies a real server's thresholds (ipvsadm -x, -y): no new
@@ -323,23 +342,36 @@ static __always_inline int fits(const struct rule *r, const struct tuple *t, __u
 /* How many rules there may be. */
 #define RULES 64
 
+struct match {
+	struct tuple t;
+	__u32 ifindex;
+	__u32 service;
+};
+
+static long try_rule(__u64 i, struct match *m)
+{
+	__u32 at = (__u32)i;
+	struct rule *r = bpf_map_lookup_elem(&rules, &at);
+
+	if (!r)
+		return 1;
+	if (!fits(r, &m->t, m->ifindex))
+		return 0;
+	m->service = READ_ONCE(r->service);
+	return 1;
+}
+
 /* classify gives the slot + 1 of the service by mark that a packet belongs to, 0 for none. */
 SEPARATE __u32 classify(const struct tuple *t, __u32 ifindex)
 {
+	struct match m = { .ifindex = ifindex };
 	struct control *c = get_control();
-	__u32 i;
 
 	if (!t || !c)
 		return 0;
-	for (i = 0; i < RULES; i++) {
-		struct rule *r = bpf_map_lookup_elem(&rules, &i);
-
-		if (!r || i >= READ_ONCE(c->rules))
-			return 0;
-		if (fits(r, t, ifindex))
-			return READ_ONCE(r->service);
-	}
-	return 0;
+	m.t = *t;
+	bpf_loop(times(READ_ONCE(c->rules), RULES), try_rule, &m, 0);
+	return m.service;
 }
 
 /* find_service gives the service that a new connection belongs to: by mark,

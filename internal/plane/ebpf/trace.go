@@ -70,28 +70,11 @@ var how = map[tcTraceHow]string{
 // changed. It must be called in the network namespace that the table belongs
 // to. plane.ErrNotSupported: there is no such table.
 func TraceTable(dir string, q Question) (Trace, error) {
-	if dir == "" {
-		dir = DefaultDir
-	}
-	spec, err := loadTc()
-	if err != nil {
-		return Trace{}, err
-	}
-	have, err := adopt(dir, spec)
-	if err != nil {
-		return Trace{}, err
-	}
-	if have == nil {
-		return Trace{}, fmt.Errorf("%s: no table of the eBPF plane is pinned there; is the daemon running, with --plane ebpf? %w", dir, plane.ErrNotSupported)
-	}
-	t, err := adopted(have)
+	t, spec, err := pinnedTables(dir)
 	if err != nil {
 		return Trace{}, err
 	}
 	defer t.close()
-	if t.control.Abi != abiHash(spec) {
-		return Trace{}, otherVersion(dir)
-	}
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return Trace{}, fmt.Errorf("open netlink: %w", err)
