@@ -239,6 +239,8 @@ func (n *clusterNode) nextLife() (beat.Life, error) {
 
 func (n *clusterNode) buildCRM() error {
 	n.windows.send, n.windows.view = n.messenger.Send, n.messenger.View
+	scripts := newEventScripts(n.scriptOptions(), n.sink)
+	n.beside = append(n.beside, scripts)
 	fence, err := n.fencing()
 	if err != nil {
 		return err
@@ -254,9 +256,12 @@ func (n *clusterNode) buildCRM() error {
 		Agents:     n.agentFor,
 		Send:       n.messenger.Send,
 		Reannounce: n.network.Reannounce,
-		Heard:      n.windows.hear,
-		Sink:       n.sink,
-		Decided:    n.messenger.Decided,
+		Heard: func(e model.ClusterEvent) {
+			n.windows.hear(e)
+			scripts.hear(e)
+		},
+		Sink:    n.sink,
+		Decided: n.messenger.Decided,
 	})
 	return err
 }
