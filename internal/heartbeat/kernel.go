@@ -28,12 +28,12 @@ func (Ask) isEffect() {}
 
 // kernel is what a node knows of the kernel of another one.
 type kernel struct {
-	run    string      // of its machine; "" if its kernel does not answer
-	proved bool        // it has answered
-	trials int         // how often it was asked only to see whether it does
-	due    time.Time   // when it is overdue; zero: never
-	askAt  time.Time   // when it is asked; zero: not
-	asked  [8]question // the latest questions, by number
+	run    string       // of its machine; "" if its kernel does not answer
+	proved bool         // it has answered
+	trials int          // how often it was asked only to see whether it does
+	due    time.Time    // when it is overdue; zero: never
+	askAt  time.Time    // when it is asked; zero: not
+	asked  [16]question // the latest questions, by number
 }
 
 // question is one that was asked.
@@ -71,7 +71,7 @@ func (c *Core) announce(f []Field) []Field {
 
 // promised takes what a status message says of its sender's kernel, and arms
 // the next question. It is asked first soon after the next beat is due, and so
-// that it is asked at least twice more before the dead time is over: a question
+// that it is asked five times more before the dead time is over: a question
 // or its answer may be lost, as beats may.
 func (c *Core) promised(now time.Time, p *peer, beat time.Time, run string) {
 	k := &p.kernel
@@ -97,7 +97,7 @@ func (c *Core) promised(now time.Time, p *peer, beat time.Time, run string) {
 
 // askPeriod is the time between two questions.
 func (c *Core) askPeriod(p *peer) time.Duration {
-	return max(min(p.keepalive/2, (c.det.DeadTime(p.name)-p.keepalive)/3), time.Millisecond)
+	return max(min(p.keepalive/4, (c.det.DeadTime(p.name)-p.keepalive)/6), time.Millisecond)
 }
 
 // ask makes a question to a node's kernel.

@@ -167,7 +167,7 @@ func TestRebootIsDeath(t *testing.T) {
 	w.pass(time.Millisecond)
 	w.kernel = run2
 	w.pass(time.Second)
-	w.want("0s joined", "15ms silent")
+	w.want("0s joined", "12.5ms silent")
 }
 
 // The node that watches is itself away: the kernel was not asked meanwhile.
