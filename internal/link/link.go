@@ -31,6 +31,9 @@ type Guarded interface {
 	// Prefer has most packets dropped that others than these senders send,
 	// before they cost anything; nil admits all senders alike.
 	Prefer(known []netip.Addr)
+	// Pace has Receive read from the kernel only so often, many packets at a
+	// time: waking up is most of what a packet costs that comes alone. 0 ends it.
+	Pace(time.Duration)
 	// Dropped counts packets that the kernel dropped: no messages, others than
 	// the preferred ones, or for want of room.
 	Dropped() uint64

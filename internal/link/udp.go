@@ -79,6 +79,7 @@ type udp struct {
 	reads   *net.UDPConn
 	raw     syscall.RawConn
 	dropped atomic.Uint64
+	pace    atomic.Int64 // time.Duration; see Pace
 
 	mu     sync.Mutex
 	in     *net.UDPConn // replaced when the interface comes back
@@ -256,6 +257,9 @@ func (u *udp) guard() {
 	})
 }
 
+// Pace has Receive wait so long before it reads again, if it has read all there was.
+func (u *udp) Pace(d time.Duration) { u.pace.Store(int64(d)) }
+
 // Dropped counts what the kernel dropped of what came to the port.
 func (u *udp) Dropped() uint64 { return u.dropped.Load() }
 
@@ -280,6 +284,9 @@ func (u *udp) Receive() (Packet, error) {
 				return Packet{}, fmt.Errorf("link %s: %w", u.medium.Name, err)
 			}
 			u.batch, u.reads, u.raw = newBatch(), in, raw
+		}
+		if pace := time.Duration(u.pace.Load()); pace > 0 && u.batch.have < batchSize {
+			time.Sleep(pace)
 		}
 		switch err := u.batch.read(u.raw); {
 		case err == nil:

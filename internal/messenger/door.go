@@ -22,8 +22,9 @@ import (
 const (
 	twinPeriod   = 100 * time.Millisecond // the same bytes are not looked at twice within it
 	badPeriod    = 100 * time.Millisecond // one packet in it that fails authentication goes on, to be complained of
-	floodWindow  = 100 * time.Millisecond // useless packets of strangers are counted over it
+	floodWindow  = 100 * time.Millisecond // useless packets are counted over it
 	floodLimit   = 100                    // so many are a flood
+	floodPace    = time.Millisecond       // a link is then read so often; packets bear the time when the kernel got them
 	floodRelease = 10 * time.Second       // it is over when there was none for so long
 	mostKnown    = 16                     // senders that are remembered
 )
@@ -38,11 +39,13 @@ type door struct {
 	seed maphash.Seed
 	seen [1024]seen // by hash
 
-	passed time.Time // when the latest bad packet was let through
-	window time.Time // since when useless packets are counted
-	useless,
-	sampled int // of them in the window; since the flood was noticed
-	flooded time.Time // when the latest flood was noticed; zero: none is on
+	passed  time.Time // when the latest bad packet was let through
+	window  time.Time // since when useless packets are counted
+	useless int       // of them in the window
+	strange int       // those of strangers
+	sampled int       // the same since the flood was noticed
+	crowded time.Time // when useless packets were many the last time; zero: the link is read at will
+	flooded time.Time // when a flood of strangers was noticed; zero: none is on
 
 	bad, twins atomic.Uint64
 
@@ -68,7 +71,7 @@ func (d *door) admit(now time.Time, p link.Packet) bool {
 	s := &d.seen[hash%uint64(len(d.seen))]
 	if s.hash == hash && now.Sub(s.at) < twinPeriod {
 		d.twins.Add(1)
-		d.strange(now, p.From.Addr())
+		d.refuse(now, p.From.Addr())
 		return false
 	}
 	*s = seen{hash, now}
@@ -82,7 +85,7 @@ func (d *door) admit(now time.Time, p link.Packet) bool {
 	if d.auth == nil || d.auth.Admits(p.Data) {
 		return true
 	}
-	d.strange(now, p.From.Addr())
+	d.refuse(now, p.From.Addr())
 	if now.Sub(d.passed) >= badPeriod {
 		d.passed = now
 		return true
@@ -91,25 +94,38 @@ func (d *door) admit(now time.Time, p link.Packet) bool {
 	return false
 }
 
-// strange counts a useless packet, and has the kernel stop them if there are many.
-func (d *door) strange(now time.Time, from netip.Addr) {
-	if d.link == nil || d.knows(from) {
+// refuse counts a useless packet. If there are many, the link is read at a
+// measured pace; if they are of strangers, the kernel is told to stop them.
+func (d *door) refuse(now time.Time, from netip.Addr) {
+	if d.link == nil {
 		return
 	}
 	if now.Sub(d.window) >= floodWindow {
-		d.window, d.useless = now, 0
+		d.window, d.useless, d.strange = now, 0, 0
 	}
-	d.useless++
-	if d.sampled++; !d.flooded.IsZero() || d.useless < floodLimit {
+	if d.useless++; d.useless >= floodLimit {
+		if d.crowded.IsZero() {
+			d.link.Pace(floodPace)
+		}
+		d.crowded = now
+	}
+	if d.knows(from) {
 		return
 	}
-	d.flooded, d.sampled = now, 0
-	d.link.Prefer(d.senders())
+	d.strange++
+	if d.sampled++; d.flooded.IsZero() && d.strange >= floodLimit {
+		d.flooded, d.sampled = now, 0
+		d.link.Prefer(d.senders())
+	}
 }
 
-// calm ends the preference when a flood is over: when of the share of it that
-// still comes through there were few enough.
+// calm ends the pace when there were few useless packets for a while, and the
+// preference when of the share of strangers' that still comes few were useless.
 func (d *door) calm(now time.Time) {
+	if !d.crowded.IsZero() && now.Sub(d.crowded) > 2*floodWindow {
+		d.crowded = time.Time{}
+		d.link.Pace(0)
+	}
 	if d.flooded.IsZero() || now.Sub(d.flooded) < floodRelease {
 		return
 	}

@@ -18,6 +18,7 @@ import (
 type guarded struct {
 	link.Link
 	asked []string
+	paces []time.Duration
 }
 
 func (g *guarded) Prefer(known []netip.Addr) {
@@ -27,6 +28,8 @@ func (g *guarded) Prefer(known []netip.Addr) {
 		g.asked = append(g.asked, fmt.Sprint(known))
 	}
 }
+
+func (g *guarded) Pace(d time.Duration) { g.paces = append(g.paces, d) }
 
 func (g *guarded) Dropped() uint64 { return 0 }
 
@@ -109,8 +112,10 @@ func TestDoorNeverShutsAPeerOut(t *testing.T) {
 	for range 10_000 {
 		s.comes("10.1.0.2:694", s.message(true))
 	}
-	if len(g.asked) != 0 {
-		t.Errorf("the kernel was asked to prefer %v", g.asked)
+	s.now = s.now.Add(time.Second)
+	s.comes("10.1.0.2:694", s.message(false))
+	if d := cmp.Diff([]time.Duration{floodPace, 0}, g.paces); d != "" || len(g.asked) != 0 {
+		t.Errorf("the kernel was asked to prefer %v; paces (-want +got)\n%s", g.asked, d)
 	}
 }
 
