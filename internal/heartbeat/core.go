@@ -242,6 +242,13 @@ func (c *Core) watch(start time.Time) {
 	c.pingDet = NewDetector(start, pingNames(c.pings), c.hb.DeadPing, c.hb.InitDead)
 }
 
+// Unread says that what the links received in this last while has not been
+// read yet, so that nobody is declared dead for it. It counts until the next call.
+func (c *Core) Unread(last time.Duration) {
+	c.det.Unread(last)
+	c.pingDet.Unread(last)
+}
+
 // Vouched tells whether the datagram of the latest step came from its sender as
 // far as can be known: authentic, and new or the newest once more. A recording
 // is neither.

@@ -32,6 +32,7 @@ type Detector struct {
 	start    time.Time
 	nodes    map[model.NodeName]*watch
 	names    []model.NodeName // sorted keys of nodes
+	unread   time.Duration    // see Unread
 	pause    span             // the latest time when this node was not running
 }
 
@@ -136,6 +137,13 @@ func (d *Detector) Await(n model.NodeName, until time.Time) { d.nodes[n].await =
 // Suspect tells whether the node's daemon is silent while its kernel answers.
 func (d *Detector) Suspect(n model.NodeName) bool { return d.nodes[n].suspect && !d.nodes[n].silent }
 
+// Unread says that what was received in this last while has not been read yet:
+// nobody is judged by it.
+func (d *Detector) Unread(last time.Duration) { d.unread = last }
+
+// wait is how long a death waits after its deadline.
+func (d *Detector) wait() time.Duration { return settle + d.unread }
+
 // Suspects sets the silence that means death although the kernel answers.
 func (d *Detector) Suspects(after time.Duration) { d.suspect = after }
 
@@ -191,9 +199,9 @@ func (d *Detector) Next() (next time.Time) {
 		if w.silent {
 			continue
 		}
-		next = earlier(next, d.deadline(n).Add(settle))
+		next = earlier(next, d.deadline(n).Add(d.wait()))
 		if !w.suspect {
-			next = earlier(next, d.silence(n).Add(settle))
+			next = earlier(next, d.silence(n).Add(d.wait()))
 		}
 	}
 	return next
@@ -204,7 +212,7 @@ func (d *Detector) Next() (next time.Time) {
 func (d *Detector) Expired(now time.Time) []Death {
 	var deaths []Death
 	for _, n := range d.names {
-		if w := d.nodes[n]; !w.silent && !now.Before(d.deadline(n).Add(settle)) {
+		if w := d.nodes[n]; !w.silent && !now.Before(d.deadline(n).Add(d.wait())) {
 			w.silent = true
 			deaths = append(deaths, Death{Node: n, At: d.deadline(n), Silence: now.Sub(w.last), Heard: w.heard, Answered: w.suspect, Answer: w.answer})
 		}
@@ -216,7 +224,7 @@ func (d *Detector) Expired(now time.Time) []Death {
 // answers, sorted by name, each once in a silence.
 func (d *Detector) Suspected(now time.Time) (names []model.NodeName) {
 	for _, n := range d.names {
-		if w := d.nodes[n]; !w.silent && !w.suspect && !now.Before(d.silence(n).Add(settle)) && now.Before(d.deadline(n).Add(settle)) {
+		if w := d.nodes[n]; !w.silent && !w.suspect && !now.Before(d.silence(n).Add(d.wait())) && now.Before(d.deadline(n).Add(d.wait())) {
 			w.suspect = true
 			names = append(names, n)
 		}

@@ -73,6 +73,10 @@ func (c *Core) Tick(now time.Time) Output {
 	})
 }
 
+// Unread says that what the links received in this last while has not been
+// read yet. It counts until the next call.
+func (c *Core) Unread(last time.Duration) { c.hb.Unread(last) }
+
 // Rekey replaces the keys.
 func (c *Core) Rekey(now time.Time, keys model.Keyring) Output {
 	return c.step(now, func() { c.beat(now, heartbeat.Rekey{Keys: keys}) })

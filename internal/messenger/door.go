@@ -25,6 +25,7 @@ const (
 	floodWindow  = 100 * time.Millisecond // useless packets are counted over it
 	floodLimit   = 100                    // so many are a flood
 	floodPace    = time.Millisecond       // a link is then read so often; packets bear the time when the kernel got them
+	mostUnread   = 500 * time.Millisecond // what a socket holds is read within it
 	floodRelease = 10 * time.Second       // it is over when there was none for so long
 	mostKnown    = 16                     // senders that are remembered
 )
@@ -49,6 +50,9 @@ type door struct {
 
 	bad, twins atomic.Uint64
 
+	age  atomic.Int64 // of the latest packet when it was read, if a flood made it wait
+	read atomic.Int64 // when that was, in nanoseconds since the epoch
+
 	mu    sync.Mutex
 	known []netip.Addr // newest first
 }
@@ -66,7 +70,10 @@ func newDoor(k link.Link, keys *atomic.Pointer[model.Keyring]) *door {
 
 // admit tells whether a packet is worth the core's time.
 func (d *door) admit(now time.Time, p link.Packet) bool {
-	d.calm(now)
+	if d.calm(now); !d.crowded.IsZero() {
+		d.age.Store(int64(now.Sub(p.At)))
+		d.read.Store(now.UnixNano())
+	}
 	hash := maphash.Bytes(d.seed, p.Data)
 	s := &d.seen[hash%uint64(len(d.seen))]
 	if s.hash == hash && now.Sub(s.at) < twinPeriod {
@@ -136,6 +143,15 @@ func (d *door) calm(now time.Time) {
 	}
 	d.flooded = time.Time{}
 	d.link.Prefer(nil)
+}
+
+// unread is how old what is being read is in a flood: beats that came since
+// are there and not read yet.
+func (d *door) unread(now time.Time) time.Duration {
+	if now.Sub(time.Unix(0, d.read.Load())) > floodWindow {
+		return 0
+	}
+	return max(0, min(time.Duration(d.age.Load()), mostUnread))
 }
 
 // vouch says that messages come from that address.

@@ -119,6 +119,26 @@ func TestDoorNeverShutsAPeerOut(t *testing.T) {
 	}
 }
 
+// In a flood beats wait among the garbage: nobody is judged by what was not read.
+func TestDoorKnowsWhatIsUnread(t *testing.T) {
+	s := newDoorStage(t, &guarded{})
+	late := func() { // a packet that waited
+		s.admit(s.now, link.Packet{Data: s.message(true), From: netip.MustParseAddrPort("10.1.0.2:694"), At: s.now.Add(-80 * time.Millisecond)})
+	}
+	if late(); s.unread(s.now) != 0 {
+		t.Error("one late packet is no flood")
+	}
+	for range 2 * floodLimit {
+		late()
+	}
+	if got := s.unread(s.now); got != 80*time.Millisecond {
+		t.Errorf("in a flood %v are unread", got)
+	}
+	if got := s.unread(s.now.Add(time.Second)); got != 0 {
+		t.Errorf("a second later %v are unread", got)
+	}
+}
+
 // The same bytes are looked at once in a while: recordings, and the copies of
 // a network that doubles packets.
 func TestDoorAndTwins(t *testing.T) {

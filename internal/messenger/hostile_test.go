@@ -14,12 +14,12 @@ import (
 )
 
 // TestHostilePeer: a node that has the key, and is broken or hostile, sends
-// 6,000 messages of one kind within 0.6 s. None of it may cost this
+// 4,000 messages of one kind within 0.4 s. None of it may cost this
 // node more than the bounds below, in what it sends, writes, hands on and keeps.
 func TestHostilePeer(t *testing.T) {
 	const (
-		packets = 6_000
-		period  = 600 * time.Millisecond
+		packets = 4_000
+		period  = 400 * time.Millisecond
 	)
 	type f = heartbeat.Field
 	hex := func(n int) string { return strconv.FormatInt(int64(n), 16) }
@@ -134,7 +134,7 @@ func TestHostilePeer(t *testing.T) {
 			cost.sent, cost.bytes, cost.notes, cost.noted, cost.events, cost.stored = 0, 0, 0, 0, 0, 0
 			first, n := packet(c.packet(0)), packets
 			if len(first) > 8000 {
-				n /= 4 // they take long to make
+				n /= 8 // they take long to make
 			}
 			before := heap()
 			for i := range n {

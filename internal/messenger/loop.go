@@ -231,6 +231,11 @@ func (l *Loop) decide(ctx context.Context) {
 func (l *Loop) next() time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	now, unread := time.Now(), time.Duration(0)
+	for _, d := range l.doors {
+		unread = max(unread, d.unread(now))
+	}
+	l.core.Unread(unread)
 	return l.core.Next()
 }
 
