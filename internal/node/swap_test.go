@@ -125,14 +125,14 @@ func TestSwapFromIPVSStepByStep(t *testing.T) {
 	}
 }
 
-// inSwapKernel is set where the kernel has IPVS and eBPF (make test-plane-swap).
+// inSwapKernel is set where the kernel has IPVS and eBPF, by who runs the test there.
 const inSwapKernel = "BATUTA_SWAP_KERNEL"
 
 // Real connections, TCP and UDP, over both changes of planes in one kernel:
 // each keeps its real server, and new ones are the new plane's.
 func TestSwapOfPlanes(t *testing.T) {
 	if os.Getenv(inSwapKernel) == "" {
-		t.Skip("needs a kernel with IPVS and eBPF: make test-plane-swap runs this in one")
+		t.Skip("needs a machine of its own with IPVS and eBPF in its kernel: set "+inSwapKernel+"=1 there")
 	}
 	const tcp, udp = 400, 100
 	director, client, rack := planetest.NewHost(t, "director"), planetest.NewHost(t, "client"), planetest.NewHost(t, "rack")

@@ -423,4 +423,4 @@ func apply(t testing.TB, p *Plane, changes ...model.Change) {
 
 // patience bounds waiting for what must happen; it never decides that
 // something is right.
-const patience = 10 * time.Second
+const patience = time.Minute
