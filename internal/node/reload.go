@@ -31,6 +31,7 @@ func (n *clusterNode) reload() {
 	case !reflect.DeepEqual(keys, n.hb.Keys):
 		n.hb.Keys = keys
 		n.messenger.Rekey(keys)
+		n.rekeyResponder(keys)
 		n.say(model.LevelNotice, "keys-changed", fmt.Sprintf("authkeys has changed: key %d signs from now on, and all of the file verify", keys.Send))
 	}
 	cluster, problems := reader.Load(n.HaD)
