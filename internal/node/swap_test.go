@@ -132,7 +132,7 @@ const inSwapKernel = "BATUTA_SWAP_KERNEL"
 // each keeps its real server, and new ones are the new plane's.
 func TestSwapOfPlanes(t *testing.T) {
 	if os.Getenv(inSwapKernel) == "" {
-		t.Skip("needs a machine of its own with IPVS and eBPF in its kernel: set "+inSwapKernel+"=1 there")
+		t.Skip("needs a machine of its own with IPVS and eBPF in its kernel: set " + inSwapKernel + "=1 there")
 	}
 	const tcp, udp = 400, 100
 	director, client, rack := planetest.NewHost(t, "director"), planetest.NewHost(t, "client"), planetest.NewHost(t, "rack")
