@@ -33,6 +33,8 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	case os.Getenv("BATUTA_TEST_DAEMON") != "":
 		daemon()
+	case os.Getenv("BATUTA_BENCH_NODE") != "":
+		benchNode(os.Getenv("BATUTA_BENCH_NODE"))
 	}
 	os.Exit(m.Run())
 }

@@ -21,6 +21,7 @@ const (
 
 // batch is the memory of one socket's reader. The kernel writes into it.
 type batch struct {
+	stamps  stamps
 	headers [batchSize]struct { // struct mmsghdr
 		unix.Msghdr
 		length uint32
@@ -86,7 +87,7 @@ func (b *batch) take() (p Packet, dropped uint32, ok bool) {
 		if count, ok := drops(oob); ok {
 			dropped, b.drops = count-b.drops, count
 		}
-		return Packet{Data: b.data[i][:h.length], From: sender(&b.names[i]), At: arrived(b.now, oob)}, dropped, true
+		return Packet{Data: b.data[i][:h.length], From: sender(&b.names[i]), At: b.stamps.arrived(b.now, oob)}, dropped, true
 	}
 	return Packet{}, 0, false
 }

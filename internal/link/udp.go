@@ -2,7 +2,6 @@ package link
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -333,27 +332,3 @@ var (
 		return nil
 	}
 )
-
-// maxAge bounds what is believed of a kernel time stamp: it is wall time, and
-// a clock that is set meanwhile must not move beats far into the past.
-const maxAge = time.Minute
-
-// arrived turns the kernel's time stamp (socket(7), SO_TIMESTAMPNS) into a
-// time on the caller's monotonic clock; now if there is none to believe.
-func arrived(now time.Time, oob []byte) time.Time {
-	for len(oob) >= unix.SizeofCmsghdr {
-		head, data, rest, err := unix.ParseOneSocketControlMessage(oob)
-		if err != nil {
-			return now
-		}
-		if head.Level == unix.SOL_SOCKET && head.Type == unix.SO_TIMESTAMPNS && len(data) >= 16 {
-			at := time.Unix(int64(binary.NativeEndian.Uint64(data)), int64(binary.NativeEndian.Uint64(data[8:])))
-			if age := time.Duration(now.UnixNano() - at.UnixNano()); age > 0 && age < maxAge {
-				return now.Add(-age)
-			}
-			return now
-		}
-		oob = rest
-	}
-	return now
-}

@@ -304,13 +304,52 @@ func TestArrived(t *testing.T) {
 		{now.Add(-time.Hour), 0},
 	} {
 		oob := timespecMessage(unix.NsecToTimespec(c.at.UnixNano()))
-		if got := now.Sub(arrived(now, oob)); got != c.want {
+		if got := now.Sub(new(stamps).arrived(now, oob)); got != c.want {
 			t.Errorf("stamp %v: age %v, want %v", c.at, got, c.want)
 		}
 	}
 	for _, bad := range [][]byte{nil, {1, 2, 3}, make([]byte, 16), make([]byte, 32)} {
-		if got := arrived(now, bad); !got.Equal(now) {
+		if got := new(stamps).arrived(now, bad); !got.Equal(now) {
 			t.Errorf("%x: %v", bad, got)
+		}
+	}
+}
+
+// Whoever sets the wall clock moves no beat: what was received before has no
+// known age then, what comes after has one again.
+func TestArrivedOverAClockStep(t *testing.T) {
+	const ms = time.Millisecond
+	for name, step := range map[string]time.Duration{"forward": 10 * time.Second, "back": -10 * time.Second, "a little": 3 * ms, "a little back": -3 * ms} {
+		wall := 1_800_000_000 * time.Second
+		var s stamps
+		if got := s.age(wall+100*ms, 100*ms, wall+98*ms); got != 2*ms {
+			t.Errorf("%s: before the step: %v", name, got)
+		}
+		// Two packets of 150 and 160 ms wait; the clock is set at 170 ms.
+		for _, c := range []struct{ read, received, want time.Duration }{
+			{180 * ms, 150 * ms, 0},
+			{181 * ms, 160 * ms, 0},
+			{210 * ms, 205 * ms, 5 * ms}, // received and read after the step
+		} {
+			stamp := wall + c.received
+			if c.received > 170*ms {
+				stamp += step
+			}
+			want := c.want
+			if step.Abs() < 10*ms { // too little to be told from an adjustment: it is the most that ages are wrong by
+				want = c.read - c.received
+			}
+			if got := s.age(wall+step+c.read, c.read, stamp); (got - want).Abs() > 3*ms {
+				t.Errorf("%s: received at %v, read at %v: age %v, want %v", name, c.received, c.read, got, want)
+			}
+		}
+	}
+	// A clock that is only adjusted, by the most that programs do, is believed.
+	var s stamps
+	for mono := time.Second; mono < 10*time.Second; mono += 100 * ms {
+		wall := 1_800_000_000*time.Second + mono + mono/12
+		if got := s.age(wall, mono, wall-5*ms); got != 5*ms {
+			t.Fatalf("adjusted, at %v: %v", mono, got)
 		}
 	}
 }
