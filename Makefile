@@ -89,6 +89,10 @@ bench-failover: build ## how long nobody has the address, beside keepalived and 
 bench-garbage: build ## what a flood of garbage on the heartbeat port costs a node (root, 4 min; RATE=200000 SECONDS=8)
 	BATUTA_BENCH=garbage SECONDS=$(or $(SECONDS),8) $(GO) test -count=1 -timeout 30m -run '^TestBenchGarbage$$' -v ./internal/lab
 
+.PHONY: bench-beat
+bench-beat: ## how late heartbeats are, in their own process and as a goroutine, and what they cost (root, 6 min; BATUTA_BENCH_SECONDS=20)
+	BATUTA_BENCH=1 $(GO) test -count=1 -v -timeout 30m -run TestBench ./internal/beat
+
 .PHONY: bench-plane
 bench-plane: ## what the eBPF plane costs: per packet and path, a stream beside plain forwarding, a large table (root, 3 min)
 	$(GO) test -run '^$$' -bench 'Program|Stream|Apply' -benchtime 2s ./internal/plane/ebpf

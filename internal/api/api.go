@@ -50,6 +50,8 @@ type Peer struct {
 	Suspect  bool      `json:"suspect,omitempty"`
 	Kernel   bool      `json:"kernel,omitempty"`
 	LastBeat time.Time `json:"last_beat,omitzero"`
+	// Margin is what its beats of the last days would have allowed.
+	Margin model.Margin `json:"margin,omitzero"`
 }
 
 // Table is the plane's table with its counters.

@@ -79,6 +79,7 @@ type station struct {
 	*Client
 	t           *testing.T
 	generations atomic.Uint32
+	learnt      atomic.Value // string
 	ended       chan error
 	stop        func() error
 
@@ -104,7 +105,8 @@ func boot(t *testing.T, self model.NodeName, port uint16, dead time.Duration) *s
 	c, err := Start(Options{Sink: s.hear,
 		Begin:   func() (Life, error) { return lifeOf(self, port, dead, s.generations.Add(1)), nil },
 		Renewed: func(uint32) error { return nil },
-		Heard:   func(map[model.NodeName]heartbeat.Floor) error { return nil }})
+		Heard:   func(map[model.NodeName]heartbeat.Floor) error { return nil },
+		Learnt:  func(m string) error { s.learnt.Store(m); return nil }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,6 +234,9 @@ func TestTwoNodes(t *testing.T) {
 	}
 	if err := a.Send(model.Message{Type: "word"}); !errors.Is(err, messenger.ErrStopped) {
 		t.Errorf("send after the end: %v", err)
+	}
+	if learnt, _ := a.learnt.Load().(string); !strings.HasPrefix(learnt, "b 50000 ") {
+		t.Errorf("what a has learnt of b's beats: %q", learnt)
 	}
 	b.wants("word 51", 1)
 	b.mu.Lock()

@@ -209,7 +209,7 @@ func benchNode(how string) {
 	sink := func(model.Event) {}
 	if how == "process" {
 		c, err := Start(Options{Begin: func() (Life, error) { return life, nil }, Sink: sink,
-			Heard: func(map[model.NodeName]heartbeat.Floor) error { return nil }})
+			Heard: func(map[model.NodeName]heartbeat.Floor) error { return nil }, Learnt: func(string) error { return nil }})
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)

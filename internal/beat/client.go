@@ -23,6 +23,8 @@ type Options struct {
 	// Renewed and Heard store what messenger.Config says of them.
 	Renewed func(generation uint32) error
 	Heard   func(map[model.NodeName]heartbeat.Floor) error
+	// Learnt stores Life.Margins for the next life; see messenger.StoreMargins.
+	Learnt func(margins string) error
 }
 
 const (
@@ -32,6 +34,7 @@ const (
 	pulseMissed  = 8                      // looks that find the same pulse: it hangs
 	maxLives     = 5                      // that may end by themselves
 	livesWithin  = time.Minute            // within this time
+	learnEvery   = time.Minute            // between two looks at what was learnt: a crash forgets as much
 	openPatience = 30 * time.Second       // for a process to open its links
 )
 
@@ -154,6 +157,14 @@ func (c *Client) order(o order) error {
 	return nil
 }
 
+// Margins returns what was learnt of the others' beats, for the next life.
+func (c *Client) Margins() string {
+	c.look()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.latest.Margins
+}
+
 // look has the latest view renewed.
 func (c *Client) look() {
 	answer := make(chan struct{})
@@ -222,6 +233,7 @@ func (c *Client) live(ctx context.Context) error {
 	select {
 	case <-life.ended:
 	case <-ctx.Done():
+		c.look() // what it has learnt
 		_ = c.order(order{End: true})
 		patience := time.NewTimer(endPatience)
 		select {
@@ -370,12 +382,18 @@ func (c *Client) hand(ctx context.Context) {
 	}
 }
 
-// keep is the goroutine that stores floors: a slow disk must not delay events.
+// keep is the goroutine that stores floors and margins: a slow disk must not
+// delay events.
 func (c *Client) keep(ctx context.Context) {
+	learn := time.NewTicker(learnEvery)
+	defer learn.Stop()
 	for failed := false; ; {
 		select {
 		case <-ctx.Done():
+			c.learnt()
 			return
+		case <-learn.C:
+			c.learnt()
 		case floors := <-c.toKeep:
 			err := c.opt.Heard(floors)
 			if err != nil && !failed {
@@ -383,6 +401,14 @@ func (c *Client) keep(ctx context.Context) {
 			}
 			failed = err != nil
 		}
+	}
+}
+
+// learnt stores what was learnt of the others' beats. A failure costs no more
+// than that: the disk's trouble is told by others.
+func (c *Client) learnt() {
+	if margins := c.Margins(); margins != "" {
+		_ = c.opt.Learnt(margins)
 	}
 }
 
@@ -395,6 +421,9 @@ func (c *Client) spawn() (*child, error) {
 	c.mu.Lock()
 	if c.keys != nil {
 		next.Heartbeat.Keys = *c.keys
+	}
+	if c.latest.Margins != "" {
+		next.Margins = c.latest.Margins // newer than what is stored, perhaps
 	}
 	if c.up { // this is no start of the cluster: the others are there, or dead
 		next.Heartbeat.InitDead = min(next.Heartbeat.InitDead, 2*next.Heartbeat.DeadTime)

@@ -145,6 +145,10 @@ func (p *process) build() error {
 	hb := p.life.Heartbeat
 	p.mute = mute{page: p.page, bound: Bound(&hb), note: p.loudNote, self: hb.Self,
 		silence: standstill{step: 2 * hb.Keepalive}}
+	margins, err := heartbeat.ParseMargins(p.life.Margins)
+	if err != nil {
+		return err
+	}
 	p.loop, err = messenger.New(messenger.Config{
 		Heartbeat:   hb,
 		Links:       links,
@@ -159,6 +163,7 @@ func (p *process) build() error {
 		Renewed:     func(g uint32) error { p.report(report{Renewed: g}); return nil },
 		Floors:      p.life.Floors,
 		Heard:       func(f map[model.NodeName]heartbeat.Floor) error { p.report(report{Heard: f}); return nil },
+		Margins:     margins,
 		Mute:        p.mute.now,
 	})
 	return err
@@ -213,7 +218,7 @@ func (p *process) obey(begin chan<- struct{}, end context.CancelCauseFunc) {
 		case o.Keys != nil:
 			p.loop.Rekey(*o.Keys)
 		case o.View:
-			p.report(report{Seen: &seen{p.loop.View(), p.loop.Counters()}})
+			p.report(report{Seen: &seen{p.loop.View(), p.loop.Counters(), heartbeat.FormatMargins(p.loop.Margins())}})
 		case o.Begin:
 			close(begin)
 		case o.End:

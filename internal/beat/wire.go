@@ -22,7 +22,8 @@ type Life struct {
 	Generation uint32
 	UUID       [16]byte
 	Floors     map[model.NodeName]heartbeat.Floor
-	Ordinary   bool // no real-time priority, memory not locked, whatever Heartbeat says
+	Margins    string // of earlier lives; heartbeat.FormatMargins
+	Ordinary   bool   // no real-time priority, memory not locked, whatever Heartbeat says
 }
 
 // order is what the node's process asks for: exactly one of its members.
@@ -54,6 +55,7 @@ type report struct {
 type seen struct {
 	View     model.View
 	Counters heartbeat.Counters
+	Margins  string
 }
 
 // wire is one end of the socket pair.

@@ -74,6 +74,9 @@ func writeStatus(w io.Writer, st api.Status, now time.Time) {
 				state = "suspect"
 			}
 			fmt.Fprintf(w, "  %-20s %-7s %s\n", name, state, linksText(p.Links))
+			if m := p.Margin; m.DeadTime > 0 {
+				fmt.Fprintf(w, "  %-20s         a deadtime of %d ms would have raised no false alarm %s\n", "", time.Duration(m.DeadTime).Milliseconds(), learntText(m.Since, now))
+			}
 		}
 	}
 	if len(st.Resources) > 0 {
@@ -102,6 +105,21 @@ func writeStatus(w io.Writer, st api.Status, now time.Time) {
 		for _, r := range s.Reals {
 			fmt.Fprintf(w, "  %-22s %-5s weight %-4s %s\n", r.Addr, r.Status, weightText(r), checkText(r, now))
 		}
+	}
+}
+
+// learntText says over what time a margin was learnt.
+func learntText(since, now time.Time) string {
+	const day = 24 * time.Hour
+	switch span := now.Sub(since); {
+	case span >= 7*day-time.Hour:
+		return "in the last 7 days"
+	case span >= 2*day:
+		return fmt.Sprintf("in the last %d days", span/day)
+	case span >= 2*time.Hour:
+		return fmt.Sprintf("in the last %d hours", span/time.Hour)
+	default:
+		return fmt.Sprintf("in the last %d minutes", max(0, span)/time.Minute)
 	}
 }
 

@@ -27,3 +27,17 @@ func TestStatusOfResources(t *testing.T) {
 		t.Errorf("(-want +got)\n%s", d)
 	}
 }
+
+// Status tells how short the dead time could be, and since when that is known.
+func TestStatusOfMargins(t *testing.T) {
+	now := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	for since, want := range map[time.Duration]string{7 * 24 * time.Hour: "in the last 7 days", 50 * time.Hour: "in the last 2 days",
+		30 * time.Hour: "in the last 30 hours", 10 * time.Minute: "in the last 10 minutes"} {
+		var out strings.Builder
+		writeStatus(&out, api.Status{Peers: []api.Peer{{Name: "lvs02", State: "active",
+			Margin: model.Margin{DeadTime: model.Millis(87 * time.Millisecond), Since: now.Add(-since)}}}}, now)
+		if want = "a deadtime of 87 ms would have raised no false alarm " + want + "\n"; !strings.HasSuffix(out.String(), want) {
+			t.Errorf("%v: %q, want %q", since, out.String(), want)
+		}
+	}
+}

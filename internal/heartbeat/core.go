@@ -10,7 +10,7 @@ import (
 	"github.com/batuta-ha/batuta/internal/model"
 )
 
-// Config is what a Core needs to know. All members but Load, Wall, Boot, Floors and Random are required.
+// Config is what a Core needs to know. All members but Load, Wall, Boot, Floors, Margins and Random are required.
 type Config struct {
 	Heartbeat  model.Heartbeat
 	Generation uint32     // of this life; see NextGeneration
@@ -30,6 +30,8 @@ type Config struct {
 	Boot string
 	// Floors is what an earlier life has heard of the others; see Heard.
 	Floors map[model.NodeName]Floor
+	// Margins is what an earlier life has learnt of the others; see Core.Margins.
+	Margins map[model.NodeName]Margin
 }
 
 // Input is one thing that happens to a Core: Start, which comes first; Datagram, Submit, Running,
@@ -212,6 +214,7 @@ func New(cfg Config) (*Core, error) {
 		p := &peer{name: n, state: model.NodeInit, links: map[string]*path{}}
 		p.in.forget(cfg.Rand)
 		p.in.recall(cfg.Floors[n])
+		p.margin = cfg.Margins[n]
 		c.peers[n] = p
 		c.names = append(c.names, n)
 	}
@@ -256,6 +259,16 @@ func (c *Core) Vouched() bool { return c.vouched }
 
 // Counters returns the totals so far.
 func (c *Core) Counters() Counters { return c.count }
+
+// Margins returns what was learnt of the gaps between the others' beats, which
+// a later life goes on with.
+func (c *Core) Margins() map[model.NodeName]Margin {
+	out := make(map[model.NodeName]Margin, len(c.names))
+	for _, n := range c.names {
+		out[n] = c.peers[n].margin
+	}
+	return out
+}
 
 // Step takes one input and returns what is to be done, in order.
 func (c *Core) Step(now time.Time, in Input) []Effect {

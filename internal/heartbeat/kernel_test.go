@@ -257,3 +257,53 @@ func TestMargin(t *testing.T) {
 		}
 	}
 }
+
+// What was learnt survives a restart, and what no file can say is refused.
+func TestMarginsAreStored(t *testing.T) {
+	var m Margin
+	m.Pace(time.Second)
+	at := epoch
+	for i := range 500 {
+		at = at.Add(29 * time.Minute)
+		m.Add(at, time.Second+time.Duration(i%37)*time.Millisecond)
+	}
+	text := FormatMargins(map[model.NodeName]Margin{"b": m, "c": {}})
+	back, err := ParseMargins(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	restored := back["b"]
+	if got, want := restored.Could(at), m.Could(at); got.DeadTime != want.DeadTime || got.Since.Sub(want.Since).Abs() > time.Second {
+		t.Errorf("could be %+v, want %+v", got, want)
+	}
+	if again := FormatMargins(back); again != text {
+		t.Errorf("written again:\n%s\nwant:\n%s", again, text)
+	}
+	restored.Pace(time.Second)
+	if restored.Could(at).DeadTime == 0 {
+		t.Error("the same keepalive forgets")
+	}
+	if restored.Pace(2 * time.Second); restored.Could(at).DeadTime != 0 {
+		t.Error("another keepalive forgets nothing")
+	}
+	for _, bad := range []string{"b", "b 1 2", "b 1 2 x", "b 1 2 -3", "b 1 2 3 4", "b 1 2 3 4:5", "b 1 2 300 168:5", "b 1 2 3 1:-5", "b 99999999999999999 2 3"} {
+		if _, err := ParseMargins(bad); err == nil {
+			t.Errorf("%q is taken", bad)
+		}
+	}
+}
+
+func FuzzParseMargins(f *testing.F) {
+	f.Add("b 50000 1795359877 498711 0:50250 3:51000\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		margins, err := ParseMargins(text)
+		if err != nil {
+			return
+		}
+		for _, m := range margins {
+			m.Add(epoch, time.Second)
+			m.Could(epoch.Add(time.Hour))
+		}
+		FormatMargins(margins)
+	})
+}

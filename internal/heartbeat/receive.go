@@ -208,6 +208,7 @@ func (c *Core) status(now time.Time, d Datagram, p *peer, pkt *Packet, gen, seq 
 	delay, _ := hexField(pkt, "wd")
 	suspect := c.det.Suspect(p.name)
 	silence := c.det.Heard(p.name, d.At, dead)
+	p.margin.Pace(p.keepalive)
 	if kind == model.SightingBeat && silence > 0 {
 		p.margin.Add(now, silence)
 	}

@@ -97,6 +97,9 @@ func (c *Core) View() model.View { return c.mb.View() }
 // Counters returns the totals of the protocol.
 func (c *Core) Counters() heartbeat.Counters { return c.hb.Counters() }
 
+// Margins returns what was learnt of the others' beats.
+func (c *Core) Margins() map[model.NodeName]heartbeat.Margin { return c.hb.Margins() }
+
 // step carries out one input. If this node comes much later than it wanted
 // to, it was stopped or starved: that time must not count against others. It
 // may have begun right after the step before, long before anything was due.

@@ -38,6 +38,8 @@ type Config struct {
 	// this one has, off the loop. See LoadFloors. Both may be nil.
 	Floors map[model.NodeName]heartbeat.Floor
 	Heard  func(map[model.NodeName]heartbeat.Floor) error
+	// Margins is what an earlier life learnt of the others' beats; may be nil.
+	Margins map[model.NodeName]heartbeat.Margin
 	// Mute is asked before anything is sent; true: nothing is, as if the wires
 	// were cut. May be nil.
 	Mute func(now time.Time) bool
@@ -96,7 +98,8 @@ func New(cfg Config) (*Loop, error) {
 		l.floors = map[model.NodeName]heartbeat.Floor{}
 	}
 	core, err := NewCore(heartbeat.Config{Heartbeat: cfg.Heartbeat, Generation: cfg.Generation, UUID: cfg.UUID,
-		Rand: cfg.Rand, Random: func(b []byte) { _, _ = crand.Read(b) }, Load: cfg.LoadAverage, Boot: cfg.Boot, Floors: cfg.Floors})
+		Rand: cfg.Rand, Random: func(b []byte) { _, _ = crand.Read(b) }, Load: cfg.LoadAverage, Boot: cfg.Boot,
+		Floors: cfg.Floors, Margins: cfg.Margins})
 	if err != nil {
 		return nil, err
 	}
@@ -136,6 +139,13 @@ func (l *Loop) Counters() heartbeat.Counters {
 		c.Dropped += d.dropped()
 	}
 	return c
+}
+
+// Margins returns what was learnt of the others' beats, to be stored now and then.
+func (l *Loop) Margins() map[model.NodeName]heartbeat.Margin {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.core.Margins()
 }
 
 // Send queues a reliable message for all nodes and returns at once. Messages

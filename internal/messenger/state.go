@@ -22,7 +22,8 @@ import (
 const (
 	generationFile = "hb_generation"
 	uuidFile       = "hb_uuid"
-	floorsFile     = "hb_floors" // Batuta's own
+	floorsFile     = "hb_floors"  // Batuta's own
+	marginsFile    = "hb_margins" // Batuta's own
 )
 
 // original is where Heartbeat keeps its state.
@@ -113,6 +114,29 @@ func StoreFloors(dir string, floors map[model.NodeName]heartbeat.Floor) error {
 		text.WriteString(heartbeat.FormatFloor(n, floors[n]))
 	}
 	return store(filepath.Join(dir, floorsFile), []byte(text.String()))
+}
+
+// LoadMargins returns what earlier lives have learnt of the others' beats:
+// nothing if there was none. What cannot be read is worth an error, not the start.
+func LoadMargins(dir string) (map[model.NodeName]heartbeat.Margin, error) {
+	name := filepath.Join(dir, marginsFile)
+	b, err := os.ReadFile(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("margins: %w", err)
+	}
+	margins, err := heartbeat.ParseMargins(string(b))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w; learning anew how short the deadtime could be", name, err)
+	}
+	return margins, nil
+}
+
+// StoreMargins stores what was learnt of the others' beats.
+func StoreMargins(dir string, margins string) error {
+	return store(filepath.Join(dir, marginsFile), []byte(margins))
 }
 
 // nodeUUID returns the identity of this node: the stored one, or a new random

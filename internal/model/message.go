@@ -1,6 +1,8 @@
 package model
 
 import (
+	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -125,6 +127,16 @@ type Millis time.Duration
 // MarshalJSON writes milliseconds as a number.
 func (m Millis) MarshalJSON() ([]byte, error) {
 	return strconv.AppendFloat(nil, float64(m)/1e6, 'f', -1, 64), nil
+}
+
+// UnmarshalJSON reads what MarshalJSON writes.
+func (m *Millis) UnmarshalJSON(b []byte) error {
+	ms, err := strconv.ParseFloat(string(b), 64)
+	if err != nil {
+		return fmt.Errorf("%.40q is no number of milliseconds", b)
+	}
+	*m = Millis(math.Round(ms * 1e6))
+	return nil
 }
 
 // Find returns the node of that name, or nil.

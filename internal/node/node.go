@@ -216,6 +216,7 @@ func (n *clusterNode) buildMessenger() (err error) {
 		Sink:    n.sink,
 		Renewed: func(g uint32) error { return messenger.StoreGeneration(messenger.IdentityDir(n.StateDir), g) },
 		Heard:   func(f map[model.NodeName]heartbeat.Floor) error { return messenger.StoreFloors(n.StateDir, f) },
+		Learnt:  func(m string) error { return messenger.StoreMargins(n.StateDir, m) },
 	})
 	if err != nil {
 		return err
@@ -233,6 +234,11 @@ func (n *clusterNode) nextLife() (beat.Life, error) {
 		return life, fmt.Errorf("this node's identity: %w", err)
 	}
 	life.Generation, life.UUID = id.Generation, id.UUID
+	margins, err := messenger.LoadMargins(n.StateDir)
+	if err != nil {
+		n.say(model.LevelWarning, "margins-lost", err.Error())
+	}
+	life.Margins = heartbeat.FormatMargins(margins)
 	life.Floors, err = messenger.LoadFloors(n.StateDir)
 	return life, err
 }

@@ -24,7 +24,7 @@ func (n *clusterNode) Status(context.Context) (api.Status, error) {
 	st.BadPackets = n.messenger.Counters().Bad
 	for _, v := range view.Nodes {
 		st.Peers = append(st.Peers, api.Peer{Name: v.Name, State: v.State.String(), Self: v.Name == n.hb.Self, Ping: v.Ping, Links: v.Links,
-			Suspect: v.Suspect, Kernel: v.Kernel || v.Name == n.hb.Self && n.responder != nil, LastBeat: v.LastBeat})
+			Suspect: v.Suspect, Kernel: v.Kernel || v.Name == n.hb.Self && n.responder != nil, LastBeat: v.LastBeat, Margin: v.Margin})
 	}
 	if n.plane != nil {
 		st.PlaneInfo = n.plane.Info()
