@@ -97,6 +97,10 @@ bench-beat: ## how late heartbeats are, in their own process and as a goroutine,
 bench-plane: ## what the eBPF plane costs: per packet and path, a stream beside plain forwarding, a large table (root, 3 min)
 	$(GO) test -run '^$$' -bench 'Program|Stream|Apply' -benchtime 2s ./internal/plane/ebpf
 
+.PHONY: bench-icount
+bench-icount: ## instructions per packet: drop, forwarding, IPVS, nftables and the eBPF plane in one boot of Debian's kernel (root, 30 min)
+	BATUTA_BENCH=icount $(GO) test -count=1 -timeout 4h -run '^TestInstructions$$' -v ./internal/lab
+
 .PHONY: fuzz-plane
 fuzz-plane: ## the eBPF plane against its model: PACKETS random packets (root; 10 million by default)
 	BATUTA_SEED=$(or $(SEED),$(shell date +%s)) BATUTA_PACKETS=$(or $(PACKETS),10000000) $(GO) test -count=1 -timeout 12h -run '^TestAgainstOracle$$' -v ./internal/plane/ebpf
@@ -106,7 +110,7 @@ test-connections: ## N open connections (default 100000) through reload, restart
 	BATUTA_CONNECTIONS=$(or $(N),100000) $(GO) test -count=1 -timeout 30m -run '^TestNothingIsLost$$' -v ./internal/plane/ebpf
 
 .PHONY: test-plane-kernel
-test-plane-kernel: ## the eBPF plane on Debian 12's kernel, in QEMU (root; 10 to 30 min)
+test-plane-kernel: ## the eBPF plane on Debian 12's kernel, in QEMU (root; its verifier alone: BATUTA_RUN=TestVerifier)
 	BATUTA_KERNEL=plane $(GO) test -count=1 -timeout 55m -run '^TestPlaneOnDebian12$$' -v ./internal/lab
 
 .PHONY: clean

@@ -9,7 +9,7 @@
 
 #include <linux/types.h>
 
-#define BATUTA_ABI 3
+#define BATUTA_ABI 4
 
 /* An address of either family: IPv4 as an IPv4-mapped one (RFC 4291, 2.5.5.2),
  * so that tables, keys and comparisons know one form only. */
@@ -247,6 +247,10 @@ struct hop {
 	__u32 ifindex;
 	__u32 seen; /* ticks */
 	__u64 key;  /* its hash, 0 while it is written */
+	__u64 dmac; /* XDP: the neighbor's hardware address, in the lower six bytes; 0: not known */
+	__u64 smac; /* XDP: the interface's own */
+	__u32 probed; /* XDP: ticks when the stack last sent a packet there */
+	__u32 reserved[3];
 };
 
 /* One connection, both directions. The index finds it by entries that hold
@@ -339,7 +343,7 @@ _Static_assert(sizeof(struct service) == 128, "service");
 _Static_assert(sizeof(struct ring_entry) == 8, "ring_entry");
 _Static_assert(sizeof(struct real) == 128, "real");
 _Static_assert(sizeof(struct real_cpu) == 64, "real_cpu");
-_Static_assert(sizeof(struct hop) == 32, "hop");
+_Static_assert(sizeof(struct hop) == 64, "hop");
 _Static_assert(sizeof(struct flow) == 96, "flow");
 _Static_assert(sizeof(struct tuple) == 40, "tuple");
 _Static_assert(sizeof(struct bucket) == 64, "bucket");

@@ -183,13 +183,11 @@ SEPARATE int move_on(__u32 slot, __u32 dir, __u32 tcp, __u32 now)
 }
 
 /* count_packet counts a packet of a real server. */
-static __always_inline void count_packet(struct __sk_buff *skb, struct real_cpu *rc, enum direction dir)
+static __always_inline void count_packet(CTX *ctx, struct real_cpu *rc, enum direction dir)
 {
-	__u32 segments = skb->gso_segs;
-	__u64 bytes = skb->len - ETH_HLEN;
+	__u32 segments = segments_of(ctx);
+	__u64 bytes = length_of(ctx) - ETH_HLEN;
 
-	if (!segments)
-		segments = 1;
 	if (dir == TO_REAL) {
 		rc->count.packets_in += segments;
 		rc->count.bytes_in += bytes;
@@ -200,12 +198,12 @@ static __always_inline void count_packet(struct __sk_buff *skb, struct real_cpu 
 }
 
 /* account counts a packet, keeps the connection alive and moves its state. */
-static __always_inline void account(struct __sk_buff *skb, const struct packet *p,
+static __always_inline void account(CTX *ctx, const struct packet *p,
 				    const struct hit *h, __u32 now)
 {
 	if (tracing)
 		return;
-	count_packet(skb, h->rc, h->dir);
+	count_packet(ctx, h->rc, h->dir);
 	/* The line is shared between processors: written when it matters only. */
 	if (now - h->f->seen > 127)
 		h->f->seen = now;

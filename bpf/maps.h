@@ -8,6 +8,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "abi.h"
+#include "context.h"
 
 /* Set by Go before loading. */
 const volatile __u32 cpus = 1;       /* possible processors */
@@ -15,7 +16,11 @@ const volatile __u32 max_flows = 1;  /* records of the connection table; one mor
 const volatile __u32 index_mask = 0; /* buckets of the index, a power of two, less one */
 const volatile __u32 hop_mask = 0;   /* likewise of next hops */
 const volatile __u64 seed = 1;       /* control.seed */
+#ifdef BATUTA_XDP
+#define tracing 0
+#else
 const volatile __u32 tracing = 0;    /* 1: say what would be done to the packet, and keep everything as it is */
+#endif
 
 #define ARRAY(name, type_)                                                                         \
 	struct {                                                                                   \
@@ -83,15 +88,23 @@ const enum trace_how *unused_how __attribute__((unused));
 const struct counters *unused_counters __attribute__((unused));
 const struct tuple *unused_tuple __attribute__((unused));
 
-static __always_inline void count_reason(struct __sk_buff *skb, __u32 reason)
+/* trace says something about a traced packet. */
+static __always_inline void trace(CTX *ctx, enum trace_cb what, __u32 value)
+{
+#ifndef BATUTA_XDP
+	if (tracing)
+		ctx->cb[what] = value;
+#endif
+}
+
+static __always_inline void count_reason(CTX *ctx, __u32 reason)
 {
 	__u32 at = bpf_get_smp_processor_id() * REASONS_LINE + reason;
 	__u64 *n;
 
-	if (tracing) {
-		skb->cb[TRACE_REASON] = reason;
+	trace(ctx, TRACE_REASON, reason);
+	if (tracing)
 		return;
-	}
 	n = bpf_map_lookup_elem(&reasons, &at);
 	if (n)
 		*n += 1;
@@ -115,28 +128,6 @@ static __always_inline __u32 ticks(void)
 
 #define READ_ONCE(x) (*(volatile typeof(x) *)&(x))
 #define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))
-
-/* Read by these and not by the compiler's own code, which would reckon with
- * the context's address; the verifier allows no such thing. */
-static __always_inline void *data_of(struct __sk_buff *skb)
-{
-	void *p;
-
-	asm volatile("%0 = *(u32 *)(%1 + %2)"
-		     : "=r"(p)
-		     : "r"(skb), "i"(__builtin_offsetof(struct __sk_buff, data)));
-	return p;
-}
-
-static __always_inline void *end_of(struct __sk_buff *skb)
-{
-	void *p;
-
-	asm volatile("%0 = *(u32 *)(%1 + %2)"
-		     : "=r"(p)
-		     : "r"(skb), "i"(__builtin_offsetof(struct __sk_buff, data_end)));
-	return p;
-}
 
 static __always_inline int same_addr(const struct addr *a, const struct addr *b)
 {

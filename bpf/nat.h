@@ -52,9 +52,9 @@ static __always_inline __u32 port_delta(__be16 was, __be16 is)
 }
 
 /* hop_down counts one hop. */
-static __always_inline int hop_down(struct __sk_buff *skb, int v6)
+static __always_inline int hop_down(CTX *ctx, int v6)
 {
-	void *data = data_of(skb), *end = end_of(skb);
+	void *data = data_of(ctx), *end = end_of(ctx);
 
 	if (v6) {
 		struct ipv6hdr *ip = data + ETH_HLEN;
@@ -66,7 +66,7 @@ static __always_inline int hop_down(struct __sk_buff *skb, int v6)
 		ip->hop_limit--;
 		is = *(__u16 *)&ip->nexthdr;
 		/* No sum in the header makes up for it: a device's sum of the packet follows. */
-		bpf_csum_update(skb, port_delta(was, is));
+		sum_changed(ctx, port_delta(was, is));
 	} else {
 		struct iphdr *ip = data + ETH_HLEN;
 
@@ -80,23 +80,23 @@ static __always_inline int hop_down(struct __sk_buff *skb, int v6)
 
 /* put_addr writes the source (towards the client) or the destination, and
  * counts one hop if hop is 1. */
-static __always_inline int put_addr(struct __sk_buff *skb, enum direction dir, const struct addr *a,
+static __always_inline int put_addr(CTX *ctx, enum direction dir, const struct addr *a,
 				    __u64 delta, int v6, int hop)
 {
-	void *data = data_of(skb);
+	void *data = data_of(ctx);
 
 	if (v6) {
 		__u64 *at = data + ETH_HLEN + (dir == TO_REAL ? 24 : 8);
 
-		if (data + ETH_HLEN + sizeof(struct ipv6hdr) > end_of(skb))
+		if (data + ETH_HLEN + sizeof(struct ipv6hdr) > end_of(ctx))
 			return -1;
 		at[0] = a->d[0];
 		at[1] = a->d[1];
-		return hop ? hop_down(skb, 1) : 0;
+		return hop ? hop_down(ctx, 1) : 0;
 	} else {
 		struct iphdr *ip = data + ETH_HLEN;
 
-		if ((void *)(ip + 1) > end_of(skb))
+		if ((void *)(ip + 1) > end_of(ctx))
 			return -1;
 		if (hop) {
 			delta += (__u16)~bpf_htons(0x0100);
@@ -122,7 +122,7 @@ static __always_inline int is_partial(const struct packet *p, __u16 check)
 }
 
 /* rewrite changes destination (to the real server) or source (to the client). */
-static __always_inline int rewrite(struct __sk_buff *skb, const struct packet *p, enum direction dir,
+static __always_inline int rewrite(CTX *ctx, const struct packet *p, enum direction dir,
 				   const struct addr *addr, __be16 port, int hop)
 {
 	const struct addr *old = dir == TO_REAL ? &p->t.dst : &p->t.src;
@@ -144,8 +144,8 @@ static __always_inline int rewrite(struct __sk_buff *skb, const struct packet *p
 	} else { /* SCTP's sum covers no addresses, and its ports stay */
 		goto ip;
 	}
-	data = data_of(skb);
-	end = end_of(skb);
+	data = data_of(ctx);
+	end = end_of(ctx);
 	l4 = data + l4_at;
 	if (need == sizeof(struct tcphdr)) {
 		if (l4 + sizeof(struct tcphdr) > (__u8 *)end)
@@ -157,7 +157,7 @@ static __always_inline int rewrite(struct __sk_buff *skb, const struct packet *p
 	check = (__u16 *)(l4 + field);
 	if (p->t.proto == IPPROTO_UDP && !*check) {
 		/* No checksum, and so it stays. */
-	} else if (!is_partial(p, *check)) {
+	} else if (!OFFLOADS || !is_partial(p, *check)) {
 		__u16 sum = check_add(*check, delta + port_delta(old_port, port));
 
 		if (p->t.proto == IPPROTO_UDP && !sum)
@@ -166,16 +166,18 @@ static __always_inline int rewrite(struct __sk_buff *skb, const struct packet *p
 		/* A device's sum of the packet follows: header and transport sums
 		 * make up for what changed, IPv4's twice. */
 		if (!p->v6)
-			bpf_csum_update(skb, ~(__u32)delta);
+			sum_changed(ctx, ~(__u32)delta);
+#if OFFLOADS
 	} else {
 		__u64 flags = p->t.proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 
-		if (bpf_l4_csum_replace(skb, l4_at + field, 0, (__u32)delta, BPF_F_PSEUDO_HDR | flags))
+		if (bpf_l4_csum_replace(ctx, l4_at + field, 0, (__u32)delta, BPF_F_PSEUDO_HDR | flags))
 			return -1;
 		if (old_port != port &&
-		    bpf_l4_csum_replace(skb, l4_at + field, old_port, port, flags | 2))
+		    bpf_l4_csum_replace(ctx, l4_at + field, old_port, port, flags | 2))
 			return -1;
+#endif
 	}
 ip:
-	return put_addr(skb, dir, addr, delta, p->v6, hop);
+	return put_addr(ctx, dir, addr, delta, p->v6, hop);
 }

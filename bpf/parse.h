@@ -87,21 +87,13 @@ struct packet {
 	__u8 gso;
 };
 
-/* Makes the first bytes directly readable. */
-static __always_inline int pull(struct __sk_buff *skb, __u32 len)
+static __always_inline enum parsed parse_ipv4(CTX *ctx, struct packet *p)
 {
-	if (data_of(skb) + len <= end_of(skb))
-		return 0;
-	return len > skb->len || bpf_skb_pull_data(skb, len);
-}
-
-static __always_inline enum parsed parse_ipv4(struct __sk_buff *skb, struct packet *p)
-{
-	void *data = data_of(skb);
+	void *data = data_of(ctx);
 	struct iphdr *ip = data + ETH_HLEN;
 	__u32 ihl, frag;
 
-	if ((void *)(ip + 1) > end_of(skb))
+	if ((void *)(ip + 1) > end_of(ctx))
 		return PARSED_OTHER;
 	ihl = ip->ihl * 4;
 	if (ip->version != 4 || ihl < sizeof(*ip))
@@ -121,14 +113,14 @@ static __always_inline enum parsed parse_ipv4(struct __sk_buff *skb, struct pack
 	return PARSED_PORTS;
 }
 
-static __always_inline enum parsed parse_ipv6(struct __sk_buff *skb, struct packet *p)
+static __always_inline enum parsed parse_ipv6(CTX *ctx, struct packet *p)
 {
-	void *data = data_of(skb);
+	void *data = data_of(ctx);
 	struct ipv6hdr *ip = data + ETH_HLEN;
 	__u8 next;
 	int i;
 
-	if ((void *)(ip + 1) > end_of(skb))
+	if ((void *)(ip + 1) > end_of(ctx))
 		return PARSED_OTHER;
 	if (ip->version != 6)
 		return PARSED_OTHER;
@@ -151,7 +143,7 @@ static __always_inline enum parsed parse_ipv6(struct __sk_buff *skb, struct pack
 		if (next != NEXTHDR_HOP && next != NEXTHDR_ROUTING && next != NEXTHDR_DEST &&
 		    next != NEXTHDR_FRAGMENT)
 			break;
-		if (p->l4 > L4_LIMIT || bpf_skb_load_bytes(skb, p->l4, h, sizeof(h)))
+		if (p->l4 > L4_LIMIT || load_bytes(ctx, p->l4, h, sizeof(h)))
 			return PARSED_OTHER;
 		if (next == NEXTHDR_FRAGMENT) {
 			__u32 frag = h[2] << 8 | h[3];
@@ -178,17 +170,18 @@ static __always_inline int is_error(const struct packet *p, __u8 type)
 	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
 }
 
-static __always_inline enum parsed parse(struct __sk_buff *skb, struct packet *p)
+static __always_inline enum parsed parse(CTX *ctx, struct packet *p)
 {
+	__be16 type = ether_type(ctx);
 	__u32 l4_len, need;
 	__u8 *l4;
 
 	/* Most packets have their headers in the linear part. */
-	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		if (pull(skb, ETH_HLEN + sizeof(struct iphdr)) || parse_ipv4(skb, p) == PARSED_OTHER)
+	if (type == bpf_htons(ETH_P_IP)) {
+		if (pull(ctx, ETH_HLEN + sizeof(struct iphdr)) || parse_ipv4(ctx, p) == PARSED_OTHER)
 			return PARSED_OTHER;
-	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
-		if (pull(skb, ETH_HLEN + sizeof(struct ipv6hdr)) || parse_ipv6(skb, p) == PARSED_OTHER)
+	} else if (type == bpf_htons(ETH_P_IPV6)) {
+		if (pull(ctx, ETH_HLEN + sizeof(struct ipv6hdr)) || parse_ipv6(ctx, p) == PARSED_OTHER)
 			return PARSED_OTHER;
 	} else {
 		return PARSED_OTHER;
@@ -207,24 +200,24 @@ static __always_inline enum parsed parse(struct __sk_buff *skb, struct packet *p
 		return PARSED_OTHER;
 	if (p->later)
 		return PARSED_FRAGMENT;
-	if (pull(skb, (p->l4 & 0xff) + need))
+	if (pull(ctx, (p->l4 & 0xff) + need))
 		return PARSED_BAD;
-	l4 = data_of(skb) + (p->l4 & 0xff);
+	l4 = data_of(ctx) + (p->l4 & 0xff);
 	if (need == sizeof(struct udphdr)) { /* also ICMP */
-		if (l4 + sizeof(struct udphdr) > (__u8 *)end_of(skb))
+		if (l4 + sizeof(struct udphdr) > (__u8 *)end_of(ctx))
 			return PARSED_BAD;
 		if (p->t.proto != IPPROTO_UDP)
 			return is_error(p, l4[0]) ? PARSED_ICMP : PARSED_OTHER;
 		l4_len = sizeof(struct udphdr);
 	} else if (need == sizeof(struct tcphdr)) {
-		if (l4 + sizeof(struct tcphdr) > (__u8 *)end_of(skb))
+		if (l4 + sizeof(struct tcphdr) > (__u8 *)end_of(ctx))
 			return PARSED_BAD;
 		p->flags = l4[13];
 		l4_len = (l4[12] >> 4) * 4;
 	} else {
 		__u8 chunk;
 
-		if (l4 + SCTP_HEADER + 4 > (__u8 *)end_of(skb))
+		if (l4 + SCTP_HEADER + 4 > (__u8 *)end_of(ctx))
 			return PARSED_BAD;
 		chunk = l4[SCTP_HEADER];
 		p->flags = chunk == SCTP_INIT ? TCP_SYN :
@@ -235,9 +228,9 @@ static __always_inline enum parsed parse(struct __sk_buff *skb, struct packet *p
 	}
 	p->t.sport = *(__be16 *)l4;
 	p->t.dport = *(__be16 *)(l4 + 2);
-	if (skb->gso_size) {
+	if (segment_size(ctx)) {
 		p->gso = 1;
-		p->segment = p->l4 - ETH_HLEN + l4_len + skb->gso_size;
+		p->segment = p->l4 - ETH_HLEN + l4_len + segment_size(ctx);
 	}
 	return PARSED_PORTS;
 }

@@ -2,8 +2,10 @@
 /* route.h: where a packet leaves.
  *
  * A connection remembers the answer of the kernel's routing table for about a
- * second, or until the daemon hears of a change. The neighbour is resolved by
- * the kernel at each packet, so that its reachability is probed as usual. */
+ * second, or until the daemon hears of a change. At tc the neighbor is resolved
+ * by the kernel at each packet, so that its reachability is probed as usual. At
+ * XDP its hardware address is remembered with the next hop, and one packet a
+ * second goes by tc, for the same reason. */
 #pragma once
 
 #include "maps.h"
@@ -19,17 +21,20 @@
  * any connection remembers it. */
 #define HOP_TICKS 8000
 #define HOP_TRIES 8
+#define PROBE_TICKS 1000
 
 struct way {
 	struct addr nexthop;
 	__u32 ifindex;
 	__u32 mtu;
+	__u64 dmac; /* 0: not known */
+	__u64 smac;
 };
 
 /* find_route gives REASON_NONE and a way, or the reason why there is none. n
  * holds the ends that the packet will have. Only a way with an mtu may be
  * remembered. */
-SEPARATE enum reason find_route(struct __sk_buff *skb, const struct packet *p,
+SEPARATE enum reason find_route(CTX *ctx, const struct packet *p,
 				const struct tuple *n, __u32 len, struct way *w)
 {
 	struct bpf_fib_lookup fib = {};
@@ -43,7 +48,7 @@ SEPARATE enum reason find_route(struct __sk_buff *skb, const struct packet *p,
 	fib.sport = n->sport;
 	fib.dport = n->dport;
 	fib.tot_len = len > 0xffff ? 0xffff : len;
-	fib.ifindex = skb->ifindex;
+	fib.ifindex = ifindex_of(ctx);
 	if (v6) {
 		fib.family = AF_INET6;
 		fib.flowinfo = bpf_htonl((__u32)p->tos << 20);
@@ -55,7 +60,7 @@ SEPARATE enum reason find_route(struct __sk_buff *skb, const struct packet *p,
 		fib.ipv4_src = addr4(&n->src);
 		fib.ipv4_dst = addr4(&n->dst);
 	}
-	rc = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	rc = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
 	w->mtu = fib.mtu_result;
 	if (rc == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return REASON_TOO_BIG;
@@ -68,10 +73,16 @@ SEPARATE enum reason find_route(struct __sk_buff *skb, const struct packet *p,
 		__builtin_memcpy(&w->nexthop, fib.ipv6_dst, 16);
 	else
 		w->nexthop = addr_of4(fib.ipv4_dst);
-	if (rc == BPF_FIB_LKUP_RET_NO_NEIGH)
+	if (rc == BPF_FIB_LKUP_RET_NO_NEIGH) {
 		w->mtu = 0;
+	} else {
+		__builtin_memcpy(&w->dmac, fib.dmac, ETH_ALEN);
+		__builtin_memcpy(&w->smac, fib.smac, ETH_ALEN);
+	}
 	return REASON_NONE;
 }
+
+#ifndef BATUTA_XDP
 
 /* Carried in tc_index from ingress to egress: this packet is done. */
 #define DONE 0xba7a
@@ -81,8 +92,7 @@ static __always_inline long send(struct __sk_buff *skb, const struct way *w)
 	struct bpf_redir_neigh nh = {};
 
 	skb->tc_index = DONE;
-	if (tracing)
-		skb->cb[TRACE_IFINDEX] = w->ifindex;
+	trace(skb, TRACE_IFINDEX, w->ifindex);
 	if (is4(&w->nexthop)) {
 		nh.nh_family = AF_INET;
 		nh.ipv4_nh = addr4(&w->nexthop);
@@ -92,6 +102,7 @@ static __always_inline long send(struct __sk_buff *skb, const struct way *w)
 	}
 	return bpf_redirect_neigh(w->ifindex, &nh, sizeof(nh), 0);
 }
+#endif
 
 /* route_stamp changes at least every 2^30 ns and whenever the daemon says so. */
 static __always_inline __u16 route_stamp(const struct control *c, __u32 now)
@@ -121,6 +132,8 @@ SEPARATE __u32 keep_hop(const struct way *w, __u32 now)
 			if (h->ifindex != w->ifindex || !same_addr(&h->nexthop, &w->nexthop))
 				continue;
 			h->seen = now;
+			if (w->dmac && h->dmac != w->dmac)
+				h->dmac = w->dmac;
 			return at;
 		}
 		if (h->key && now - seen < HOP_TICKS)
@@ -130,6 +143,8 @@ SEPARATE __u32 keep_hop(const struct way *w, __u32 now)
 		WRITE_ONCE(h->key, 0);
 		h->nexthop = w->nexthop;
 		h->ifindex = w->ifindex;
+		h->dmac = w->dmac;
+		h->smac = w->smac;
 		asm volatile("" ::: "memory");
 		__sync_val_compare_and_swap(&h->key, 0, key);
 		return at;
@@ -137,9 +152,23 @@ SEPARATE __u32 keep_hop(const struct way *w, __u32 now)
 	return 0xffff;
 }
 
+/* probe leaves a packet a second to the stack, which asks neighbors that have
+ * been silent whether they are there. */
+static __always_inline void probe(struct way *w, __u32 at, __u32 now)
+{
+#ifdef BATUTA_XDP
+	struct hop *h = bpf_map_lookup_elem(&hops, &at);
+
+	if (h && now - h->probed > PROBE_TICKS) {
+		h->probed = now;
+		w->dmac = 0;
+	}
+#endif
+}
+
 /* flow_route is find_route with the connection's memory. room is what will be
  * put before the packet. */
-static __always_inline enum reason flow_route(struct __sk_buff *skb, const struct packet *p,
+static __always_inline enum reason flow_route(CTX *ctx, const struct packet *p,
 					      struct route *mine, __u32 now, const struct tuple *n,
 					      __u32 room, struct way *w)
 {
@@ -160,13 +189,16 @@ static __always_inline enum reason flow_route(struct __sk_buff *skb, const struc
 			w->mtu = mine->mtu;
 			w->ifindex = h->ifindex;
 			w->nexthop = h->nexthop;
+			w->dmac = h->dmac;
+			w->smac = h->smac;
 			return p->segment + room > w->mtu ? REASON_TOO_BIG : REASON_NONE;
 		}
 	}
-	why = find_route(skb, p, n, p->segment + room, w);
+	why = find_route(ctx, p, n, p->segment + room, w);
 	if (why == REASON_NONE && w->mtu && !tracing) {
 		at = keep_hop(w, now);
 		if (at != 0xffff) {
+			probe(w, at, now);
 			WRITE_ONCE(mine->stamp, 0);
 			mine->hop = at;
 			mine->mtu = w->mtu > 0xffff ? 0xffff : w->mtu;

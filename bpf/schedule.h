@@ -425,7 +425,7 @@ static __always_inline __u32 home(const struct stay_key *k, __u32 now)
 }
 
 /* schedule gives record slot to a real server. */
-static __always_inline enum reason schedule(struct __sk_buff *skb, const struct tuple *to, struct service *s,
+static __always_inline enum reason schedule(CTX *ctx, const struct tuple *to, struct service *s,
 					    __u32 slot, __u32 now)
 {
 	struct tries t = { .slot = slot, .now = now, .why = REASON_NO_REAL };
@@ -464,8 +464,7 @@ static __always_inline enum reason schedule(struct __sk_buff *skb, const struct 
 		if (t.why != REASON_NONE)
 			return t.why;
 	}
-	if (tracing)
-		skb->cb[TRACE_HOW] = had ? TRACE_STAYED : TRACE_NEW;
+	trace(ctx, TRACE_HOW, had ? TRACE_STAYED : TRACE_NEW);
 	if (!(s->flags & SERVICE_STAYS) || tracing)
 		return REASON_NONE;
 	f = bpf_map_lookup_elem(&flows, &slot);
@@ -476,13 +475,13 @@ static __always_inline enum reason schedule(struct __sk_buff *skb, const struct 
 	stay.real_gen = f->real_gen;
 	stay.expires = now + s->stays;
 	if (bpf_map_update_elem(&stays, &k, &stay, BPF_ANY))
-		count_reason(skb, REASON_STAYS_FULL);
+		count_reason(ctx, REASON_STAYS_FULL);
 	return REASON_NONE;
 }
 
 /* open_flow schedules a new connection of service s and enters it into the
  * table. Nothing is left behind when it fails. */
-static __always_inline enum reason open_flow(struct __sk_buff *skb, const struct packet *p, struct service *s,
+static __always_inline enum reason open_flow(CTX *ctx, const struct packet *p, struct service *s,
 					     __u32 now, struct hit *h)
 {
 	enum reason why;
@@ -496,7 +495,7 @@ static __always_inline enum reason open_flow(struct __sk_buff *skb, const struct
 	} else if (take_slot(&h->slot)) {
 		if (!make_room(now) || take_slot(&h->slot))
 			return REASON_TABLE_FULL;
-		count_reason(skb, REASON_MADE_ROOM);
+		count_reason(ctx, REASON_MADE_ROOM);
 	}
 	f = bpf_map_lookup_elem(&flows, &h->slot);
 	if (!f)
@@ -526,7 +525,7 @@ static __always_inline enum reason open_flow(struct __sk_buff *skb, const struct
 		}
 		f->at[TO_REAL] = at;
 	}
-	why = schedule(skb, &p->t, s, h->slot, now);
+	why = schedule(ctx, &p->t, s, h->slot, now);
 	h->word = f->word;
 	h->rc = real_on_this_cpu(f->real_slot);
 	if (h->slot >= max_flows) {

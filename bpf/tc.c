@@ -20,6 +20,7 @@
 #include "table.h"
 #include "conn.h"
 #include "schedule.h"
+#include "balance.h"
 #include "nat.h"
 #include "route.h"
 #include "tunnel.h"
@@ -38,37 +39,6 @@ static __always_inline int pass(struct __sk_buff *skb, enum reason why)
 	if (why != REASON_NONE)
 		count_reason(skb, why);
 	return TC_ACT_UNSPEC;
-}
-
-/* ends_after says where a packet of a connection is to go, and in whose name:
- * for ipip these are the outer ends. 0 if its real server has gone. */
-static __always_inline int ends_after(const struct packet *p, const struct hit *h, struct tuple *n)
-{
-	const struct flow *f = h->f;
-	struct real *r;
-
-	*n = p->t;
-	if (h->dir == TO_CLIENT) {
-		n->src = f->virt;
-		n->sport = f->vport;
-		return 1;
-	}
-	if (FORWARD(h->word) == FORWARD_MASQ) {
-		n->dst = f->real;
-		n->dport = f->rport;
-		return 1;
-	}
-	r = bpf_map_lookup_elem(&reals, &f->real_slot);
-	if (!r)
-		return 0;
-	n->dst = r->addr;
-	if (FORWARD(h->word) == FORWARD_IPIP) {
-		n->src = r->source;
-		n->sport = 0;
-		n->dport = 0;
-		n->proto = p->v6 ? IPPROTO_IPV6 : IPPROTO_IPIP;
-	}
-	return 1;
 }
 
 /* refuse tells the sender what the stack would tell it, were it masq. */
@@ -111,11 +81,11 @@ static __always_inline int carry(struct __sk_buff *skb, struct packet *p, struct
 	__u32 room = 0;
 
 	if (tracing) {
-		skb->cb[TRACE_REAL] = f->real_slot + 1;
+		trace(skb, TRACE_REAL, f->real_slot + 1);
 		if (!skb->cb[TRACE_HOW])
-			skb->cb[TRACE_HOW] = TRACE_KNOWN;
+			trace(skb, TRACE_HOW, TRACE_KNOWN);
 		if (h->slot < max_flows)
-			skb->cb[TRACE_FLOW] = h->slot + 1;
+			trace(skb, TRACE_FLOW, h->slot + 1);
 	}
 	if (h->word & FLOW_LOCAL) {
 		/* Replies are counted on their way out. */
@@ -222,37 +192,18 @@ int ingress(struct __sk_buff *skb)
 	}
 
 	now = ticks();
-	if (find_flow(&p.t, &h)) {
-		if (h.dir == TO_REAL && opens(&p) && (h.dead || p.t.proto != IPPROTO_UDP) &&
-		    over(&h, now)) {
-			s = find_service(&p.t, skb->ifindex);
-			if (!s && h.dead)
-				return drop(skb, REASON_DEAD_FLOW);
-			if (!tracing)
-				end_flow(h.slot, h.gen);
-			if (!s) /* set aside: another table, or another plane, takes it */
-				return TC_ACT_UNSPEC;
-			goto fresh;
-		}
-		if (h.dead)
-			return drop(skb, REASON_DEAD_FLOW);
-		if (p.first)
-			note_first(&p, slot_of(&h), h.gen, now);
-		goto carry;
-	}
-
-	s = find_service(&p.t, skb->ifindex);
-	if (!s) {
+	switch (balance(skb, &p, &h, &s, now, &why)) {
+	case BALANCE_NOT:
 		if (p.first)
 			note_first(&p, 0, 0, now);
 		return TC_ACT_UNSPEC;
-	}
-	if (!opens(&p))
-		return pass(skb, REASON_NO_FLOW);
-fresh:
-	why = open_flow(skb, &p, s, now, &h);
-	if (why != REASON_NONE)
+	case BALANCE_PASS:
+		return pass(skb, why);
+	case BALANCE_DROP:
 		return drop(skb, why);
+	default:
+		break;
+	}
 	if (p.first)
 		note_first(&p, slot_of(&h), h.gen, now);
 carry:

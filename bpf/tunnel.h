@@ -13,12 +13,35 @@ static __always_inline __u32 tunnel_room(const struct addr *real)
 	return is4(real) ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
 }
 
+/* put_outer makes room behind the Ethernet header and fills it. At XDP the
+ * frame begins earlier, and has the type of the outer header. */
+static __always_inline int put_outer(CTX *ctx, const void *outer, __u32 len, int v6)
+{
+#ifdef BATUTA_XDP
+	struct ethhdr *eth;
+
+	if (bpf_xdp_adjust_head(ctx, -(int)len))
+		return -1;
+	eth = data_of(ctx);
+	if ((void *)(eth + 1) + len > end_of(ctx))
+		return -1;
+	__builtin_memcpy(eth + 1, outer, len);
+	eth->h_proto = v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
+	return 0;
+#else
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | (v6 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV4);
+
+	if (bpf_skb_adjust_room(ctx, len, BPF_ADJ_ROOM_MAC, flags))
+		return -1;
+	return bpf_skb_store_bytes(ctx, ETH_HLEN, outer, len, 0);
+#endif
+}
+
 /* encapsulate puts an outer header before the packet. The inner one may be
  * fragmented no less than before: its DF is the outer one's, too. */
-SEPARATE int encapsulate(struct __sk_buff *skb, const struct packet *p, const struct addr *src,
+SEPARATE int encapsulate(CTX *ctx, const struct packet *p, const struct addr *src,
 				  const struct addr *dst)
 {
-	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
 	__u8 inner;
 	__u32 len;
 
@@ -44,9 +67,7 @@ SEPARATE int encapsulate(struct __sk_buff *skb, const struct packet *p, const st
 		else
 			ip.id = p->id; /* as unlike others' as the inner one's */
 		ip.check = ~fold16((__u64)w[0] + w[1] + w[2] + w[3] + w[4]);
-		if (bpf_skb_adjust_room(skb, sizeof(ip), BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4))
-			return -1;
-		return bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), 0);
+		return put_outer(ctx, &ip, sizeof(ip), 0);
 	} else {
 		struct ipv6hdr ip = {};
 
@@ -56,8 +77,6 @@ SEPARATE int encapsulate(struct __sk_buff *skb, const struct packet *p, const st
 		ip.hop_limit = TUNNEL_TTL;
 		__builtin_memcpy(&ip.saddr, src, 16);
 		__builtin_memcpy(&ip.daddr, dst, 16);
-		if (bpf_skb_adjust_room(skb, sizeof(ip), BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV6))
-			return -1;
-		return bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), 0);
+		return put_outer(ctx, &ip, sizeof(ip), 1);
 	}
 }

@@ -51,7 +51,7 @@ func TestGoldenPackets(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got := tell(t, string(text))
+			got := tell(t, testOptions(), string(text))
 			if *rewrite {
 				if err := os.WriteFile(f, []byte(got), 0o644); err != nil {
 					t.Fatal(err)
@@ -66,8 +66,8 @@ func TestGoldenPackets(t *testing.T) {
 }
 
 // tell runs a story and returns it with what happened.
-func tell(t *testing.T, text string) string {
-	s := &story{t: t, plane: open(t, testOptions()), before: map[Reason]uint64{}}
+func tell(t *testing.T, o Options, text string) string {
+	s := &story{t: t, plane: open(t, o), before: map[Reason]uint64{}}
 	var out strings.Builder
 	for _, line := range strings.SplitAfter(text, "\n") {
 		switch trimmed := strings.TrimSpace(line); {
@@ -289,7 +289,8 @@ func linkOf(t testing.TB, dev string) *netlink.LinkAttrs {
 	return linkAttrs[dev]
 }
 
-// testRun gives an IP packet to a program as if it came by on an interface.
+// testRun gives an IP packet to a program as if it came by on an interface: to
+// the one at XDP first, if the interface carries it.
 func testRun(t testing.TB, p *Plane, hook, dev string, ip []byte, repeat uint32) (verdict uint32, out []byte) {
 	t.Helper()
 	prog := p.in
@@ -298,6 +299,14 @@ func testRun(t testing.TB, p *Plane, hook, dev string, ip []byte, repeat uint32)
 	}
 	l := linkOf(t, dev)
 	frame := append(ethernet(l.HardwareAddr, ip), ip...)
+	if hook == "ingress" && p.hooks.quick.links[l.Index] != nil {
+		switch verdict, out := runQuick(t, p, l, frame); verdict {
+		case xdpDrop:
+			return dropped, out[14:]
+		case xdpRedirect:
+			return redirected, out[14:]
+		}
+	}
 	ctx := skbContext{Ifindex: uint32(l.Index)}
 	o := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+512), Context: ctx, Repeat: repeat}
 	verdict, err := prog.Run(o)

@@ -24,6 +24,7 @@ type hooks struct {
 	dir     string
 	wanted  func(name string) bool
 	in, out *ebpf.Program
+	quick   *quick
 	tcx     bool
 
 	mu    sync.Mutex
@@ -39,8 +40,8 @@ const (
 )
 
 // openHooks attaches to all interfaces that are there now.
-func openHooks(o Options, in, out *ebpf.Program) (*hooks, error) {
-	h := &hooks{dir: filepath.Join(o.Dir, "links"), wanted: o.Interfaces, in: in, out: out,
+func openHooks(o Options, in, out *ebpf.Program, q *quick) (*hooks, error) {
+	h := &hooks{dir: filepath.Join(o.Dir, "links"), wanted: o.Interfaces, in: in, out: out, quick: q,
 		tcx: !o.NoTCX && haveTCX(in), links: map[int][]link.Link{}, names: map[int]string{}}
 	if err := os.MkdirAll(h.dir, 0o700); err != nil {
 		return nil, err
@@ -77,9 +78,13 @@ func (h *hooks) scan() error {
 		masters[l.Attrs().Index] = l.Type()
 	}
 	there := map[int]bool{}
-	var errs []error
+	var (
+		eligible []netlink.Link
+		errs     []error
+	)
 	for _, l := range all {
 		if h.eligible(l, masters[l.Attrs().MasterIndex]) {
+			eligible = append(eligible, l)
 			there[l.Attrs().Index] = true
 			errs = append(errs, h.attach(l.Attrs().Index, l.Attrs().Name))
 		}
@@ -99,7 +104,7 @@ func (h *hooks) scan() error {
 		h.detach(i)
 	}
 	h.removeStale(there)
-	return errors.Join(errs...)
+	return errors.Join(append(errs, h.quick.scan(eligible, all))...)
 }
 
 // eligible leaves out what carries no Ethernet of its own: frames of a bridge's
@@ -188,7 +193,7 @@ func adoptLink(pin string, ifindex int, prog *ebpf.Program) (link.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open pinned link %s: %w", pin, err)
 	}
-	if info, err := l.Info(); err == nil && info.TCX() != nil && int(info.TCX().Ifindex) == ifindex {
+	if info, err := l.Info(); err == nil && ifindexOf(info) == ifindex {
 		if err := l.Update(prog); err == nil {
 			return l, nil
 		}
@@ -198,6 +203,17 @@ func adoptLink(pin string, ifindex int, prog *ebpf.Program) (link.Link, error) {
 		return nil, err
 	}
 	return nil, nil
+}
+
+// ifindexOf is the interface that a link of tcx or XDP is on; 0 if it has gone.
+func ifindexOf(info *link.Info) int {
+	if tcx := info.TCX(); tcx != nil {
+		return int(tcx.Ifindex)
+	}
+	if xdp := info.XDP(); xdp != nil {
+		return int(xdp.Ifindex)
+	}
+	return 0
 }
 
 func (h *hooks) attachFilters(ifindex int) error {
@@ -278,11 +294,12 @@ func (h *hooks) String() string {
 	if len(names) == 0 {
 		return how + ", on no interface yet"
 	}
-	return how + " on " + strings.Join(names, ", ")
+	return how + " on " + strings.Join(names, ", ") + "; " + h.quick.String()
 }
 
 // close lets go of the links; pinned ones stay attached.
 func (h *hooks) close() {
+	h.quick.close()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, links := range h.links {

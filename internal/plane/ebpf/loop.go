@@ -115,9 +115,20 @@ func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news) {
 	}
 }
 
+// asPacketProgram makes a program for packets of one for system calls, which
+// before about Linux 6.5 may not use the queue of free records. It is run in
+// the same way, but holds off the packets of its processor meanwhile.
+func asPacketProgram(s *ebpf.ProgramSpec) {
+	s.Type, s.AttachType, s.Flags = ebpf.SchedCLS, ebpf.AttachNone, 0
+}
+
 // sweepOnce ends connections that have been silent for too long.
 func (p *Plane) sweepOnce() {
-	if _, err := p.sweep.Run(&ebpf.RunOptions{}); err != nil && !errors.Is(err, context.Canceled) {
+	var o ebpf.RunOptions
+	if p.sweep.Type() != ebpf.Syscall {
+		o.Data = make([]byte, 64) // which it does not read
+	}
+	if _, err := p.sweep.Run(&o); err != nil && !errors.Is(err, context.Canceled) {
 		p.event(model.LevelError, "sweep-failed", fmt.Sprintf("sweep connections: %v", err))
 	}
 }

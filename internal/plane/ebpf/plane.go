@@ -48,6 +48,8 @@ type Options struct {
 	Timeouts Timeouts
 	// Sink is told of interfaces and trouble; nil for nobody.
 	Sink model.Sink
+	// XDP is where the quick way before the stack is taken; see XDPMode.
+	XDP XDPMode
 	// NoTCX attaches as on kernels before 6.6, which have no tcx.
 	NoTCX bool
 }
@@ -245,7 +247,7 @@ func Open(o Options) (_ *Plane, err error) {
 	if p.state, err = p.t.readState(); err != nil {
 		return nil, err
 	}
-	if p.hooks, err = openHooks(o, p.in, p.out); err != nil {
+	if p.hooks, err = openHooks(o, p.in, p.out, newQuick(o, p.t)); err != nil {
 		return nil, explain(err)
 	}
 	if old != nil {
@@ -320,7 +322,10 @@ func (p *Plane) load(spec *ebpf.CollectionSpec) error {
 	}
 	p.in, p.out = progs[0], progs[1]
 	if progs, err = get(sweep, sweepProgSweep); err != nil {
-		return err
+		asPacketProgram(sweep.Programs[sweepProgSweep])
+		if progs, err = get(sweep, sweepProgSweep); err != nil {
+			return err
+		}
 	}
 	p.sweep = progs[0]
 	return nil

@@ -107,7 +107,7 @@ func setAside(dir string, netns uint64) (*Retired, error) {
 		r.Close()
 		return nil, otherNamespace(dir)
 	}
-	err = errors.Join(os.MkdirAll(r.dir, 0o700), moveFilters(number))
+	err = errors.Join(os.MkdirAll(r.dir, 0o700), moveFilters(number), detachQuick(filepath.Join(dir, "links")))
 	if err == nil {
 		err = os.Rename(filepath.Join(dir, "links"), at("links"))
 	}

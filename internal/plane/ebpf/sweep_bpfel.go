@@ -81,11 +81,15 @@ type sweepFragmentKey struct {
 }
 
 type sweepHop struct {
-	_       structs.HostLayout
-	Nexthop sweepAddr
-	Ifindex uint32
-	Seen    uint32
-	Key     uint64
+	_        structs.HostLayout
+	Nexthop  sweepAddr
+	Ifindex  uint32
+	Seen     uint32
+	Key      uint64
+	Dmac     uint64
+	Smac     uint64
+	Probed   uint32
+	Reserved [3]uint32
 }
 
 type sweepReal struct {

@@ -140,11 +140,15 @@ type tcFragmentKey struct {
 }
 
 type tcHop struct {
-	_       structs.HostLayout
-	Nexthop tcAddr
-	Ifindex uint32
-	Seen    uint32
-	Key     uint64
+	_        structs.HostLayout
+	Nexthop  tcAddr
+	Ifindex  uint32
+	Seen     uint32
+	Key      uint64
+	Dmac     uint64
+	Smac     uint64
+	Probed   uint32
+	Reserved [3]uint32
 }
 
 type tcReal struct {

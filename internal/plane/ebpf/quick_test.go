@@ -1,0 +1,179 @@
+package ebpf
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Verdicts of XDP programs (linux/bpf.h).
+const (
+	xdpDrop     = 1
+	xdpPass     = 2
+	xdpRedirect = 4
+)
+
+// quickRuns is how many packets the program at XDP has redirected in test-runs.
+var quickRuns int
+
+// xdpContext is struct xdp_md of linux/bpf.h.
+type xdpContext struct{ Data, DataEnd, DataMeta, IngressIfindex, RxQueueIndex, EgressIfindex uint32 }
+
+// runQuick gives a frame to the program at XDP. What it passes on must be as it came.
+func runQuick(t testing.TB, p *Plane, l *netlink.LinkAttrs, frame []byte) (verdict uint32, out []byte) {
+	t.Helper()
+	o := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256),
+		Context: xdpContext{DataEnd: uint32(len(frame)), IngressIfindex: uint32(l.Index)}}
+	verdict, err := p.hooks.quick.prog.Run(o)
+	if err != nil {
+		t.Fatalf("test-run of %d bytes at XDP: %v", len(frame), err)
+	}
+	switch verdict {
+	case xdpRedirect:
+		quickRuns++
+		for _, mac := range [][]byte{o.DataOut[:6], o.DataOut[6:12]} {
+			if [6]byte(mac) == ([6]byte{}) {
+				t.Fatalf("redirected with hardware addresses % x", o.DataOut[:12])
+			}
+		}
+		want := []byte{0x08, 0}
+		if o.DataOut[14]>>4 == 6 {
+			want = []byte{0x86, 0xdd}
+		}
+		if d := cmp.Diff(want, o.DataOut[12:14]); d != "" {
+			t.Fatalf("type of the frame (-want +got):\n%s", d)
+		}
+	case xdpPass:
+		if d := cmp.Diff(frame, o.DataOut[:len(frame)]); d != "" || len(o.DataOut) != len(frame) {
+			t.Fatalf("passed on, but changed (-came +went):\n%s", d)
+		}
+	case xdpDrop:
+	default:
+		t.Fatalf("verdict %d at XDP", verdict)
+	}
+	return verdict, o.DataOut
+}
+
+// known makes the director's neighbors known to it, and the other ends of its
+// links take packets from XDP, until the test ends: else XDP leaves all to tc.
+func known(t *testing.T) {
+	t.Helper()
+	for dev, to := range map[string]struct {
+		h     *host
+		name  string
+		addrs []string
+	}{
+		"outside": {client, "eth0", []string{"10.1.0.50"}},
+		"inside0": {rack0, "eth0", []string{"10.240.0.20", "10.240.0.21"}},
+		"inside1": {rack1, "eth0", []string{"10.241.0.20", "10.241.0.21"}},
+		"inside2": {router, "up", []string{"10.242.0.2"}},
+	} {
+		peer, err := to.h.LinkByName(to.name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, a := range to.addrs {
+			for _, ip := range []string{a, six(a)} {
+				n := &netlink.Neigh{LinkIndex: linkOf(t, dev).Index, IP: net.ParseIP(ip), State: netlink.NUD_PERMANENT, HardwareAddr: peer.Attrs().HardwareAddr}
+				if err := director.NeighSet(n); err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = director.NeighDel(n) })
+			}
+		}
+		to.h.gro(t, to.name)
+	}
+}
+
+// gro switches an interface's GRO on until the test ends (ethtool -K gro): the
+// other end of a veth pair then takes packets from XDP.
+func (h *host) gro(t *testing.T, name string) {
+	t.Helper()
+	set := func(on uint32) (err error) {
+		h.do(func() {
+			var fd int
+			if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+				return
+			}
+			defer func() { _ = unix.Close(fd) }()
+			err = ethtool(fd, name, 0x2c, on) // ETHTOOL_SGRO (linux/ethtool.h)
+		})
+		return err
+	}
+	if err := set(1); err != nil {
+		t.Fatalf("%s: switch GRO: %v", name, err)
+	}
+	t.Cleanup(func() { _ = set(0) })
+}
+
+func ethtool(fd int, name string, command, data uint32) error {
+	value := struct{ cmd, data uint32 }{command, data}
+	var req struct {
+		name [unix.IFNAMSIZ]byte
+		data unsafe.Pointer
+		_    [16]byte
+	}
+	copy(req.name[:], name)
+	req.data = unsafe.Pointer(&value)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&req))); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// The same stories with the same ends where packets come to XDP first.
+func TestGoldenPacketsXDP(t *testing.T) {
+	requireRoot(t)
+	known(t)
+	files, err := filepath.Glob("testdata/packets/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no stories: %v", err)
+	}
+	before := quickRuns
+	for _, f := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(f), ".txt"), func(t *testing.T) {
+			text, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			o := testOptions()
+			o.XDP = XDPOn
+			if d := cmp.Diff(strings.Split(string(text), "\n"), strings.Split(tell(t, o, string(text)), "\n")); d != "" {
+				t.Errorf("(-want +got):\n%s", d)
+			}
+		})
+	}
+	if quickRuns == before {
+		t.Error("no packet was carried at XDP")
+	}
+	t.Logf("%d packets were carried at XDP", quickRuns-before)
+}
+
+// Where it is and where not, and why, is told.
+func TestXDPSaysWhereItIs(t *testing.T) {
+	o := testOptions()
+	auto := open(t, o).Info().Detail
+	o = testOptions()
+	o.XDP = XDPOn
+	on := open(t, o).Info().Detail
+	o = testOptions()
+	o.XDP = XDPOff
+	off := open(t, o).Info().Detail
+	for want, got := range map[string]string{
+		"; no XDP on inside0, inside1, inside2, outside: virtual (veth)": auto,
+		"; XDP on inside0, inside1, inside2, outside":                    on,
+		"; no XDP: switched off":                                         off,
+	} {
+		if !strings.HasSuffix(got, want) {
+			t.Errorf("%q lacks %q", got, want)
+		}
+	}
+}
