@@ -176,8 +176,8 @@ func (s *station) pid() int {
 	return s.life.cmd.Process.Pid
 }
 
-// signalled sends a signal to the beat process of the moment.
-func (s *station) signalled(sig syscall.Signal) {
+// signaled sends a signal to the beat process of the moment.
+func (s *station) signaled(sig syscall.Signal) {
 	s.t.Helper()
 	eventually(s.t, "a beat process lives", func() bool { return s.pid() != 0 })
 	if err := syscall.Kill(s.pid(), sig); err != nil {
@@ -264,7 +264,7 @@ func TestTheBeatProcessDies(t *testing.T) {
 		t.Run(sig.String(), func(t *testing.T) {
 			t.Parallel()
 			a, b := pairOf(t, 60*time.Second)
-			a.signalled(sig)
+			a.signaled(sig)
 			a.wantsNote("beat-process-ended")
 			a.wants("renewed a", 1)
 			b.wants("restarted a", 1)
@@ -290,7 +290,7 @@ func TestTheBeatProcessDiesAgainAndAgain(t *testing.T) {
 	for range maxLives {
 		eventually(t, "another process", func() bool { pid := a.pid(); return pid != 0 && pid != last })
 		last = a.pid()
-		a.signalled(syscall.SIGKILL)
+		a.signaled(syscall.SIGKILL)
 	}
 	err := <-a.ended
 	if err == nil || !strings.Contains(err.Error(), "has ended 5 times within 1m0s") {

@@ -295,7 +295,7 @@ func TestMarginsAreStored(t *testing.T) {
 
 func FuzzParseMargins(f *testing.F) {
 	f.Add("b 50000 1795359877 498711 0:50250 3:51000\n")
-	f.Fuzz(func(t *testing.T, text string) {
+	f.Fuzz(func(_ *testing.T, text string) {
 		margins, err := ParseMargins(text)
 		if err != nil {
 			return

@@ -104,7 +104,7 @@ func ParseMargins(text string) (map[model.NodeName]Margin, error) {
 	for line := range strings.Lines(text) {
 		w := strings.Fields(line)
 		if len(w) < 4 {
-			return nil, fmt.Errorf("%.60q is not NODE KEEPALIVE SINCE HOUR GAP...", line)
+			return nil, fmt.Errorf("%.60q is not NODE KEEPALIVE SINCE HOUR and gaps", line)
 		}
 		var n [3]int64
 		for i, word := range w[1:4] {
