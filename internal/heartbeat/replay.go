@@ -126,11 +126,15 @@ func FormatFloor(n model.NodeName, f Floor) string {
 	return fmt.Sprintf("%s %d %d %s %d\n", n, f.Generation, f.Seq, life, f.Ahead)
 }
 
-// ParseFloors reads such lines.
+// ParseFloors reads such lines, and those of an earlier version, which have no
+// AHEAD.
 func ParseFloors(text string) (map[model.NodeName]Floor, error) {
 	floors := map[model.NodeName]Floor{}
 	for line := range strings.Lines(text) {
 		w := strings.Fields(line)
+		if len(w) == 4 {
+			w = append(w, "0")
+		}
 		if len(w) != 5 {
 			return nil, fmt.Errorf("%.60q is not NODE GENERATION SEQ LIFE AHEAD", line)
 		}

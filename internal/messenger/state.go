@@ -102,7 +102,7 @@ func LoadFloors(dir string) (map[model.NodeName]heartbeat.Floor, error) {
 	}
 	floors, err := heartbeat.ParseFloors(string(b))
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w; remove the file to believe the first packet of each node again", name, err)
+		return nil, fmt.Errorf("%s: %w; the first packet of each node is believed, which could be a recording", name, err)
 	}
 	return floors, nil
 }

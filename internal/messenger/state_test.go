@@ -6,6 +6,11 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/batuta-ha/batuta/internal/heartbeat"
+	"github.com/batuta-ha/batuta/internal/model"
 )
 
 func TestIdentity(t *testing.T) {
@@ -68,5 +73,29 @@ func TestIdentityDir(t *testing.T) {
 	}
 	if got := identityDir("/dev/null", ours); got != ours {
 		t.Errorf("no directory: %s, want %s", got, ours)
+	}
+}
+
+// A file of floors by an earlier version is read; a damaged one says what
+// follows, and is for the caller to do without.
+func TestFloorsOfOtherDays(t *testing.T) {
+	dir := t.TempDir()
+	for text, want := range map[string]heartbeat.Floor{
+		"b 7 1200 3f 1300\n": {Generation: 7, Seq: 1200, Life: "3f", Ahead: 1300},
+		"b 7 1200 3f\n":      {Generation: 7, Seq: 1200, Life: "3f"},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, floorsFile), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		floors, err := LoadFloors(dir)
+		if d := cmp.Diff(map[model.NodeName]heartbeat.Floor{"b": want}, floors); err != nil || d != "" {
+			t.Errorf("%q: %v (-want +got)\n%s", text, err, d)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, floorsFile), []byte("b seven\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if floors, err := LoadFloors(dir); err == nil || len(floors) > 0 {
+		t.Errorf("%v, %v of a damaged file", floors, err)
 	}
 }

@@ -239,8 +239,11 @@ func (n *clusterNode) nextLife() (beat.Life, error) {
 		n.say(model.LevelWarning, "margins-lost", err.Error())
 	}
 	life.Margins = heartbeat.FormatMargins(margins)
-	life.Floors, err = messenger.LoadFloors(n.StateDir)
-	return life, err
+	// A node that does not start is worse than one that could be shown a recording.
+	if life.Floors, err = messenger.LoadFloors(n.StateDir); err != nil {
+		n.say(model.LevelWarning, "floors-lost", err.Error())
+	}
+	return life, nil
 }
 
 func (n *clusterNode) buildCRM() error {
