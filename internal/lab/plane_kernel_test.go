@@ -2,7 +2,9 @@ package lab_test
 
 import (
 	"context"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 )
@@ -17,6 +19,15 @@ func TestPlaneOnDebian12(t *testing.T) {
 	v := debianVM(t)
 	v.Memory, v.Processors, v.Output = 2048, 2, os.Stderr
 	v.Files = map[string]string{"bin/tests": testBinary(t, "internal/plane/ebpf")}
+	plane := filepath.Join("..", "plane", "ebpf")
+	if err := fs.WalkDir(os.DirFS(plane), "testdata", func(name string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			v.Files[name] = filepath.Join(plane, name)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
 	v.Env = []string{"BATUTA_REQUIRE_ROOT=1", "BATUTA_SEED=1", "BATUTA_PACKETS=2000"}
 	run := os.Getenv("BATUTA_RUN")
 	if run == "" {
