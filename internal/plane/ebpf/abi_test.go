@@ -24,7 +24,7 @@ func TestSizes(t *testing.T) {
 		"flow":         {96, unsafe.Sizeof(tcFlow{})},
 		"tuple":        {40, unsafe.Sizeof(tcTuple{})},
 		"bucket":       {64, unsafe.Sizeof(tcBucket{})},
-		"hop":          {32, unsafe.Sizeof(tcHop{})},
+		"hop":          {64, unsafe.Sizeof(tcHop{})},
 		"stay_key":     {24, unsafe.Sizeof(tcStayKey{})},
 		"stay":         {16, unsafe.Sizeof(tcStay{})},
 		"fragment_key": {40, unsafe.Sizeof(tcFragmentKey{})},
