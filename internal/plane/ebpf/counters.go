@@ -40,7 +40,7 @@ func (p *Plane) Counters(context.Context) ([]model.ServiceCounters, error) {
 		past := &p.t.services[v.slot].Past
 		sc := model.ServiceCounters{Key: v.Key, Counters: model.Counters{
 			Connections: past[0], PacketsIn: past[1], PacketsOut: past[2], BytesIn: past[3], BytesOut: past[4]}}
-		for _, r := range slices.SortedFunc(maps.Values(v.reals), func(x, y *real) int { return x.Addr.Compare(y.Addr) }) {
+		for _, r := range v.reals {
 			rc := model.RealCounters{Addr: r.Addr, Counters: p.t.realCounters(r.slot)}
 			row := &p.t.reals[r.slot]
 			rc.Active, rc.Inactive = uint64(atomic.LoadUint32(&row.Active)), uint64(atomic.LoadUint32(&row.Inactive))

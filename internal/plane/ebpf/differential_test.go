@@ -375,8 +375,8 @@ func (d *duel) learn() (opened netip.AddrPort) {
 			}
 		}
 		if o := d.oracle.services[k]; o.chancy() {
-			for _, r := range o.reals {
-				r.overloaded = d.plane.t.reals[s.reals[r.Addr].slot].Overloaded != 0
+			for i, r := range o.reals { // both are sorted by address
+				r.overloaded = d.plane.t.reals[s.reals[i].slot].Overloaded != 0
 			}
 		}
 	}

@@ -17,44 +17,48 @@ func maglevSize(reals int) int {
 	return maglevSizes[len(maglevSizes)-1]
 }
 
-// maglev fills a table of that size, a prime, with indices into names: each
+// turnsOf is one real server while a Maglev table is filled: the place it
+// wants next, the step to the one after, and what its weight has earned it.
+type turnsOf struct{ at, skip, index, weight, credit int }
+
+// maglev fills a table of that size, a prime, with indices into reals: each
 // takes places in an order of its own until all are taken (same paper, section
 // 3.4), and a greater weight takes more often. Which client finds which place
 // is not changed by another's coming or going, except in the places that it
 // takes or leaves. Both directors of a pair make the same table.
-func maglev(names []netip.AddrPort, weights []int, size int) []int {
-	type candidate struct{ offset, skip, next, index, weight, credit int }
-	var of []candidate
+func (m *ringMaker) maglev(reals []*real, size int) []int {
+	m.of = m.of[:0]
 	heaviest := 0
-	for i, n := range names {
-		if weights[i] <= 0 {
+	for i, r := range reals {
+		if r.Weight <= 0 {
 			continue
 		}
-		h := nameHash(n)
-		of = append(of, candidate{offset: int(h % uint64(size)), skip: int((h>>32)%uint64(size-1)) + 1, index: i, weight: weights[i]})
-		heaviest = max(heaviest, weights[i])
+		h := nameHash(r.Addr)
+		m.of = append(m.of, turnsOf{at: int(h % uint64(size)), skip: int((h>>32)%uint64(size-1)) + 1, index: i, weight: r.Weight})
+		heaviest = max(heaviest, r.Weight)
 	}
-	if len(of) == 0 {
+	if len(m.of) == 0 {
 		return nil
 	}
-	table := make([]int, size)
+	table := m.room(size)
 	for i := range table {
 		table[i] = -1
 	}
 	for filled := 0; ; {
-		for i := range of {
-			c := &of[i]
+		for i := range m.of {
+			c := &m.of[i]
 			if c.credit += c.weight; c.credit < heaviest {
 				continue
 			}
 			c.credit -= heaviest
-			at := (c.offset + c.next*c.skip) % size
-			for table[at] >= 0 {
-				c.next++
-				at = (at + c.skip) % size
+			at, skip := c.at, c.skip
+			for table[at] >= 0 { // most of the time is spent here
+				if at += skip; at >= len(table) {
+					at -= len(table)
+				}
 			}
 			table[at] = c.index
-			c.next++
+			c.at = at // taken now: the next search begins with the step after it
 			if filled++; filled == size {
 				return table
 			}

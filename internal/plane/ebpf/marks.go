@@ -42,11 +42,12 @@ func (p *Plane) SetMarks(_ context.Context, rules []model.MarkRule) error {
 			}
 		}
 	}
-	err := errors.Join(p.state.markRoles(p.t, rules, +1), p.state.markRoles(p.t, p.state.marks, -1))
+	p.state.markRoles(rules, +1)
+	p.state.markRoles(p.state.marks, -1)
 	p.state.marks = slices.Clone(rules)
 	p.state.rules = rows
 	p.state.linkMarks(p.t)
-	return err
+	return p.state.tellRoles(p.t)
 }
 
 // resolveMarks does so again, after interfaces have changed.
@@ -60,14 +61,12 @@ func (p *Plane) resolveMarks() {
 }
 
 // markRoles notes destinations that are single addresses.
-func (s *state) markRoles(t *tables, rules []model.MarkRule, by int) error {
-	var errs []error
+func (s *state) markRoles(rules []model.MarkRule, by int) {
 	for _, r := range rules {
 		if r.Destination.IsSingleIP() {
-			errs = append(errs, s.role(t, r.Destination.Addr(), 0, by))
+			s.role(r.Destination.Addr(), roles{virtual: by})
 		}
 	}
-	return errors.Join(errs...)
 }
 
 // linkMarks leads each rule to the service of its mark, and writes what has
@@ -128,13 +127,13 @@ func markOfWire(w tcRule) model.MarkRule {
 }
 
 // adoptMarks takes over the rules of the maps.
-func (s *state) adoptMarks(t *tables, rows []tcRule) error {
+func (s *state) adoptMarks(t *tables, rows []tcRule) {
 	s.rules = slices.Clone(rows)
 	for _, w := range rows {
 		s.marks = append(s.marks, markOfWire(w))
 	}
 	s.linkMarks(t)
-	return s.markRoles(t, s.marks, +1)
+	s.markRoles(s.marks, +1)
 }
 
 func prefixOfWire(addr, mask tcAddr, f model.Family) netip.Prefix {

@@ -332,9 +332,7 @@ func (p *Plane) inherit(old *Retired) error {
 	for i := range min(int(old.control.at(0).Rules), old.rules.len()) {
 		marks = append(marks, old.rules.at(i))
 	}
-	if err := p.state.adoptMarks(p.t, marks); err != nil {
-		return err
-	}
+	p.state.adoptMarks(p.t, marks)
 	refused := p.Apply(context.Background(), rows)
 	var row *plane.RowError
 	if refused != nil && !errors.As(refused, &row) {

@@ -2,7 +2,6 @@ package ebpf
 
 import (
 	"cmp"
-	"net/netip"
 	"slices"
 )
 
@@ -15,28 +14,45 @@ const minRing = 4096
 // ring is the order of turns of a service: indices into reals, which are
 // sorted by address. Those without weight get none.
 func ring(scheduler string, reals []*real) []int {
-	weights := make([]int, len(reals))
-	for i, r := range reals {
-		weights[i] = r.Weight
-	}
+	return new(ringMaker).ring(scheduler, reals)
+}
+
+// ringMaker makes one ring after another in the same memory.
+type ringMaker struct {
+	turns   []int
+	weights []int
+	of      []turnsOf
+}
+
+// room is memory for n turns, with whatever was in it.
+func (m *ringMaker) room(n int) []int {
+	m.turns = slices.Grow(m.turns[:0], n)[:n]
+	return m.turns
+}
+
+// ring is what the function ring makes; it holds until the next call.
+func (m *ringMaker) ring(scheduler string, reals []*real) []int {
 	n, err := schedulerNumber(scheduler)
 	if err != nil {
 		return nil
 	}
 	switch schedulers[n].ring {
 	case ringEqual:
-		for i, w := range weights {
-			weights[i] = min(w, 1)
-		}
-		return spread(weights)
-	case ringShares:
-		return spread(shares(weights, max(minRing, 16*len(weights))))
-	case ringMaglev:
-		names := make([]netip.AddrPort, len(reals))
+		turns := m.room(len(reals))[:0]
 		for i, r := range reals {
-			names[i] = r.Addr
+			if r.Weight > 0 {
+				turns = append(turns, i)
+			}
 		}
-		return maglev(names, weights, maglevSize(len(names)))
+		return turns
+	case ringShares:
+		m.weights = m.weights[:0]
+		for _, r := range reals {
+			m.weights = append(m.weights, r.Weight)
+		}
+		return spread(shares(m.weights, max(minRing, 16*len(reals))))
+	case ringMaglev:
+		return m.maglev(reals, maglevSize(len(reals)))
 	case ringUnset:
 	}
 	return nil

@@ -2,11 +2,13 @@ package ebpf
 
 import (
 	"fmt"
+	"hash/fnv"
 	"net/netip"
 	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
 
 	"github.com/batuta-ha/batuta/internal/model"
@@ -39,7 +41,7 @@ func TestRing(t *testing.T) {
 		{"wrr", []int{5, 1, 1}, []int{0, 0, 0, 1, 2, 0, 0}},
 	} {
 		t.Run(fmt.Sprintf("%s %v", c.sched, c.weights), func(t *testing.T) {
-			if d := cmp.Diff(c.want, ring(c.sched, realsOf(c.weights))); d != "" {
+			if d := cmp.Diff(c.want, ring(c.sched, realsOf(c.weights)), cmpopts.EquateEmpty()); d != "" {
 				t.Errorf("(-want +got):\n%s", d)
 			}
 		})
@@ -83,6 +85,94 @@ func TestRingShares(t *testing.T) {
 			}
 		}
 	})
+}
+
+// slowMaglev is the paper's own loop, word for word, with weights.
+func slowMaglev(reals []*real, size int) []int {
+	table := make([]int, size)
+	for i := range table {
+		table[i] = -1
+	}
+	next, credit, heaviest := make([]int, len(reals)), make([]int, len(reals)), 0
+	for _, r := range reals {
+		heaviest = max(heaviest, r.Weight)
+	}
+	for filled := 0; filled < size; {
+		for i, r := range reals {
+			if credit[i] += r.Weight; credit[i] < heaviest || filled == size {
+				continue
+			}
+			credit[i] -= heaviest
+			h := nameHash(r.Addr)
+			offset, skip := int(h%uint64(size)), int((h>>32)%uint64(size-1))+1
+			for table[(offset+next[i]*skip)%size] >= 0 {
+				next[i]++
+			}
+			table[(offset+next[i]*skip)%size] = i
+			filled++
+		}
+	}
+	return table
+}
+
+// One maker makes what the paper's loop makes, whatever it has made before.
+func TestMaglevIsThePapers(t *testing.T) {
+	var m ringMaker
+	rapid.Check(t, func(t *rapid.T) {
+		weights := rapid.SliceOfN(rapid.IntRange(0, 300), 0, 40).Draw(t, "weights")
+		var want []int
+		if slices.ContainsFunc(weights, func(w int) bool { return w > 0 }) {
+			want = slowMaglev(realsOf(weights), maglevSize(len(weights)))
+		}
+		if d := cmp.Diff(want, m.ring("mh", realsOf(weights)), cmpopts.EquateEmpty()); d != "" {
+			t.Fatalf("(-want +got):\n%s", d)
+		}
+	})
+}
+
+// Directors of one pair may be of different versions, and must agree on whose
+// client is whose: this number never changes.
+func TestMaglevStays(t *testing.T) {
+	h := fnv.New64a()
+	for n := range 40 {
+		var weights []int
+		for i := range n {
+			weights = append(weights, 1+i%4)
+		}
+		fmt.Fprintln(h, ring("mh", realsOf(weights)))
+	}
+	if got := h.Sum64(); got != 0xa05676bbd4e9ebaf {
+		t.Errorf("the tables' hash is %#x", got)
+	}
+}
+
+// When one of n real servers leaves, its own clients move, and of the others
+// few: as many as in docs/performance.md.
+func TestMaglevDisruption(t *testing.T) {
+	for _, n := range []int{2, 3, 4, 8, 16, 50, 100, 400} {
+		worst, sum := 0.0, 0.0
+		all := realsOf(slices.Repeat([]int{1}, n))
+		gone := []int{0, n / 3, n / 2, n - 1}
+		for _, g := range gone {
+			quiet := slices.Clone(all)
+			r := *all[g]
+			r.Weight = 0
+			quiet[g] = &r
+			before, after := ring("mh", all), ring("mh", quiet)
+			moved := 0
+			for i, was := range before {
+				if was != g && after[i] != was {
+					moved++
+				}
+			}
+			part := 100 * float64(moved) / float64(len(before))
+			worst, sum = max(worst, part), sum+part
+		}
+		t.Logf("%d real servers, %d places: without one %.2f %% of the others' places move on average, %.2f %% at most", n, maglevSize(n), sum/float64(len(gone)), worst)
+		if worst > 3 {
+			t.Errorf("%d real servers: %.2f %% of the others' places move", n, worst)
+		}
+	}
 }
 
 func TestSpace(t *testing.T) {

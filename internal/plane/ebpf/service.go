@@ -47,11 +47,13 @@ var schedulers = []struct {
 }
 
 func schedulerNumber(name string) (uint8, error) {
-	var have []string
 	for i, s := range schedulers[1:] {
 		if s.name == name {
 			return uint8(i + 1), nil
 		}
+	}
+	var have []string
+	for _, s := range schedulers[1:] {
 		have = append(have, s.name)
 	}
 	return 0, fmt.Errorf("scheduler %q: the eBPF plane has %s: %w", name, strings.Join(have, " "), plane.ErrNotSupported)

@@ -1,11 +1,14 @@
 package ebpf
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/cilium/ebpf"
@@ -17,22 +20,35 @@ import (
 // what. It is rebuilt from the maps at a restart, and changed by Apply only.
 type state struct {
 	services map[model.ServiceKey]*service
-	roles    map[netip.Addr]*[2]int // how many services and reals have the address
-	anyPort  int                    // how many services are for all ports
-	marks    []model.MarkRule       // what services by mark get, in order
-	rules    []tcRule               // the same as rows
+	roles    map[netip.Addr]roles
+	told     map[netip.Addr]uint32 // addresses whose role has changed: what the programs still believe
+	anyPort  int                   // how many services are for all ports
+	marks    []model.MarkRule      // what services by mark get, in order
+	rules    []tcRule              // the same as rows
 
 	serviceSpace *space
 	realSpace    *space
-	ringSpace    *space
+
+	ringMu    sync.Mutex // guards ringSpace while several rings are made at once
+	ringSpace *space
+	makers    []ringMaker
 }
+
+// roles is how many services and real servers have an address.
+type roles struct{ virtual, real int }
 
 // service is one virtual service and its places in the maps.
 type service struct {
 	model.VirtualService // without its real servers
 	slot                 uint32
-	reals                map[netip.AddrPort]*real
-	listed               bool // its key is in service_slots
+	reals                []*real // sorted by address, as rings are made of them
+	listed               bool    // its key is in service_slots
+	touched              bool    // by the present call of Apply
+}
+
+// find gives the place of a real server, and whether it is there.
+func (v *service) find(a netip.AddrPort) (int, bool) {
+	return slices.BinarySearchFunc(v.reals, a, func(r *real, a netip.AddrPort) int { return r.Addr.Compare(a) })
 }
 
 type real struct {
@@ -100,7 +116,8 @@ func keyOfWire(k tcServiceKey) model.ServiceKey {
 func (t *tables) readState() (*state, error) {
 	s := &state{
 		services:     map[model.ServiceKey]*service{},
-		roles:        map[netip.Addr]*[2]int{},
+		roles:        map[netip.Addr]roles{},
+		told:         map[netip.Addr]uint32{},
 		serviceSpace: newSpace(uint32(len(t.services))),
 		realSpace:    newSpace(uint32(len(t.reals))),
 		ringSpace:    newSpace(uint32(len(t.rings))),
@@ -108,7 +125,7 @@ func (t *tables) readState() (*state, error) {
 	if !t.adopted {
 		return s, nil
 	}
-	bySlot := map[uint32]*service{}
+	in := map[uint32]*service{} // by slot
 	for i := range t.services {
 		row := &t.services[i]
 		if row.Used == 0 {
@@ -125,16 +142,14 @@ func (t *tables) readState() (*state, error) {
 			row.Used = 0
 			continue
 		}
-		v := &service{VirtualService: serviceOf(row), slot: slot, reals: map[netip.AddrPort]*real{}, listed: true}
+		v := &service{VirtualService: serviceOf(row), slot: slot, listed: true}
 		ring := atomic.LoadUint64(&row.Ring)
 		if !s.serviceSpace.reserve(slot, 1) || !s.ringSpace.reserve(uint32(ring>>32), uint32(ring)) {
 			return nil, fmt.Errorf("service %s: its ring lies in another's: the pinned table is damaged; remove it to start with an empty one", v.Key)
 		}
-		bySlot[slot] = v
+		in[slot] = v
 		s.services[v.Key] = v
-		if err := s.addressed(t, v.Key, +1); err != nil {
-			return nil, err
-		}
+		s.addressed(t, v.Key, +1)
 	}
 	for i := range t.reals {
 		row := &t.reals[i]
@@ -142,7 +157,7 @@ func (t *tables) readState() (*state, error) {
 			continue
 		}
 		slot := uint32(i)
-		v := bySlot[row.Service]
+		v := in[row.Service]
 		if v == nil {
 			t.end(slot, nil)
 			continue
@@ -150,22 +165,22 @@ func (t *tables) readState() (*state, error) {
 		r := realOf(row)
 		r.slot = slot
 		s.realSpace.reserve(slot, 1)
-		v.reals[r.Addr] = &r
-		if err := s.role(t, r.Addr.Addr(), 1, +1); err != nil {
-			return nil, err
-		}
+		v.reals = append(v.reals, &r)
+		s.role(r.Addr.Addr(), roles{real: +1})
+	}
+	all := slices.SortedFunc(maps.Values(s.services), bySlot)
+	for _, v := range all {
+		slices.SortFunc(v.reals, func(x, y *real) int { return x.Addr.Compare(y.Addr) })
 	}
 	// Rings name no real server that has gone, whatever was cut short.
-	for _, v := range s.services {
-		if err := s.publish(t, v); err != nil {
-			return nil, err
-		}
-	}
-	if err := s.adoptMarks(t, t.rules[:min(int(t.control.Rules), len(t.rules))]); err != nil {
+	if err := errors.Join(s.publish(t, all)...); err != nil {
 		return nil, err
 	}
-	return s, nil
+	s.adoptMarks(t, t.rules[:min(int(t.control.Rules), len(t.rules))])
+	return s, s.tellRoles(t)
 }
+
+func bySlot(x, y *service) int { return cmp.Compare(x.slot, y.slot) }
 
 func realOf(row *tcReal) real {
 	return real{
@@ -182,16 +197,16 @@ func realOf(row *tcReal) real {
 
 // addressed notes that a service has come (by is 1) or gone (-1), for what the
 // programs know of addresses and look at only where it is needed.
-func (s *state) addressed(t *tables, k model.ServiceKey, by int) error {
+func (s *state) addressed(t *tables, k model.ServiceKey, by int) {
 	if k.IsMark() {
 		s.linkMarks(t)
-		return nil
+		return
 	}
 	if k.Addr.Port() == 0 {
 		s.anyPort += by
 		s.setFeatures(t)
 	}
-	return s.role(t, k.Addr.Addr(), 0, by)
+	s.role(k.Addr.Addr(), roles{virtual: by})
 }
 
 // setFeatures tells the programs what there is to look at.
@@ -206,37 +221,58 @@ func (s *state) setFeatures(t *tables) {
 	atomic.StoreUint32(&t.control.Features, features)
 }
 
-// role counts the services (0) and real servers (1) of an address, and tells
-// the programs, which need it for fragments.
-func (s *state) role(t *tables, a netip.Addr, which, by int) error {
-	n := s.roles[a]
-	if n == nil {
-		n = &[2]int{}
-		s.roles[a] = n
+// role counts the services and real servers of an address. The programs, which
+// need it for fragments, are told by tellRoles.
+func (s *state) role(a netip.Addr, by roles) {
+	was := s.roles[a]
+	is := roles{was.virtual + by.virtual, was.real + by.real}
+	if is == (roles{}) {
+		delete(s.roles, a)
+	} else {
+		s.roles[a] = is
 	}
-	mask := func() (m uint32) {
-		if n[0] > 0 {
-			m |= uint32(tcAddressRoleADDRESS_VIRTUAL)
+	if _, noted := s.told[a]; !noted && is.mask() != was.mask() {
+		s.told[a] = was.mask()
+	}
+}
+
+// mask is bits of enum address_role.
+func (r roles) mask() (m uint32) {
+	if r.virtual > 0 {
+		m |= uint32(tcAddressRoleADDRESS_VIRTUAL)
+	}
+	if r.real > 0 {
+		m |= uint32(tcAddressRoleADDRESS_REAL)
+	}
+	return m
+}
+
+// tellRoles writes what has changed: all that is new by one system call.
+func (s *state) tellRoles(t *tables) error {
+	var (
+		keys  []tcAddr
+		masks []uint32
+		errs  []error
+	)
+	for a, was := range s.told {
+		switch is := s.roles[a].mask(); {
+		case is == was:
+		case is != 0:
+			keys, masks = append(keys, wireAddr(a)), append(masks, is)
+		default:
+			if err := t.Addresses.Delete(wireAddr(a)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				errs = append(errs, err)
+			}
 		}
-		if n[1] > 0 {
-			m |= uint32(tcAddressRoleADDRESS_REAL)
-		}
-		return m
 	}
-	before := mask()
-	n[which] += by
-	now := mask()
-	if now == before {
-		return nil
+	if len(keys) > 0 {
+		_, err := t.Addresses.BatchUpdate(keys, masks, nil)
+		errs = append(errs, err)
 	}
-	key := wireAddr(a)
-	if now != 0 {
-		return t.Addresses.Put(key, now)
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("tell the programs whose addresses these are: %w", err) // said again next time
 	}
-	delete(s.roles, a)
-	if err := t.Addresses.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return err
-	}
+	clear(s.told)
 	return nil
 }
 

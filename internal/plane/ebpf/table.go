@@ -1,11 +1,9 @@
 package ebpf
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"sync/atomic"
@@ -43,10 +41,24 @@ func (p *Plane) Read(context.Context) (model.Table, error) {
 // the connections of deleted real servers end. A packet sees the ring of
 // before or that of after, never one between.
 type batch struct {
-	touched map[*service][]model.Change // changes that need a new ring
+	touched []*service // those that need a new ring
+	made    []made     // the changes for which they do
 	ended   []ending
 	local   map[netip.Addr]bool   // the director's own addresses; nil: not asked yet
 	fresh   map[model.Family]bool // families of new services
+}
+
+type made struct {
+	v      *service
+	change int // its place among those given to Apply
+}
+
+func (b *batch) touch(v *service, change int) {
+	if !v.touched {
+		v.touched = true
+		b.touched = append(b.touched, v)
+	}
+	b.made = append(b.made, made{v, change})
 }
 
 type ending struct {
@@ -61,18 +73,31 @@ func (p *Plane) Apply(_ context.Context, changes []model.Change) error {
 	if p.closed {
 		return plane.ErrClosed
 	}
-	b := &batch{touched: map[*service][]model.Change{}, fresh: map[model.Family]bool{}}
+	b := &batch{fresh: map[model.Family]bool{}}
 	var errs []error
 	refuse := func(c model.Change, err error) { errs = append(errs, &plane.RowError{Change: c, Err: err}) }
-	for _, c := range changes {
-		if err := p.change(b, c); err != nil {
-			refuse(c, err)
+	for i := range changes {
+		if err := p.change(b, i, &changes[i]); err != nil {
+			refuse(changes[i], err)
 		}
 	}
-	for _, v := range slices.SortedFunc(maps.Keys(b.touched), func(x, y *service) int { return cmp.Compare(x.slot, y.slot) }) {
-		if err := p.state.publish(p.t, v); err != nil {
-			for _, c := range b.touched[v] {
-				refuse(c, err)
+	if err := p.state.tellRoles(p.t); err != nil {
+		errs = append(errs, err)
+	}
+	b.touched = slices.DeleteFunc(b.touched, func(v *service) bool { return !v.touched }) // deleted since
+	slices.SortFunc(b.touched, bySlot)
+	failed := map[*service]error{}
+	for i, err := range p.state.publish(p.t, b.touched) {
+		v := b.touched[i]
+		v.touched = false
+		if err != nil {
+			failed[v] = err
+		}
+	}
+	if len(failed) > 0 {
+		for _, m := range b.made {
+			if err := failed[m.v]; err != nil {
+				refuse(changes[m.change], err)
 			}
 		}
 	}
@@ -86,8 +111,8 @@ func (p *Plane) Apply(_ context.Context, changes []model.Change) error {
 	return errors.Join(errs...)
 }
 
-// change carries out one change, up to the ring.
-func (p *Plane) change(b *batch, c model.Change) error {
+// change carries out the i-th change, up to the ring.
+func (p *Plane) change(b *batch, i int, c *model.Change) error {
 	v := p.state.services[c.Service.Key]
 	switch c.Op {
 	case model.ServiceAdd, model.ServiceEdit:
@@ -103,12 +128,12 @@ func (p *Plane) change(b *batch, c model.Change) error {
 		}
 		v.VirtualService = c.Service
 		v.Reals = nil
-		b.touched[v] = append(b.touched[v], c)
+		b.touch(v, i)
 	case model.ServiceDelete:
 		if v == nil {
 			return nil
 		}
-		delete(b.touched, v)
+		v.touched = false
 		b.ended = slices.DeleteFunc(b.ended, func(e ending) bool {
 			if e.owner != v {
 				return false
@@ -126,15 +151,22 @@ func (p *Plane) change(b *batch, c model.Change) error {
 		if err != nil {
 			return err
 		}
-		return p.setReal(b, v, c, local)
+		if err := p.setReal(v, c.Real, local); err != nil {
+			return err
+		}
+		b.touch(v, i)
 	case model.RealDelete:
-		if v == nil || v.reals[c.Real.Addr] == nil {
+		if v == nil {
 			return nil
 		}
-		b.ended = append(b.ended, ending{v.reals[c.Real.Addr].slot, v})
-		delete(v.reals, c.Real.Addr)
-		b.touched[v] = append(b.touched[v], c)
-		return p.state.role(p.t, c.Real.Addr.Addr(), 1, -1)
+		at, have := v.find(c.Real.Addr)
+		if !have {
+			return nil
+		}
+		b.ended = append(b.ended, ending{v.reals[at].slot, v})
+		v.reals = slices.Delete(v.reals, at, at+1)
+		b.touch(v, i)
+		p.state.role(c.Real.Addr.Addr(), roles{real: -1})
 	case model.ChangeNone:
 	}
 	return nil
@@ -145,15 +177,11 @@ func (p *Plane) addService(k model.ServiceKey) (*service, error) {
 	if !ok {
 		return nil, fmt.Errorf("no room for more than %d services: open the plane with more", len(p.t.services))
 	}
-	v := &service{VirtualService: model.VirtualService{Key: k}, slot: slot, reals: map[netip.AddrPort]*real{}}
+	v := &service{VirtualService: model.VirtualService{Key: k}, slot: slot}
 	row := &p.t.services[slot]
 	*row = tcService{Key: wireKey(k)}
 	p.state.services[k] = v
-	if err := p.state.addressed(p.t, k, +1); err != nil {
-		delete(p.state.services, k)
-		p.state.serviceSpace.give(slot, 1)
-		return nil, err
-	}
+	p.state.addressed(p.t, k, +1)
 	return v, nil
 }
 
@@ -169,34 +197,29 @@ func (p *Plane) deleteService(v *service) error {
 	for _, r := range v.reals {
 		p.t.end(r.slot, nil)
 		p.state.realSpace.give(r.slot, 1)
-		if err := p.state.role(p.t, r.Addr.Addr(), 1, -1); err != nil {
-			return err
-		}
+		p.state.role(r.Addr.Addr(), roles{real: -1})
 	}
 	p.state.ringSpace.give(uint32(ring>>32), uint32(ring))
 	p.state.serviceSpace.give(v.slot, 1)
 	delete(p.state.services, v.Key)
-	return p.state.addressed(p.t, v.Key, -1)
+	p.state.addressed(p.t, v.Key, -1)
+	return nil
 }
 
 // setReal adds or edits a row. A changed forwarding method is another way for
 // new connections; those that are open keep theirs.
-func (p *Plane) setReal(b *batch, v *service, c model.Change, local bool) error {
-	r := v.reals[c.Real.Addr]
-	fresh := r == nil
-	if fresh {
+func (p *Plane) setReal(v *service, want model.RealServer, local bool) error {
+	at, have := v.find(want.Addr)
+	if !have {
 		slot, ok := p.state.realSpace.take(1)
 		if !ok {
 			return fmt.Errorf("no room for more than %d real servers: open the plane with more", len(p.t.reals))
 		}
-		if err := p.state.role(p.t, c.Real.Addr.Addr(), 1, +1); err != nil {
-			p.state.realSpace.give(slot, 1)
-			return err
-		}
-		r = &real{slot: slot}
-		v.reals[c.Real.Addr] = r
+		v.reals = slices.Insert(v.reals, at, &real{slot: slot})
+		p.state.role(want.Addr.Addr(), roles{real: +1})
 	}
-	r.RealServer, r.local = c.Real, local
+	r := v.reals[at]
+	r.RealServer, r.local = want, local
 	row := &p.t.reals[r.slot]
 	row.Addr, row.Port = wireAddr(r.Addr.Addr()), wirePort(r.Addr.Port())
 	row.Forward, row.Flags = uint8(r.Forward), 0
@@ -208,63 +231,9 @@ func (p *Plane) setReal(b *batch, v *service, c model.Change, local bool) error 
 	if r.Forward == model.IPIP {
 		p.findSource(row)
 	}
-	if fresh {
+	if !have {
 		p.t.begin(r.slot)
 	}
 	row.Used = 1
-	b.touched[v] = append(b.touched[v], c)
 	return nil
-}
-
-// publish gives a service its ring by one store, and enters its key once the
-// row is complete.
-func (s *state) publish(t *tables, v *service) error {
-	order := v.order()
-	turns := ring(v.Scheduler, order)
-
-	row := &t.services[v.slot]
-	writeService(row, v.VirtualService)
-	if !t.ringIs(row, order, turns) {
-		at := uint32(0)
-		if len(turns) > 0 {
-			var ok bool
-			if at, ok = s.ringSpace.take(uint32(len(turns))); !ok {
-				return fmt.Errorf("no room for a ring of %d turns among %d: open the plane with more", len(turns), len(t.rings))
-			}
-		}
-		for i, n := range turns {
-			t.rings[at+uint32(i)].Real = order[n].slot
-		}
-		before := atomic.SwapUint64(&row.Ring, uint64(at)<<32|uint64(len(turns)))
-		s.ringSpace.give(uint32(before>>32), uint32(before))
-	}
-	if v.listed {
-		return nil
-	}
-	row.Used = 1
-	if err := t.ServiceSlots.Put(row.Key, v.slot); err != nil {
-		row.Used = 0
-		return fmt.Errorf("enter service: %w", err)
-	}
-	v.listed = true
-	return nil
-}
-
-// order is the service's real servers as rings are made of them.
-func (v *service) order() []*real {
-	return slices.SortedFunc(maps.Values(v.reals), func(x, y *real) int { return x.Addr.Compare(y.Addr) })
-}
-
-// ringIs tells whether the published ring is already the one wanted.
-func (t *tables) ringIs(row *tcService, order []*real, turns []int) bool {
-	have := atomic.LoadUint64(&row.Ring)
-	if int(uint32(have)) != len(turns) {
-		return false
-	}
-	for i, n := range turns {
-		if t.rings[uint32(have>>32)+uint32(i)].Real != order[n].slot {
-			return false
-		}
-	}
-	return true
 }
