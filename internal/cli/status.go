@@ -58,7 +58,12 @@ not run, 4 this user may not ask.`,
 }
 
 func writeStatus(w io.Writer, st api.Status, now time.Time) {
-	fmt.Fprintf(w, "%s is %s; plane %s (%s)\n", st.Node, st.State, st.PlaneInfo.Name, st.PlaneInfo.Detail)
+	fmt.Fprintf(w, "%s is %s; plane %s\n", st.Node, st.State, st.PlaneInfo.Name)
+	for detail := range strings.SplitSeq(st.PlaneInfo.Detail, "; ") {
+		if detail != "" {
+			fmt.Fprintln(w, "  "+detail)
+		}
+	}
 	for _, s := range st.Sentences {
 		fmt.Fprintln(w, "! "+s)
 	}
@@ -118,8 +123,10 @@ func learntText(since, now time.Time) string {
 		return fmt.Sprintf("in the last %d days", span/day)
 	case span >= 2*time.Hour:
 		return fmt.Sprintf("in the last %d hours", span/time.Hour)
+	case span >= 2*time.Minute:
+		return fmt.Sprintf("in the last %d minutes", span/time.Minute)
 	default:
-		return fmt.Sprintf("in the last %d minutes", max(0, span)/time.Minute)
+		return "since it was first heard, less than two minutes ago"
 	}
 }
 

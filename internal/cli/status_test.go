@@ -32,7 +32,7 @@ func TestStatusOfResources(t *testing.T) {
 func TestStatusOfMargins(t *testing.T) {
 	now := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 	for since, want := range map[time.Duration]string{7 * 24 * time.Hour: "in the last 7 days", 50 * time.Hour: "in the last 2 days",
-		30 * time.Hour: "in the last 30 hours", 10 * time.Minute: "in the last 10 minutes"} {
+		30 * time.Hour: "in the last 30 hours", 10 * time.Minute: "in the last 10 minutes", 0: "since it was first heard, less than two minutes ago"} {
 		var out strings.Builder
 		writeStatus(&out, api.Status{Peers: []api.Peer{{Name: "lvs02", State: "active",
 			Margin: model.Margin{DeadTime: model.Millis(87 * time.Millisecond), Since: now.Add(-since)}}}}, now)
