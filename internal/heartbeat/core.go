@@ -141,7 +141,7 @@ type Core struct {
 	// pingDet watches the ping nodes, by their own dead time.
 	pingDet *Detector
 	count   Counters
-	vouched bool // see Vouched
+	voucher Voucher
 
 	questionKeys map[uint8]QuestionKey
 	asked        uint32 // questions so far
@@ -252,11 +252,6 @@ func (c *Core) Unread(last time.Duration) {
 	c.pingDet.Unread(last)
 }
 
-// Vouched tells whether the datagram of the latest step came from its sender as
-// far as can be known: authentic, and new or the newest once more. A recording
-// is neither.
-func (c *Core) Vouched() bool { return c.vouched }
-
 // Counters returns the totals so far.
 func (c *Core) Counters() Counters { return c.count }
 
@@ -272,7 +267,7 @@ func (c *Core) Margins() map[model.NodeName]Margin {
 
 // Step takes one input and returns what is to be done, in order.
 func (c *Core) Step(now time.Time, in Input) []Effect {
-	c.effects, c.vouched = nil, false
+	c.effects, c.voucher = nil, Voucher{}
 	switch in := in.(type) {
 	case Start:
 		c.watch(now)

@@ -78,6 +78,7 @@ func (c *Core) pong(now time.Time, d Datagram, name model.NodeName, pkt *Packet)
 		return
 	}
 	c.count.Received++
+	c.voucher.Merit = Heeded
 	kind := model.SightingBeat
 	if !c.pingDet.HeardOnce(name) || c.pingDet.Silent(name) {
 		kind = model.SightingJoined

@@ -76,6 +76,7 @@ func (c *Core) receive(now time.Time, d Datagram) {
 		p.uuid = uuid
 	}
 	if strings.HasPrefix(typ, "NS_") {
+		c.voucher.Merit = Heeded
 		if c.forUs(&pkt) {
 			c.control(now, p, typ, &pkt)
 		}
@@ -116,8 +117,8 @@ func message(from model.NodeName, typ string, seq uint32, pkt *Packet) model.Mes
 // enter accounts for a reliable message and tells whether it is new.
 func (c *Core) enter(now time.Time, p *peer, seq uint32) bool {
 	before := p.in.last
-	c.vouched = seq >= before || p.in.isMissing(seq)
 	v, lost := p.in.accept(seq, now, c.askDelay(p))
+	c.vouch(p, v, seq)
 	if lost > 0 {
 		c.count.Lost += uint64(lost)
 		c.note(now, model.LevelWarning, "packets-lost", string(p.name), "%d lost packet(s) for [%s] [%d:%d]", lost, p.name, before, seq)
@@ -306,6 +307,9 @@ func (c *Core) own(now time.Time, link string, pkt *Packet) {
 	gen, _ := hexField(pkt, "hg")
 	seq, _ := hexField(pkt, "seq")
 	if gen < c.cfg.Generation || gen == c.cfg.Generation && seq <= c.out.seq {
+		if gen == c.cfg.Generation && seq+recent > c.out.seq {
+			c.voucher.Merit = Heeded
+		}
 		return
 	}
 	if !c.lastDouble.IsZero() && now.Sub(c.lastDouble) < complaintPeriod {

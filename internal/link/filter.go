@@ -2,7 +2,6 @@ package link
 
 import (
 	"encoding/binary"
-	"net/netip"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,7 +19,7 @@ func answersOnly(fd int) error { return attach(fd, beginning("!!!\n", "!!!\n"), 
 // preferring admits messages of known senders, and one of strangeShare of all
 // others: so that a node that begins to send from another address comes
 // through some time, and a flood from anywhere else does not.
-func preferring(fd int, known []netip.Addr) error {
+func preferring(fd int, known []Sender) error {
 	return attach(fd, beginning("###\n", ">>>\n"), from(known))
 }
 
@@ -58,9 +57,9 @@ func beginning(either, or string) []unix.SockFilter {
 
 // from goes on with packets of those senders and a share of the others. Of an
 // IPv6 address it looks at the last four bytes: no proof is wanted here.
-func from(known []netip.Addr) (program []unix.SockFilter) {
-	for _, a := range known {
-		at, b := uint32(source4), a.AsSlice()
+func from(known []Sender) (program []unix.SockFilter) {
+	for _, k := range known {
+		at, b := uint32(source4), k.Addr.AsSlice()
 		if len(b) == 16 {
 			at = source6
 		}

@@ -28,15 +28,26 @@ type Link interface {
 // Guarded is a link whose kernel side can be told what to drop in a flood.
 type Guarded interface {
 	Link
-	// Prefer has most packets dropped that others than these senders send,
-	// before they cost anything; nil admits all senders alike.
-	Prefer(known []netip.Addr)
+	// Sift has the kernel drop what cannot be new of what these senders send,
+	// and if shut most of what others send, before it costs anything.
+	// Generation 0 has all of a sender's admitted; nil senders end it.
+	Sift(senders []Sender, shut bool)
+	// Expect renews what Sift was told of one of its senders.
+	Expect(Sender)
 	// Pace has Receive read from the kernel only so often, many packets at a
 	// time: waking up is most of what a packet costs that comes alone. 0 ends it.
 	Pace(time.Duration)
 	// Dropped counts packets that the kernel dropped: no messages, others than
 	// the preferred ones, or for want of room.
 	Dropped() uint64
+}
+
+// Sender is where messages come from, and what is known of their numbers.
+type Sender struct {
+	Addr netip.Addr
+	// Generation and Number: no message of that generation up to that number,
+	// and none of an earlier one, is worth receiving. Generation 0: nothing is known.
+	Generation, Number uint32
 }
 
 // Packet is one received datagram.

@@ -83,9 +83,11 @@ type udp struct {
 	mu     sync.Mutex
 	in     *net.UDPConn // replaced when the interface comes back
 	out    *net.UDPConn
-	known  []netip.Addr // preferred senders; nil: all are equal
+	sieve  *sieve   // nil at first, and where it cannot be had
+	known  []Sender // in a flood; nil: there is none
+	shut   bool     // others than these get through in a share only
 	tried  time.Time
-	closed bool
+	closed atomic.Bool
 }
 
 var _ Guarded = (*udp)(nil)
@@ -99,6 +101,9 @@ func openUDP(m model.Medium, opt Options, how sockets) (Link, error) {
 	u.in, u.out, err = u.open()
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", m.Kind, m.Interface, err)
+	}
+	if !how.asks {
+		go u.load()
 	}
 	return u, nil
 }
@@ -162,7 +167,7 @@ func (u *udp) Name() string { return u.medium.Name }
 // beat or a retransmission makes up for it.
 func (u *udp) Send(b []byte) error {
 	u.mu.Lock()
-	out, closed := u.out, u.closed
+	out, closed := u.out, u.closed.Load()
 	u.mu.Unlock()
 	if closed {
 		return fmt.Errorf("link %s: %w", u.medium.Name, ErrClosed)
@@ -218,7 +223,7 @@ func gone(err error) bool {
 func (u *udp) reopen() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.closed || time.Since(u.tried) < reopenAfter {
+	if u.closed.Load() || time.Since(u.tried) < reopenAfter {
 		return
 	}
 	u.tried = time.Now()
@@ -233,25 +238,56 @@ func (u *udp) reopen() {
 	_ = oldOut.Close()
 }
 
-// Prefer has the kernel drop most of what others than these send; nil ends that.
-func (u *udp) Prefer(known []netip.Addr) {
+// Sift implements Guarded. Where the filter that looks at numbers cannot be
+// had, the one does that looks at addresses, if others are to be shut out.
+func (u *udp) Sift(senders []Sender, shut bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.known = slices.Clone(known)
+	if u.closed.Load() || u.how.asks {
+		return
+	}
+	u.known, u.shut = slices.Clone(senders), shut
 	u.guard()
 }
 
-// guard attaches the filter to the receiving socket. u.mu is held.
+// load gets the filter for floods ready, which takes the kernel some 30 ms.
+func (u *udp) load() {
+	s, err := newSieve()
+	if err != nil {
+		return // one that looks at addresses only does it then
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.closed.Load() {
+		_ = s.Close()
+		return
+	}
+	u.sieve = s
+	u.guard()
+}
+
+// Expect implements Guarded.
+func (u *udp) Expect(k Sender) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.sieve != nil && u.known != nil && !u.closed.Load() {
+		_ = u.sieve.expect(k) // too little is refused then
+	}
+}
+
+// guard attaches the filter of the moment to the receiving socket. u.mu is held.
 func (u *udp) guard() {
 	raw, err := u.in.SyscallConn()
 	if err != nil || u.how.asks {
 		return
 	}
 	_ = raw.Control(func(fd uintptr) {
-		if u.known == nil {
-			_ = framesOnly(int(fd))
-		} else {
+		switch {
+		case u.known != nil && u.sieve != nil && u.sieve.know(u.known, u.shut) == nil && u.sieve.attach(int(fd)) == nil:
+		case u.known != nil && u.shut:
 			_ = preferring(int(fd), u.known)
+		default:
+			_ = framesOnly(int(fd))
 		}
 	})
 }
@@ -265,14 +301,14 @@ func (u *udp) Dropped() uint64 { return u.dropped.Load() }
 // Receive reads from whatever socket is current. It is for one goroutine.
 func (u *udp) Receive() (Packet, error) {
 	for {
-		if u.batch != nil {
+		if u.batch != nil && !u.closed.Load() {
 			if p, dropped, ok := u.batch.take(); ok {
 				u.dropped.Add(uint64(dropped))
 				return p, nil
 			}
 		}
 		u.mu.Lock()
-		in, closed := u.in, u.closed
+		in, closed := u.in, u.closed.Load()
 		u.mu.Unlock()
 		if closed {
 			return Packet{}, ErrClosed
@@ -301,14 +337,18 @@ func (u *udp) Receive() (Packet, error) {
 func (u *udp) Close() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.closed {
+	if u.closed.Load() {
 		return nil
 	}
-	u.closed = true
+	u.closed.Store(true)
 	if u.how.asks {
 		return u.in.Close()
 	}
-	return errors.Join(u.in.Close(), u.out.Close())
+	err := errors.Join(u.in.Close(), u.out.Close())
+	if u.sieve != nil {
+		err = errors.Join(err, u.sieve.Close())
+	}
+	return err
 }
 
 // setInt makes a socket option of an integer.

@@ -28,7 +28,7 @@ type Output struct {
 	Heard     []heartbeat.Heard // floors to be stored soon
 	Renewed   uint32            // the generation that this node goes on with, to be stored at once; 0: no change
 	Events    []model.ClusterEvent
-	Vouched   bool // what was received came from its sender; see heartbeat.Core.Vouched
+	Voucher   heartbeat.Voucher // of what was received
 	Notes     []model.Event
 }
 
@@ -122,7 +122,7 @@ func (c *Core) step(now time.Time, do func()) Output {
 func (c *Core) beat(now time.Time, in heartbeat.Input) {
 	effects := c.hb.Step(now, in)
 	if _, packet := in.(heartbeat.Datagram); packet {
-		c.out.Vouched = c.hb.Vouched()
+		c.out.Voucher = c.hb.Voucher()
 	}
 	for _, e := range effects {
 		switch e := e.(type) {

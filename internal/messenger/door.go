@@ -16,7 +16,7 @@ import (
 // A flood on the heartbeat port is stopped in three places, each of which costs
 // less than the next: the socket's filter in the kernel, which knows what a
 // message begins with and, in a flood, the addresses that messages come from
-// (link.Guarded); the door, on the goroutine that reads the link, which knows
+// and the numbers that they can have (link.Guarded); the door, on the goroutine that reads the link, which knows
 // the keys and what was here a moment ago; the core, which knows everything.
 
 const (
@@ -40,13 +40,17 @@ type door struct {
 	seed maphash.Seed
 	seen [1024]seen // by hash
 
-	passed  time.Time // when the latest bad packet was let through
-	window  time.Time // since when useless packets are counted
-	useless int       // of them in the window
-	strange int       // those of strangers
-	sampled int       // the same since the flood was noticed
-	crowded time.Time // when useless packets were many the last time; zero: the link is read at will
-	flooded time.Time // when a flood of strangers was noticed; zero: none is on
+	passed  time.Time                      // when the latest bad packet was let through
+	window  time.Time                      // since when useless packets are counted
+	useless int                            // of them in the window
+	strange int                            // those of strangers
+	since   struct{ useless, strange int } // the same since the kernel was told of a flood
+	crowded time.Time                      // when useless packets were many the last time; zero: the link is read at will
+	flooded time.Time                      // when the kernel was told of a flood; zero: none is on
+	shut    bool                           // strangers are shut out, too
+
+	vain, strangeVain atomic.Int64 // what the loop found useless, and those of strangers
+	sifting           atomic.Bool  // flooded is set
 
 	bad, twins atomic.Uint64
 
@@ -54,7 +58,14 @@ type door struct {
 	read atomic.Int64 // when that was, in nanoseconds since the epoch
 
 	mu    sync.Mutex
-	known []netip.Addr // newest first
+	known []sender // the newest first; those that never brought what others had not, last
+}
+
+// sender is where messages come from.
+type sender struct {
+	link.Sender
+	node   model.NodeName
+	shared bool // several nodes send from there: their numbers cannot be told apart
 }
 
 type seen struct {
@@ -70,6 +81,10 @@ func newDoor(k link.Link, keys *atomic.Pointer[model.Keyring]) *door {
 
 // admit tells whether a packet is worth the core's time.
 func (d *door) admit(now time.Time, p link.Packet) bool {
+	if vain := d.vain.Load(); vain > 0 {
+		d.vain.Add(-vain)
+		d.refuse(now, int(vain), int(d.strangeVain.Swap(0)))
+	}
 	if d.calm(now); !d.crowded.IsZero() {
 		d.age.Store(int64(now.Sub(p.At)))
 		d.read.Store(now.UnixNano())
@@ -78,7 +93,7 @@ func (d *door) admit(now time.Time, p link.Packet) bool {
 	s := &d.seen[hash%uint64(len(d.seen))]
 	if s.hash == hash && now.Sub(s.at) < twinPeriod {
 		d.twins.Add(1)
-		d.refuse(now, p.From.Addr())
+		d.refuse(now, 1, d.stranger(p.From.Addr()))
 		return false
 	}
 	*s = seen{hash, now}
@@ -92,7 +107,7 @@ func (d *door) admit(now time.Time, p link.Packet) bool {
 	if d.auth == nil || d.auth.Admits(p.Data) {
 		return true
 	}
-	d.refuse(now, p.From.Addr())
+	d.refuse(now, 1, d.stranger(p.From.Addr()))
 	if now.Sub(d.passed) >= badPeriod {
 		d.passed = now
 		return true
@@ -101,33 +116,39 @@ func (d *door) admit(now time.Time, p link.Packet) bool {
 	return false
 }
 
-// refuse counts a useless packet. If there are many, the link is read at a
-// measured pace; if they are of strangers, the kernel is told to stop them.
-func (d *door) refuse(now time.Time, from netip.Addr) {
+// refuse counts useless packets, and how many of them were of strangers. If
+// there are many, the link is read at a measured pace, and the kernel is told to
+// stop what cannot be new, and strangers if they are many.
+func (d *door) refuse(now time.Time, useless, strange int) {
 	if d.link == nil {
 		return
 	}
 	if now.Sub(d.window) >= floodWindow {
 		d.window, d.useless, d.strange = now, 0, 0
 	}
-	if d.useless++; d.useless >= floodLimit {
-		if d.crowded.IsZero() {
-			d.link.Pace(floodPace)
-		}
-		d.crowded = now
-	}
-	if d.knows(from) {
+	d.useless, d.strange = d.useless+useless, d.strange+strange
+	d.since.useless, d.since.strange = d.since.useless+useless, d.since.strange+strange
+	if d.useless < floodLimit {
 		return
 	}
-	d.strange++
-	if d.sampled++; d.flooded.IsZero() && d.strange >= floodLimit {
-		d.flooded, d.sampled = now, 0
-		d.link.Prefer(d.senders())
+	if d.crowded.IsZero() {
+		d.link.Pace(floodPace)
+	}
+	d.crowded = now
+	if shut := d.strange >= floodLimit; d.flooded.IsZero() || shut && !d.shut {
+		d.sift(now, d.shut || shut)
 	}
 }
 
+// sift tells the kernel what to drop from now on.
+func (d *door) sift(now time.Time, shut bool) {
+	d.flooded, d.shut, d.since.useless, d.since.strange = now, shut, 0, 0
+	d.sifting.Store(true)
+	d.link.Sift(d.senders(), shut)
+}
+
 // calm ends the pace when there were few useless packets for a while, and the
-// preference when of the share of strangers' that still comes few were useless.
+// sifting when few were useless of the share that still comes of what it drops.
 func (d *door) calm(now time.Time) {
 	if !d.crowded.IsZero() && now.Sub(d.crowded) > 2*floodWindow {
 		d.crowded = time.Time{}
@@ -136,13 +157,13 @@ func (d *door) calm(now time.Time) {
 	if d.flooded.IsZero() || now.Sub(d.flooded) < floodRelease {
 		return
 	}
-	if d.sampled > floodLimit {
-		d.flooded, d.sampled = now, 0
-		d.link.Prefer(d.senders()) // there may be new ones
+	if d.since.useless > floodLimit {
+		d.sift(now, d.since.strange > floodLimit) // there may be new senders
 		return
 	}
-	d.flooded = time.Time{}
-	d.link.Prefer(nil)
+	d.flooded, d.shut = time.Time{}, false
+	d.sifting.Store(false)
+	d.link.Sift(nil, false)
 }
 
 // unread is how old what is being read is in a flood: beats that came since
@@ -154,32 +175,77 @@ func (d *door) unread(now time.Time) time.Duration {
 	return max(0, min(time.Duration(d.age.Load()), mostUnread))
 }
 
-// vouch says that messages come from that address.
-func (d *door) vouch(from netip.Addr) {
-	if d.link == nil || !from.IsValid() {
+// learn takes what became of a packet from that address.
+func (d *door) learn(from netip.Addr, v heartbeat.Voucher) {
+	if d.link == nil || !from.IsValid() || v.Merit == heartbeat.Heeded {
 		return
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if len(d.known) > 0 && d.known[0] == from {
-		return
+	if news, vain := d.enter(from, v); vain {
+		d.strangeVain.Add(int64(d.stranger(from)))
+		d.vain.Add(1)
+	} else if d.sifting.Load() {
+		d.link.Expect(news)
 	}
-	d.known = slices.DeleteFunc(d.known, func(a netip.Addr) bool { return a == from })
-	d.known = slices.Insert(d.known, 0, from)
-	d.known = d.known[:min(len(d.known), mostKnown)]
 }
 
-func (d *door) knows(from netip.Addr) bool {
+// enter enters a sender, or what is new of it. What came by another link
+// before counts here, too, but not the same once more.
+func (d *door) enter(from netip.Addr, v heartbeat.Voucher) (news link.Sender, vain bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return slices.Contains(d.known, from)
+	i := slices.IndexFunc(d.known, func(s sender) bool { return s.Addr == from })
+	fresh := link.Sender{Addr: from, Generation: v.Generation, Number: v.Number}
+	switch {
+	case v.Merit == heartbeat.InVain:
+		return news, true
+	case i < 0:
+		s := sender{Sender: fresh, node: v.Node}
+		if v.Merit == heartbeat.Original {
+			d.known = slices.Insert(d.known, 0, s)
+			d.known = d.known[:min(len(d.known), mostKnown)]
+		} else if len(d.known) < mostKnown { // recordings must not displace anybody
+			d.known = append(d.known, s)
+		}
+		return fresh, false
+	}
+	s := &d.known[i]
+	switch {
+	case s.node != v.Node:
+		s.shared, s.Generation, s.Number = true, 0, 0
+	case s.shared:
+	case fresh.Generation == s.Generation && fresh.Number <= s.Number && v.Merit == heartbeat.Again:
+		return news, true
+	case fresh.Generation != s.Generation || fresh.Number > s.Number:
+		s.Generation, s.Number = fresh.Generation, fresh.Number
+	}
+	news = s.Sender
+	if v.Merit == heartbeat.Original && i > 0 {
+		first := *s
+		copy(d.known[1:i+1], d.known[:i])
+		d.known[0] = first
+	}
+	return news, false
+}
+
+// stranger is 1 for an address that no message has come from, else 0.
+func (d *door) stranger(from netip.Addr) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if slices.ContainsFunc(d.known, func(s sender) bool { return s.Addr == from }) {
+		return 0
+	}
+	return 1
 }
 
 // senders are the known ones; empty, not nil, if there are none.
-func (d *door) senders() []netip.Addr {
+func (d *door) senders() []link.Sender {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return append([]netip.Addr{}, d.known...)
+	all := make([]link.Sender, 0, len(d.known))
+	for _, s := range d.known {
+		all = append(all, s.Sender)
+	}
+	return all
 }
 
 // dropped counts what was dropped unseen.

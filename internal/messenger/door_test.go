@@ -14,19 +14,30 @@ import (
 	"github.com/batuta-ha/batuta/internal/model"
 )
 
-// guarded is a link that remembers what it was asked to prefer.
+// guarded is a link that remembers what it was asked to let through.
 type guarded struct {
 	link.Link
 	asked []string
 	paces []time.Duration
 }
 
-func (g *guarded) Prefer(known []netip.Addr) {
-	if known == nil {
+func (g *guarded) Sift(senders []link.Sender, shut bool) {
+	if senders == nil {
 		g.asked = append(g.asked, "all")
-	} else {
-		g.asked = append(g.asked, fmt.Sprint(known))
+		return
 	}
+	text := "from"
+	for _, s := range senders {
+		text += fmt.Sprintf(" %v:%d:%d", s.Addr, s.Generation, s.Number)
+	}
+	if shut {
+		text += ", others shut out"
+	}
+	g.asked = append(g.asked, text)
+}
+
+func (g *guarded) Expect(s link.Sender) {
+	g.asked = append(g.asked, fmt.Sprintf("%v:%d:%d", s.Addr, s.Generation, s.Number))
 }
 
 func (g *guarded) Pace(d time.Duration) { g.paces = append(g.paces, d) }
@@ -66,6 +77,11 @@ func (s *doorStage) comes(from string, data []byte) bool {
 	return s.admit(s.now, link.Packet{Data: data, From: netip.MustParseAddrPort(from)})
 }
 
+// says is what the core makes of a message of that node.
+func (s *doorStage) says(from string, merit heartbeat.Merit, node model.NodeName, generation, number uint32) {
+	s.learn(netip.MustParseAddr(from), heartbeat.Voucher{Merit: merit, Node: node, Generation: generation, Number: number})
+}
+
 // In a flood from elsewhere the kernel is asked to prefer those from whom
 // messages have come; when it is over, all are heard again.
 func TestDoorInAFlood(t *testing.T) {
@@ -74,7 +90,7 @@ func TestDoorInAFlood(t *testing.T) {
 	if !s.comes("10.1.0.2:694", s.message(false)) {
 		t.Fatal("a good message is refused")
 	}
-	s.vouch(netip.MustParseAddr("10.1.0.2"))
+	s.says("10.1.0.2", heartbeat.Original, "a", 7, 1)
 	admitted := 0
 	for range 10_000 {
 		s.now = s.now.Add(10 * time.Microsecond)
@@ -98,8 +114,9 @@ func TestDoorInAFlood(t *testing.T) {
 	s.comes("10.1.0.2:694", s.message(false))
 	s.now = s.now.Add(2 * floodRelease)
 	s.comes("10.1.0.2:694", s.message(false))
-	if n := len(g.asked); n < 3 || g.asked[0] != "[10.1.0.2]" || g.asked[n-2] != "[10.1.0.2]" || g.asked[n-1] != "all" {
-		t.Errorf("the kernel was asked to prefer %v", g.asked)
+	const shut = "from 10.1.0.2:7:1, others shut out"
+	if n := len(g.asked); n < 3 || g.asked[0] != shut || g.asked[n-2] != shut || g.asked[n-1] != "all" {
+		t.Errorf("the kernel was asked to let through %q", g.asked)
 	}
 }
 
@@ -108,14 +125,68 @@ func TestDoorInAFlood(t *testing.T) {
 func TestDoorNeverShutsAPeerOut(t *testing.T) {
 	g := &guarded{}
 	s := newDoorStage(t, g)
-	s.vouch(netip.MustParseAddr("10.1.0.2"))
+	s.says("10.1.0.2", heartbeat.Original, "a", 7, 1)
 	for range 10_000 {
 		s.comes("10.1.0.2:694", s.message(true))
 	}
+	s.says("10.1.0.2", heartbeat.Original, "a", 7, 2)
 	s.now = s.now.Add(time.Second)
 	s.comes("10.1.0.2:694", s.message(false))
-	if d := cmp.Diff([]time.Duration{floodPace, 0}, g.paces); d != "" || len(g.asked) != 0 {
-		t.Errorf("the kernel was asked to prefer %v; paces (-want +got)\n%s", g.asked, d)
+	if d := cmp.Diff([]time.Duration{floodPace, 0}, g.paces); d != "" {
+		t.Errorf("paces (-want +got)\n%s", d)
+	}
+	if d := cmp.Diff([]string{"from 10.1.0.2:7:1", "10.1.0.2:7:2"}, g.asked); d != "" {
+		t.Errorf("the kernel was asked to let through (-want +got)\n%s", d)
+	}
+}
+
+// Recordings pass the door, as they are authentic; that they were in vain comes
+// back from the core, and the kernel is told what numbers can still come.
+func TestDoorAndRecordings(t *testing.T) {
+	g := &guarded{}
+	s := newDoorStage(t, g)
+	s.says("10.1.0.2", heartbeat.Original, "a", 7, 500)
+	for i := range uint32(200) {
+		s.comes("10.1.0.2:694", s.message(false))
+		s.says("10.1.0.2", heartbeat.Again, "a", 7, 495+i%5)
+	}
+	s.comes("10.1.0.2:694", s.message(false))
+	if d := cmp.Diff([]string{"from 10.1.0.2:7:500"}, g.asked); d != "" {
+		t.Errorf("the kernel was asked to let through (-want +got)\n%s", d)
+	}
+}
+
+// The copies of messages that a second link brings are no flood, and show who
+// sends by it.
+func TestDoorOfASecondLink(t *testing.T) {
+	g := &guarded{}
+	s := newDoorStage(t, g)
+	for i := range uint32(1000) {
+		s.comes("10.2.0.2:694", s.message(false))
+		s.says("10.2.0.2", heartbeat.Again, "a", 7, i)
+	}
+	s.comes("10.2.0.2:694", s.message(false))
+	want := link.Sender{Addr: netip.MustParseAddr("10.2.0.2"), Generation: 7, Number: 999}
+	if d := cmp.Diff([]link.Sender{want}, s.senders(), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" || len(g.asked) != 0 {
+		t.Errorf("asked %v, known (-want +got)\n%s", g.asked, d)
+	}
+}
+
+// Who plays what was said a moment ago from many addresses displaces nobody;
+// and where two nodes send from one address, no number is refused.
+func TestDoorAndImpostors(t *testing.T) {
+	s := newDoorStage(t, &guarded{})
+	s.says("10.1.0.2", heartbeat.Original, "a", 7, 500)
+	for i := range 100 {
+		s.says(fmt.Sprint("10.9.0.", i), heartbeat.Again, "a", 7, 500)
+	}
+	if s.says("10.1.0.3", heartbeat.Original, "b", 3, 1); len(s.senders()) != mostKnown || s.senders()[1].Addr.String() != "10.1.0.2" {
+		t.Errorf("known: %v", s.senders())
+	}
+	s.says("10.1.0.2", heartbeat.Original, "b", 3, 2)
+	s.says("10.1.0.2", heartbeat.Original, "a", 7, 501)
+	if first := s.senders()[0]; first.Addr.String() != "10.1.0.2" || first.Generation != 0 {
+		t.Errorf("two nodes at one address: %v", first)
 	}
 }
 
@@ -158,9 +229,9 @@ func TestDoorAndTwins(t *testing.T) {
 func TestDoorKnowsTheNewest(t *testing.T) {
 	s := newDoorStage(t, &guarded{})
 	for i := range 100 {
-		s.vouch(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}))
+		s.says(fmt.Sprint("10.0.0.", i), heartbeat.Original, "a", 7, uint32(i))
 	}
-	if got := s.senders(); len(got) != mostKnown || got[0].String() != "10.0.0.99" {
+	if got := s.senders(); len(got) != mostKnown || got[0].Addr.String() != "10.0.0.99" {
 		t.Errorf("known: %v", got)
 	}
 }

@@ -265,8 +265,8 @@ func (l *Loop) drain() {
 func (l *Loop) receive(a arrival) {
 	l.do(func(now time.Time) Output {
 		out := l.core.Receive(now, a.link, a.Data, a.At)
-		if out.Vouched && a.door != nil {
-			a.door.vouch(a.From.Addr())
+		if a.door != nil {
+			a.door.learn(a.From.Addr(), out.Voucher)
 		}
 		return out
 	})
