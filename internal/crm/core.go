@@ -201,6 +201,14 @@ func (c *Core) Next() time.Time { return c.pair.Next() }
 // Stopped tells whether a stop has ended, and what could not be stopped.
 func (c *Core) Stopped() (left pair.Set, ended bool) { return c.left, c.stopped }
 
+// Fence tells, once, that the other node's machine is to be reset; a Step with
+// pair.Fenced follows.
+func (c *Core) Fence() bool {
+	due := c.fence
+	c.fence = false
+	return due
+}
+
 // Begin returns the next operation to perform, nil while there is none or
 // another is being performed.
 func (c *Core) Begin() *Job {

@@ -44,8 +44,7 @@ func (l *Loop) Run(ctx context.Context, events <-chan model.ClusterEvent) error 
 		if turn != nil {
 			l.core.cfg.Decided()
 		}
-		if l.core.fence {
-			l.core.fence = false
+		if l.core.Fence() {
 			workers.Go(func() {
 				f := l.fence(work)
 				select {

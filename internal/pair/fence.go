@@ -8,10 +8,15 @@ import (
 
 // Where there is a fencing device, a node that dies is reset before anything is
 // taken over that may still run there; without the device's confirmation
-// nothing is, however long that takes. A node that said it holds nothing, or
-// that has stopped in order, needs no fencing. After a split each side tries to
-// reset the other, and the one that is faster goes on; what comes back before
+// nothing is, however long that takes. A node that has settled and holds nothing,
+// or that has stopped in order, needs no fencing. After a split each side tries
+// to reset the other, and the one that is faster goes on; what comes back before
 // it was fenced is negotiated with as with any node.
+//
+// An attempt under way cannot be called off, so that there is one at a time: a
+// device that is slower than the machine comes up would reset it again and
+// again. Its confirmation counts for the life of the other node in which it was
+// begun: a later one may have begun after the reset.
 
 // fenceDelay lies between two attempts (heartbeat 3.0.6).
 const fenceDelay = 5 * time.Second
@@ -29,9 +34,7 @@ func (Fenced) input() {}
 func (e Fence) String() string { return "fence " + string(e.Node) }
 
 // harmless tells that nothing can run on the other node, by its own word.
-func (c *Core) harmless() bool {
-	return c.peer.gone || c.peer.reported && c.other == None && !c.peer.cleaning
-}
+func (c *Core) harmless() bool { return c.peer.gone || c.peer.empty }
 
 // fence has the other node reset. A takeover follows when that is confirmed.
 func (c *Core) fence() {
@@ -42,14 +45,21 @@ func (c *Core) fence() {
 
 func (c *Core) tryFence() {
 	c.fenceAt = time.Time{}
-	c.out = append(c.out, Fence{c.cfg.Peer})
+	if !c.attempting {
+		c.attempting, c.fenceLife = true, c.lives
+		c.out = append(c.out, Fence{c.cfg.Peer})
+	}
 }
 
 // fenced goes on with the takeover, or tries again.
 func (c *Core) fenced(f Fenced) {
+	c.attempting = false
 	switch {
 	case !c.fencing:
 		return // it came back meanwhile, or this node is about to end
+	case f.Failure == "" && c.fenceLife != c.lives:
+		c.tryFence()
+		return
 	case f.Failure != "":
 		c.fenceAt = c.now.Add(fenceDelay)
 		c.say(model.LevelError, "fencing-failed", "%s; nothing is taken over from %s, trying again in %v", f.Failure, c.cfg.Peer, fenceDelay)

@@ -1,7 +1,6 @@
 package pair
 
 import (
-	"slices"
 	"strconv"
 	"time"
 
@@ -16,7 +15,8 @@ import (
 //	B  you_are_dead                if B sees more
 //	B  abort_giveup                if B sees as many: nothing is to be moved
 //
-// and if B sees fewer, it is B that gives up. A ping node that dies is missed by
+// and if B sees fewer, it is B that gives up (a Batuta node answers with its own
+// num_ping_nodes then). A ping node that dies is missed by
 // one node a little earlier than by the other; so who is to give up waits a
 // moment for the other to miss it, too.
 
@@ -49,41 +49,49 @@ func (c *Core) look(e model.ClusterEvent) {
 	}
 	peer := e.Node == c.cfg.Peer && e.Kind != model.MessageReceived && e.Kind != model.LinkChanged
 	if changed || peer || e.Kind == model.CommunicationUp || e.Kind == model.Renewed {
-		c.tellIpfail(pingCount, model.Field{Name: "num_ping", Value: strconv.Itoa(seen)})
+		c.tellIpfail(pingCount)
 	}
 }
 
-func (c *Core) tellIpfail(kind string, fields ...model.Field) {
-	c.out = append(c.out, Send{model.Message{Type: kind, From: c.cfg.Self, To: c.cfg.Peer, Fields: slices.Concat(fields, toIpfail)}})
+func (c *Core) tellIpfail(kind string) {
+	c.out = append(c.out, Send{model.Message{Type: kind, From: c.cfg.Self, To: c.cfg.Peer,
+		Fields: append([]model.Field{{Name: "num_ping", Value: strconv.Itoa(c.pingsSeen)}}, toIpfail...)}})
 }
 
-// onIpfail takes the other node's word about the ping nodes.
+// onIpfail takes the other node's word about the ping nodes. A Batuta node says
+// with each how many it sees: what an answer compares with may be old by the
+// time it arrives.
 func (c *Core) onIpfail(m model.Message) {
 	if c.cfg.Ipfail == 0 || c.legacy() {
 		return
 	}
-	switch m.Type {
-	case pingCount:
-		n, err := strconv.Atoi(m.Get("num_ping"))
-		if err != nil {
-			return
-		}
+	switch n, err := strconv.Atoi(m.Get("num_ping")); {
+	case err == nil:
 		c.peer.pings = n
-		switch {
-		case n > c.pingsSeen:
-			c.fallBehind()
-		case n < c.pingsSeen:
-			c.catchUp()
-			c.tellIpfail(pingBehind)
-		default:
-			c.catchUp()
-			c.tellIpfail(pingBalance)
-		}
-	case pingBehind:
-		c.fallBehind()
-	case pingBalance:
+	case m.Type == pingBalance:
 		c.peer.pings = c.pingsSeen
+	case m.Type == pingBehind:
+		c.fallBehind()
+		return
+	default:
+		return
+	}
+	answer := ""
+	switch {
+	case c.peer.pings > c.pingsSeen:
+		c.fallBehind()
+		if c.peer.batuta {
+			answer = pingCount // it may never have heard it, and must not give us anything back
+		}
+	case c.peer.pings < c.pingsSeen:
 		c.catchUp()
+		answer = pingBehind
+	default:
+		c.catchUp()
+		answer = pingBalance
+	}
+	if m.Type == pingCount && answer != "" {
+		c.tellIpfail(answer)
 	}
 }
 

@@ -48,6 +48,7 @@ func (c *Core) cluster(e model.ClusterEvent) {
 
 // newLife begins to listen to the other node anew.
 func (c *Core) newLife() {
+	c.lives++
 	c.endLife()
 	c.spare()
 }
@@ -290,7 +291,8 @@ func (c *Core) settle() {
 	if c.other&Foreign != None {
 		own = None
 	}
-	own |= c.adoptable()
+	adopted := c.adoptable()
+	own |= adopted
 	if left := c.found &^ own; left != None && (agreed || c.peer.reported) {
 		// What an earlier life left running must be gone before anyone may
 		// take it: the other waits for that.
@@ -303,6 +305,7 @@ func (c *Core) settle() {
 	}
 	c.found = None
 	c.state, c.takeoverAt = stateStable, time.Time{}
+	c.needsFailback = c.needsFailback || adopted != None // an earlier life owed it
 	if own != None {
 		c.acquire(own, forOwn)
 	}

@@ -218,6 +218,7 @@ type peerState struct {
 	reported bool   // it has said what it claims
 	stopping bool   // it announced its stop
 	gone     bool   // it has released everything and ends
+	empty    bool   // it has settled and holds nothing
 	cleaning bool   // it releases what it does not claim
 	report   uint64 // number of its last report
 	epoch    uint64 // that it gave last
@@ -271,8 +272,11 @@ type Core struct {
 	awaited       map[string]bool // own groups that the other node was asked for (legacy)
 	asked         []string        // groups that it asked us for, and has not got yet
 
-	fencing bool      // the other node is to be reset before its resources are taken
-	fenceAt time.Time // when to try again
+	lives      int       // of the other node that were seen
+	fencing    bool      // the other node is to be reset before its resources are taken
+	attempting bool      // that is under way
+	fenceLife  int       // in which of its lives that began
+	fenceAt    time.Time // when to try again
 
 	ops    []operation
 	lastOp int

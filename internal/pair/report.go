@@ -63,6 +63,7 @@ func (c *Core) onResource(m model.Message) {
 		c.other |= set
 	}
 	c.agree(m)
+	c.peer.empty = c.other == None && m.Get("isstable") == "1"
 	info := m.Get("info")
 	if info == infoCleaning {
 		c.peer.cleaning = true

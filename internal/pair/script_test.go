@@ -23,6 +23,9 @@ import (
 //	badstart|badstop NODE SET        starts|stops of SET fail there from now on
 //	fencing                both reset the other, before they start
 //	badfence|goodfence NODE...       its fencing device fails | works again
+//	fencetime DURATION     how long a reset takes; a second at first
+//	ipfail                 both give up when they see fewer ping nodes, before they start
+//	pings NODE N           from now on NODE sees N ping nodes
 //	run DURATION           what happened meanwhile follows
 //	where                  state of both; time that sets ran twice or nowhere
 func TestScripts(t *testing.T) {
@@ -86,6 +89,18 @@ func (w *world) command(f []string) error {
 		}
 	case "badfence", "goodfence":
 		return each(func(m *machine) { m.badFence = f[0] == "badfence" })
+	case "fencetime":
+		d, err := time.ParseDuration(f[1])
+		w.fenceFor = d
+		return err
+	case "ipfail":
+		for _, m := range w.nodes {
+			m.ipfail = time.Second
+		}
+	case "pings":
+		n, err := strconv.Atoi(f[2])
+		w.node(f[1]).see(n)
+		return err
 	case "run":
 		d, err := time.ParseDuration(f[1])
 		if err != nil {

@@ -22,7 +22,7 @@ import (
 // offer begins a hand-over to the other node.
 func (c *Core) offer(s Set, failback bool) {
 	c.say(model.LevelNotice, "standby", "%s wants to go standby [%v]", c.cfg.Self, s)
-	c.otherStable = false
+	c.otherStable, c.peer.empty = false, false
 	c.standby, c.standbySet, c.standbyAt = standbyMe, s, c.now.Add(answerDelay)
 	c.offered = failback
 	c.offers++

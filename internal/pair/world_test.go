@@ -26,6 +26,8 @@ type world struct {
 	log    strings.Builder
 	double [2]time.Duration // how long the set of node i ran on both
 	none   [2]time.Duration // how long it ran nowhere while a node was up
+
+	fenceFor time.Duration // how long a reset takes
 }
 
 type event struct {
@@ -46,6 +48,8 @@ type machine struct {
 	legacy     bool
 	fencing    bool
 	badFence   bool
+	ipfail     time.Duration
+	pings      int // ping nodes that it sees
 	running    Set // resources that run on this host, in its own terms
 	badStart   Set
 	badStop    Set
@@ -72,7 +76,7 @@ const (
 
 func newWorld(failback bool) *world {
 	t0 := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	w := &world{now: t0, begin: t0}
+	w := &world{now: t0, begin: t0, fenceFor: time.Second}
 	for i, n := range []model.NodeName{"a", "b"} {
 		w.nodes[i] = &machine{w: w, index: i, name: n, failback: failback}
 	}
@@ -148,7 +152,7 @@ func (m *machine) start() {
 	}
 	m.life++
 	m.generation++
-	m.core = New(Config{Self: m.name, Peer: m.peer().name, First: m.index == 0, Failback: m.failback, Legacy: m.legacy, Fencing: m.fencing,
+	m.core = New(Config{Self: m.name, Peer: m.peer().name, First: m.index == 0, Failback: m.failback, Legacy: m.legacy, Fencing: m.fencing, Ipfail: m.ipfail,
 		LocalResources: 2, ForeignResources: 2, LocalGroups: []string{"first-of-" + string(m.name), "second-of-" + string(m.name)}})
 	m.up, m.started, m.busy, m.work = false, m.w.now, false, nil
 	m.heard, m.heardGen, m.peerState, m.peerBatuta = time.Time{}, 0, model.NodeInit, false
@@ -233,8 +237,21 @@ func (m *machine) tell(k model.ClusterEventKind, msg model.Message) {
 		m.w.say("%s: (%s %s)", m.name, m.peer().name, map[model.ClusterEventKind]string{
 			model.NodeDied: "is dead", model.NodeRestarted: "restarted", model.PartitionHealed: "is back after a partition"}[k])
 	}
-	m.step(Cluster{model.ClusterEvent{At: m.w.now, Kind: k, Node: m.peer().name, Message: msg, View: model.View{
-		Self: m.name, Nodes: []model.NodeView{{Name: m.peer().name, State: m.peerState, Batuta: m.peerBatuta}}}}})
+	m.step(Cluster{model.ClusterEvent{At: m.w.now, Kind: k, Node: m.peer().name, Message: msg, View: m.view()}})
+}
+
+func (m *machine) view() model.View {
+	v := model.View{Self: m.name, Nodes: []model.NodeView{{Name: m.peer().name, State: m.peerState, Batuta: m.peerBatuta}}}
+	for range m.pings {
+		v.Nodes = append(v.Nodes, model.NodeView{Name: "gate", Ping: true, State: model.NodePing})
+	}
+	return v
+}
+
+// see changes how many ping nodes the machine sees.
+func (m *machine) see(pings int) {
+	m.pings = pings
+	m.step(Cluster{model.ClusterEvent{At: m.w.now, Kind: model.LinkChanged, Node: "gate", View: m.view()}})
 }
 
 func (w *world) lost() bool { return w.rng != nil && w.rng.Float64() < w.loss }
@@ -281,7 +298,7 @@ func (m *machine) step(in Input) {
 			m.work = append(m.work, e)
 		case Fence:
 			m.w.say("%s: %v", m.name, e)
-			m.w.after(time.Second, func() {
+			m.w.after(m.w.fenceFor, func() {
 				if m.badFence {
 					m.step(Fenced{"the switch does not answer"})
 					return

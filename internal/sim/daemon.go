@@ -25,8 +25,9 @@ type daemon struct {
 	msgr   *messenger.Core
 	socket []packet // received by the kernel, not read yet
 	outbox []model.Message
-	timer  time.Time // when the messenger is to be woken
-	heard  time.Time // when the latest beat was sent that the kernel received
+	timer  time.Time       // when the messenger is to be woken
+	heard  time.Time       // when the latest beat was sent that the kernel received
+	floor  heartbeat.Floor // how far an earlier life has heard the other
 
 	crm      *crm.Core
 	events   []model.ClusterEvent
@@ -41,6 +42,7 @@ type daemon struct {
 	yield  func(task) bool
 	turn   int // counts tasks, so that one that was given up is known
 	over   bool
+	fences int             // attempts under way to reset the other machine
 	begun  context.Context // of the running start: ends when it is overtaken
 	expire context.CancelCauseFunc
 	doomed bool
@@ -67,24 +69,27 @@ var errKilled = errors.New("the daemon has died")
 
 func newDaemon(h *host, generation uint32) (*daemon, error) {
 	w := h.w
-	d := &daemon{h: h, generation: generation, born: w.now}
+	d := &daemon{h: h, generation: generation, born: w.now, floor: h.floors[h.peer().name]}
 	cfg := w.cfg
 	hb := model.Heartbeat{Self: h.name, Nodes: nodeNames[:], Keepalive: cfg.Keepalive, WarnTime: cfg.WarnTime, DeadTime: cfg.DeadTime,
 		InitDead: cfg.InitDead, SuspectTime: cfg.SuspectTime, Flaps: cfg.Flaps, FlapWindow: time.Minute, FlapHold: flapHold, MaxRexmitDelay: 250 * time.Millisecond, HopFudge: 1, Failback: cfg.Failback,
-		Keys: model.Keyring{Send: 1, Keys: map[int]model.AuthKey{1: {Method: cfg.Auth, Secret: "secret"}}}}
+		Keys: w.keys()}
 	for _, name := range w.net.pings {
 		hb.Media = append(hb.Media, model.Medium{Kind: model.Ping, Name: name})
 	}
 	hb.DeadPing = cfg.DeadPing
 	boot := ""
 	if cfg.SuspectTime > 0 {
-		h.answer(hb.Keys)
 		boot = h.run().String()
 	}
 	var e1, e2 error
 	d.msgr, e1 = messenger.NewCore(heartbeat.Config{Heartbeat: hb, Generation: generation, UUID: [16]byte{byte(h.index + 1)},
 		Rand: rand.New(rand.NewPCG(w.rng.Uint64(), 1)), Wall: h.wall, Boot: boot, Floors: h.floors})
-	d.crm, e2 = crm.NewCore(crm.Config{Self: h.name, Peer: h.peer().name, Nodes: nodeNames[:], Groups: w.groups, Failback: cfg.Failback, Ipfail: cfg.ipfailWait(),
+	var fence func(context.Context, model.NodeName) error
+	if cfg.Fence > 0 {
+		fence = func(context.Context, model.NodeName) error { return nil } // that there is one is all the core wants of it; see daemon.fence
+	}
+	d.crm, e2 = crm.NewCore(crm.Config{Fence: fence, Self: h.name, Peer: h.peer().name, Nodes: nodeNames[:], Groups: w.groups, Failback: cfg.Failback, Ipfail: cfg.ipfailWait(),
 		Agents: func(r model.Resource) (agent.Agent, error) { return resource{d, r.Text}, nil },
 		Send: func(m model.Message) error {
 			d.outbox = append(d.outbox, m)
@@ -272,6 +277,9 @@ func (d *daemon) after() {
 			}
 		})
 	}
+	if d.crm.Fence() {
+		d.fence()
+	}
 	if d.resume == nil {
 		if j := d.crm.Begin(); j != nil {
 			d.work(func() {
@@ -298,6 +306,30 @@ func (d *daemon) after() {
 			d.h.kill()
 		})
 	}
+}
+
+// fence resets the other machine and is told of it. Some attempts fail, and
+// some of them only seem to.
+func (d *daemon) fence() {
+	w, peer := d.h.w, d.h.peer()
+	result := pair.Fenced{}
+	if w.now.Sub(w.begin) < w.Quiet && w.rng.IntN(3) == 0 {
+		result.Failure = "the switch does not answer"
+	}
+	works := result.Failure == "" || w.rng.IntN(2) == 0
+	d.fences++
+	part := func() time.Time { return w.now.Add(time.Duration(w.rng.Int64N(int64(w.cfg.Fence / 2)))) }
+	d.atHost(part(), func() {
+		if works {
+			w.say("--- %s is reset", peer.name)
+			peer.reset()
+			w.after(w.cfg.Boot, peer.boot)
+		}
+		d.atHost(part(), func() {
+			d.fences--
+			d.at(w.now, func() { d.crm.Step(result); d.after() })
+		})
+	})
 }
 
 // work runs body as a coroutine that gives way wherever it waits.

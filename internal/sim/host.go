@@ -16,6 +16,7 @@ type host struct {
 	index  int
 	name   model.NodeName
 	up     bool
+	off    bool          // for good
 	paused time.Time     // its daemon does not run until then
 	frozen time.Time     // nothing of it runs until then
 	clock  time.Duration // by how much its wall clock is wrong
@@ -58,9 +59,9 @@ func (h *host) run() heartbeat.Run { return heartbeat.RunOf(string(h.name), strc
 
 // answer has the kernel answer from now on, until the daemon has stopped as it
 // was told to, or the machine ends.
-func (h *host) answer(keys model.Keyring) {
+func (h *host) answer() {
 	if h.answers == nil {
-		h.answers, h.since = heartbeat.QuestionKeys(keys), h.w.now
+		h.answers, h.since = heartbeat.QuestionKeys(h.w.keys()), h.w.now
 	}
 }
 
@@ -81,13 +82,23 @@ func (h *host) reply(question []byte) []byte {
 
 func (h *host) wall(now time.Time) time.Time { return now.Add(h.clock) }
 
-// boot switches the machine on.
-func (h *host) boot() {
+// wake switches the machine on.
+func (h *host) wake() {
 	if !h.up {
 		h.up, h.booted = true, h.w.now
 		h.boots++
 	}
-	h.start()
+	if h.w.cfg.SuspectTime > 0 {
+		h.answer()
+	}
+}
+
+// boot switches the machine on and starts its daemon.
+func (h *host) boot() {
+	if !h.off {
+		h.wake()
+		h.start()
+	}
 }
 
 // start begins a life of the daemon.

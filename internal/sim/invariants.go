@@ -18,13 +18,15 @@ import (
 //  1. Outside a split no resource runs on two nodes, not for an instant: the
 //     new owner starts it after the old one has stopped it. A split is what
 //     the classic mode permits: a node declares the other dead whose machine
-//     lives on. It ends healBound after everything is whole again.
+//     lives on. It ends healBound after everything is whole again. Where the
+//     other machine is reset before anything is taken over, there is none.
 //  2. Nobody is declared dead who was heard within the dead time, not counting
 //     the time during which the one who declares it did not run itself, unless
-//     the machine has been reset since.
+//     the machine has been reset since. What may be a recording that an earlier
+//     life of the listener heard is not heard.
 //  3. Where kernels answer, nobody is declared dead before the suspect time
 //     whose machine runs and whose links work: not for a daemon that hangs or
-//     was killed.
+//     was killed. The answer of another run of the machine is its death.
 //  4. Within settleBound after the last fault every resource runs on exactly
 //     one node, both sides agree that all is settled, and so it stays.
 //  5. A node that sees fewer ping nodes ends without resources where ipfail is
@@ -32,6 +34,11 @@ import (
 //     moves more than maxMoves times after the last fault.
 //  6. The two never talk without end: in no second does a node say more than
 //     maxWords.
+//  8. With auto_failback on (or legacy, which is the same between two such
+//     nodes) each set ends on the node that haresources names where both are
+//     there, unless the operator had a wish, a script failed or ipfail has moved
+//     it. With off it stays where it is unless for these reasons. Nobody is
+//     given its set back in quarantine, or while it sees fewer ping nodes.
 //  7. A node's generations never go back, its numbers go up by one in each, and
 //     a number always means the same bytes.
 //
@@ -39,12 +46,15 @@ import (
 type checks struct {
 	w       *world
 	list    []string
+	yielded bool // ipfail has moved everything once
 	settled bool // all was well after the last fault
 	endless bool // they talk without end: nothing more is to be seen
 
 	split   bool
 	trouble time.Time            // when not everything was whole
 	double  map[string]time.Time // resources that run twice, since when
+	pings   [2]int               // how many ping nodes each sees
+	pinged  time.Time            // when one of them began to see more or fewer, or not everything was whole
 	last    map[string]int       // node that a resource last started on
 	moves   map[string]int       // how often it has moved since the last fault
 
@@ -66,7 +76,8 @@ type sender struct {
 	packets    map[uint64][]byte
 	forgot     bool // the stored generation was lost since
 	highest    uint64
-	words      int // messages in the present second, beats not counted
+	life       string // the word of its daemon's life
+	words      int    // messages in the present second, beats not counted
 	second     int64
 	heard      bool // the generation is above all before: others listen
 }
@@ -91,7 +102,12 @@ func (c *checks) broken(format string, args ...any) {
 func (c *checks) watch() {
 	now := c.w.now
 	if !c.whole() {
-		c.trouble = now
+		c.trouble, c.pinged = now, now
+	}
+	for i, h := range c.w.hosts {
+		if n := h.pings(); n != c.pings[i] || h.daemon == nil {
+			c.pings[i], c.pinged = n, now
+		}
 	}
 	if c.split && now.Sub(c.trouble) > c.healBound() {
 		c.split = false
@@ -143,7 +159,7 @@ func (c *checks) changed(name string) {
 	switch {
 	case twice && !was:
 		c.double[name] = c.w.now
-		if !c.split {
+		if !c.split || c.w.cfg.Fence > 0 {
 			c.broken("%s runs twice outside a split: %s", name, c.w.state())
 		}
 	case !twice && was:
@@ -195,8 +211,64 @@ func (c *checks) starting(h *host) bool {
 	return c.w.now.Sub(h.daemon.born) < c.w.cfg.InitDead+c.w.cfg.DeadTime
 }
 
+// answered is called when a node gets the answer of a kernel. The first of
+// another run of the machine tells of its death.
+func (c *checks) answered(h *host) {
+	d, peer := h.daemon, h.peer()
+	if d == nil || d.heard.IsZero() || !peer.booted.After(d.heard) || c.starting(h) || c.w.now.Before(h.idle()) {
+		return
+	}
+	heard, booted := d.heard, peer.booted
+	c.w.after(c.w.cfg.Keepalive+time.Second/10, func() {
+		view := d.msgr.View()
+		dead := view.Find(peer.name).State == model.NodeDead
+		if h.daemon == d && !dead && d.heard.Equal(heard) && peer.booted.Equal(booted) && h.present(booted) == c.w.now.Sub(booted) {
+			c.broken("%s has the answer of another run of %s and does not declare it dead", h.name, peer.name)
+		}
+	})
+}
+
 // noted is called with what a node says for people.
-func (c *checks) noted(*host, model.Event) {}
+func (c *checks) noted(h *host, e model.Event) {
+	switch {
+	case e.Kind == "fewer-ping-nodes":
+		c.yielded = true
+	case e.Kind == "standby" && e.Text == string(h.name)+" wants to go standby [foreign]" && !c.meddled():
+		c.givesBack(h)
+	}
+}
+
+// givesBack is called when a node offers the other its own set.
+func (c *checks) givesBack(h *host) {
+	view := h.daemon.msgr.View()
+	switch mine, theirs := h.pings(), c.pings[h.peer().index]; {
+	case c.w.cfg.Failback == model.FailbackOff:
+		c.broken("%s gives a set back with auto_failback off", h.name)
+	case c.w.now.Before(view.Find(h.peer().name).Quarantine):
+		c.broken("%s gives a set back to %s, which is in quarantine", h.name, h.peer().name)
+	case c.w.cfg.Ipfail && theirs < mine && theirs == h.peer().pings() && c.w.now.Sub(c.pinged) > time.Second+3*c.w.cfg.Keepalive:
+		c.broken("%s, which sees %d ping nodes, gives a set back to %s, which sees %d", h.name, mine, h.peer().name, theirs)
+	}
+}
+
+// meddled tells that sets may lie elsewhere than auto_failback says.
+func (c *checks) meddled() bool {
+	return c.yielded || c.w.has(Standby, Takeover, BadStart, BadStop)
+}
+
+// home tells that every set is where auto_failback wants it in the end.
+func (c *checks) home() bool {
+	blind := c.w.cfg.Ipfail && c.w.Blind > 0
+	if c.meddled() || blind || c.w.cfg.Failback == model.FailbackOff || c.w.Down > 0 {
+		return true
+	}
+	for name, owner := range c.w.owner {
+		if !c.w.hosts[owner].runs[name] {
+			return false
+		}
+	}
+	return true
+}
 
 func (c *checks) amnesia(h *host) { c.wire[h.index].forgot = true }
 
@@ -238,7 +310,23 @@ func (c *checks) sent(h *host, data []byte) (beat bool) {
 	s.seq = seq
 	s.packets[seq] = data
 	c.count(h, s, p.Get("t"))
-	return p.Get("t") == "status" && s.heard
+	if p.Get("t") != "status" {
+		return false
+	}
+	if life := p.Get("life"); life != "" {
+		s.life = life
+	}
+	return s.heard && c.believed(h.peer(), uint32(generation), uint32(seq), p.Get("echo"))
+}
+
+// believed tells whether a node can know that a beat is no recording of what
+// its earlier life has heard.
+func (c *checks) believed(by *host, generation, seq uint32, echo string) bool {
+	if by.daemon == nil {
+		return false
+	}
+	f := by.daemon.floor
+	return f.Generation != generation || seq > f.Ahead || slices.Contains(strings.Fields(echo), c.wire[by.index].life)
 }
 
 // count looks for talk without end.
@@ -259,15 +347,15 @@ func (c *checks) count(h *host, s *sender, kind string) {
 // settled and mean to do nothing more.
 func (c *checks) well() bool {
 	for _, h := range c.w.hosts {
-		if !h.up {
+		if h.off {
 			continue
 		}
-		if h.daemon == nil || !h.daemon.ready || h.daemon.told || !h.active() || !h.daemon.crm.Stable() || !h.daemon.crm.Next().IsZero() {
+		if h.daemon == nil || h.daemon.fences > 0 || !h.daemon.ready || h.daemon.told || !h.active() || !h.daemon.crm.Stable() || !h.daemon.crm.Next().IsZero() {
 			return false
 		}
-		wanted := model.NodeDead
-		if h.peer().up {
-			wanted = model.NodeActive
+		wanted := model.NodeActive
+		if h.peer().off {
+			wanted = model.NodeDead
 		}
 		v := h.daemon.msgr.View()
 		for i, name := range c.w.net.pings {
@@ -293,7 +381,20 @@ func (c *checks) well() bool {
 			return false
 		}
 	}
-	return true
+	return c.home()
+}
+
+// pings is how many ping nodes the host sees.
+func (h *host) pings() (n int) {
+	if h.w.cfg.Pings == 0 || h.daemon == nil {
+		return 0
+	}
+	for _, node := range h.daemon.msgr.View().Nodes {
+		if node.State == model.NodePing {
+			n++
+		}
+	}
+	return n
 }
 
 // active tells that the daemon takes part in the cluster.

@@ -87,7 +87,10 @@ func (n *network) ask(from *host, question []byte) {
 			if answer == nil || !n.passes(to.index, i) {
 				return
 			}
-			n.w.after(n.delay(), func() { from.arrive(packet{link: name, data: answer, at: n.w.now}) })
+			n.w.after(n.delay(), func() {
+				from.arrive(packet{link: name, data: answer, at: n.w.now})
+				n.w.check.answered(from)
+			})
 		})
 	}
 }

@@ -34,6 +34,7 @@ type Config struct {
 	Auth                                    model.AuthMethod
 	Groups                                  []Group
 	Script                                  time.Duration // how long a script takes at most
+	Fence, Boot                             time.Duration `json:",omitempty"` // how long a reset of the other machine takes at most, and a machine to come up again; 0: nobody is fenced
 
 	DelayMin, DelayMax     time.Duration
 	Loss, Double, Straggle float64 // of each packet; Straggle: ten times the delay
@@ -69,6 +70,7 @@ type FaultKind string
 const (
 	Kill     FaultKind = "kill"     // the daemon dies alone, and is back after For
 	Reset    FaultKind = "reset"    // the machine dies, and its daemon is back after For
+	Hollow   FaultKind = "hollow"   // the same, but its kernel answers long before its daemon is back
 	Stop     FaultKind = "stop"     // a clean stop; a new start For after its end
 	Pause    FaultKind = "pause"    // the daemon does not run for For; its kernel does
 	Freeze   FaultKind = "freeze"   // nor does its kernel
@@ -105,7 +107,7 @@ func (f Fault) String() string {
 		s += fmt.Sprintf(" part %.2f", f.Part)
 	case BadStart, BadStop, Standby, Takeover:
 		s += " " + f.Set
-	case Kill, Reset, Stop, Pause, Freeze, Split, Clock, Amnesia, Slow:
+	case Kill, Reset, Hollow, Stop, Pause, Freeze, Split, Clock, Amnesia, Slow:
 	}
 	return s
 }
@@ -144,7 +146,21 @@ func NewSchedule(seed uint64) Schedule {
 	if more.IntN(4) == 0 {
 		addPings(more, &s)
 	}
+	extra := rand.New(rand.NewPCG(seed, 0x6261747574610004))
+	if extra.IntN(6) == 0 {
+		c.Fence, c.Boot = one(extra, 100*time.Millisecond, 3*time.Second, 20*time.Second), one(extra, time.Second, 20*time.Second)
+	}
+	if c.SuspectTime > 0 && extra.IntN(6) == 0 {
+		s.add(Fault{At: time.Duration(extra.Int64N(int64(s.Quiet + time.Second))), For: between(extra, c.Keepalive, 4*c.DeadTime), Kind: Hollow, Node: extra.IntN(2)})
+	}
 	return s
+}
+
+// add puts a fault in its place.
+func (s *Schedule) add(f Fault) {
+	s.Faults = append(s.Faults, f)
+	s.Quiet = max(s.Quiet, f.end())
+	slices.SortStableFunc(s.Faults, func(a, b Fault) int { return cmp.Compare(a.At, b.At) })
 }
 
 // addPings adds ping nodes to a schedule, mostly with ipfail, and cuts ways to them.
@@ -155,10 +171,8 @@ func addPings(r *rand.Rand, s *Schedule) {
 	for range r.IntN(4) {
 		f := Fault{At: time.Duration(r.Int64N(int64(s.Quiet + time.Second))), For: between(r, c.Keepalive, 3*c.DeadPing+10*time.Second),
 			Kind: PingCut, Node: one(r, 0, 1, 0, 1, -1), Link: one(r, -1, r.IntN(c.Pings))}
-		s.Faults = append(s.Faults, f)
-		s.Quiet = max(s.Quiet, f.end())
+		s.add(f)
 	}
-	slices.SortStableFunc(s.Faults, func(a, b Fault) int { return cmp.Compare(a.At, b.At) })
 	if s.Down == 0 && r.IntN(2) == 0 {
 		s.Blind = 1 + r.IntN(2)
 	}
@@ -216,7 +230,7 @@ func newFault(r *rand.Rand, c *Config, at time.Duration) Fault {
 		f.For = between(r, short, long+10*time.Second)
 	case Clock:
 		f.For = one[time.Duration](r, -1, 1) * between(r, time.Second, 100*time.Hour)
-	case Standby, Takeover, PingCut:
+	case Standby, Takeover, PingCut, Hollow:
 	}
 	f.Part = one(r, 0.05, 0.2, 0.5)
 	return f

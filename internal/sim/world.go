@@ -92,6 +92,7 @@ func Run(s Schedule, trace io.Writer) Result {
 	w.say("--- the last fault is over")
 	if s.Down > 0 {
 		w.hosts[s.Down-1].reset()
+		w.hosts[s.Down-1].off = true
 	}
 	if s.Blind > 0 {
 		w.net.hide(s.Blind-1, -1, 1)
@@ -146,6 +147,10 @@ func (w *world) settleBound() time.Duration {
 	if c.Ipfail {
 		bound += c.DeadPing + c.ipfailWait()
 	}
+	if c.Fence > 0 {
+		// A reset under way, what it makes the other side do, and a new beginning.
+		bound += 2*c.Fence + c.Boot + c.InitDead + c.DeadTime + 10*time.Second
+	}
 	return bound
 }
 
@@ -186,6 +191,11 @@ func (w *world) setOf(h *host, resource string) string {
 	return pair.Foreign.String()
 }
 
+// keys are what both nodes authenticate with.
+func (w *world) keys() model.Keyring {
+	return model.Keyring{Send: 1, Keys: map[int]model.AuthKey{1: {Method: w.cfg.Auth, Secret: "secret"}}}
+}
+
 func (w *world) say(format string, args ...any) {
 	if w.trace != nil {
 		_, _ = fmt.Fprintf(w.trace, "%9.4f %s\n", w.now.Sub(w.begin).Seconds(), fmt.Sprintf(format, args...))
@@ -219,6 +229,12 @@ func (w *world) happen(f Fault) {
 		end(h.boot)
 	case Reset:
 		h.reset()
+		end(h.boot)
+	case Hollow:
+		h.reset()
+		if h.w.cfg.SuspectTime > 0 {
+			w.after(f.For/10, h.wake)
+		}
 		end(h.boot)
 	case Amnesia:
 		h.kill()
