@@ -99,6 +99,7 @@ func NewCore(cfg Config, hand Hand) (*Core, error) {
 			pc.LocalGroups = append(pc.LocalGroups, g.Key())
 		} else {
 			pc.ForeignResources += len(g.Resources)
+			pc.ForeignGroups = append(pc.ForeignGroups, g.Key())
 		}
 		for _, r := range startOrder(g.Resources) {
 			u := units[unitKey(r)]

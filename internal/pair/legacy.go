@@ -17,7 +17,12 @@ import (
 //	A  ip-request      ipaddr=KEY                    for each group of A's own
 //	B  ip-request-resp ipaddr=KEY weown=yes ok=OK    when it has released it
 //
-// Heartbeat asks once and waits for ever; we ask again.
+// Heartbeat asks once and waits for ever; we ask again. What it asked an
+// earlier life of ours, or one that was just ending, is answered unasked: as
+// soon as we are up, or it is, and whenever we have released something. An
+// answer that it does not wait for makes it look whether the group runs, and
+// nothing more. That it lacks a group for any other reason (its script failed,
+// its operator stopped it) nobody can see: in this mode it never says.
 //
 // It was meant for clusters in which not all nodes know the negotiation
 // (ha.cf manual). Two Batuta nodes do: between them legacy is on.
@@ -42,6 +47,8 @@ func (c *Core) legacyUp(peerActive bool) {
 	}
 	if left := c.found & Foreign; left != None {
 		c.release(left, forYielding) // the other is answered when it is gone
+	} else if peerActive {
+		c.answerAll()
 	}
 	c.found = None
 	if !peerActive || len(c.cfg.LocalGroups) == 0 {
@@ -78,8 +85,11 @@ func (c *Core) legacyMessage(m model.Message) {
 			c.acquire(Local, forOwn)
 		}
 	case "status":
-		if m.Get("st") == model.NodeActive.String() && len(c.awaited) > 0 {
-			c.askGroups() // now it can answer
+		if m.Get("st") == model.NodeActive.String() && c.state == stateStable {
+			c.answerAll()
+			if len(c.awaited) > 0 {
+				c.askGroups() // now it can answer
+			}
 		}
 	case "shutdone":
 		c.onShutdone()
@@ -90,9 +100,9 @@ func (c *Core) legacyMessage(m model.Message) {
 // of its groups at the same time.
 func (c *Core) onRequest(key string) {
 	switch {
-	case c.state == stateInit || c.state == stateShutdown:
-		// It hears from us when all is released.
-	case c.yielding():
+	case c.state == stateInit:
+		// It is answered when we are up.
+	case c.yielding() || c.state == stateShutdown:
 		c.asked = append(c.asked, key)
 	case c.hold&Foreign != None:
 		c.asked = append(c.asked, key)
@@ -106,6 +116,15 @@ func (c *Core) onRequest(key string) {
 func (c *Core) answer(key, held string) {
 	c.out = append(c.out, Send{model.Message{Type: "ip-request-resp", From: c.cfg.Self, To: c.cfg.Peer, Fields: []model.Field{
 		{Name: "ipaddr", Value: key}, {Name: "weown", Value: held}, {Name: "ok", Value: "OK"}}}})
+}
+
+// answerAll tells the other node that nothing of its own runs here, if so.
+func (c *Core) answerAll() {
+	if (c.hold|c.stuck)&Foreign == None && !c.yielding() {
+		for _, key := range c.cfg.ForeignGroups {
+			c.answer(key, "no")
+		}
+	}
 }
 
 func (c *Core) yielding() bool {
@@ -122,7 +141,7 @@ func (c *Core) yielded(failed Set) {
 		c.hold |= Foreign
 		return
 	}
-	for _, key := range asked {
+	for _, key := range slices.Compact(slices.Sorted(slices.Values(slices.Concat(asked, c.cfg.ForeignGroups)))) {
 		c.answer(key, "yes")
 	}
 }
@@ -153,9 +172,12 @@ func (c *Core) legacyConsider() {
 			c.acquire(again, forNothing)
 		}
 	}
+	if c.alone() {
+		c.asked = nil
+	}
 	switch {
 	case c.alone() || c.state != stateStable:
-		c.awaited, c.asked, c.askAt = nil, nil, time.Time{}
+		c.awaited, c.askAt = nil, time.Time{}
 	case len(c.awaited) > 0 && c.due(c.askAt):
 		c.askGroups()
 	}

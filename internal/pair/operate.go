@@ -123,6 +123,9 @@ func (c *Core) finished(f Finished) {
 	case forStop:
 		// After a failed stop the other node must not believe that all is released.
 		if f.Failed == None && c.up {
+			for _, key := range c.asked {
+				c.answer(key, "yes")
+			}
 			c.send("shutdone", model.Field{Name: "st", Value: "dead"})
 		}
 		c.out = append(c.out, Stopped{f.Failed})

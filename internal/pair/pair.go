@@ -90,8 +90,9 @@ type Config struct {
 	// anything over that may still run there. See fence.go.
 	Fencing bool
 
-	// LocalGroups are the keys of this node's groups, which the legacy mode asks for.
-	LocalGroups []string
+	// LocalGroups and ForeignGroups are the keys of both nodes' groups, which the
+	// legacy mode asks and answers for.
+	LocalGroups, ForeignGroups []string
 }
 
 // Input is one thing the core learns.

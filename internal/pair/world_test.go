@@ -153,13 +153,17 @@ func (m *machine) start() {
 	m.life++
 	m.generation++
 	m.core = New(Config{Self: m.name, Peer: m.peer().name, First: m.index == 0, Failback: m.failback, Legacy: m.legacy, Fencing: m.fencing, Ipfail: m.ipfail,
-		LocalResources: 2, ForeignResources: 2, LocalGroups: []string{"first-of-" + string(m.name), "second-of-" + string(m.name)}})
+		LocalResources: 2, ForeignResources: 2, LocalGroups: groupsOf(m.name), ForeignGroups: groupsOf(m.peer().name)})
 	m.up, m.started, m.busy, m.work = false, m.w.now, false, nil
 	m.heard, m.heardGen, m.peerState, m.peerBatuta = time.Time{}, 0, model.NodeInit, false
 	if m.running != None {
 		m.step(Found{m.running})
 	}
 	m.pulse(m.life)
+}
+
+func groupsOf(n model.NodeName) []string {
+	return []string{"first-of-" + string(n), "second-of-" + string(n)}
 }
 
 // end ends the daemon; its resources stay.
