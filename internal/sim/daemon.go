@@ -322,6 +322,7 @@ func (d *daemon) fence() {
 	d.atHost(part(), func() {
 		if works {
 			w.say("--- %s is reset", peer.name)
+			clear(w.check.moves) // a new fault
 			peer.reset()
 			w.after(w.cfg.Boot, peer.boot)
 		}

@@ -31,7 +31,7 @@ import (
 //     one node, both sides agree that all is settled, and so it stays.
 //  5. A node that sees fewer ping nodes ends without resources where ipfail is
 //     on, unless the operator had a wish or a script failed; and no resource
-//     moves more than maxMoves times after the last fault.
+//     moves more than maxMoves times after the last fault or reset.
 //  6. The two never talk without end: in no second does a node say more than
 //     maxWords.
 //  8. With auto_failback on (or legacy, which is the same between two such
@@ -215,14 +215,14 @@ func (c *checks) starting(h *host) bool {
 // another run of the machine tells of its death.
 func (c *checks) answered(h *host) {
 	d, peer := h.daemon, h.peer()
-	if d == nil || d.heard.IsZero() || !peer.booted.After(d.heard) || c.starting(h) || c.w.now.Before(h.idle()) {
+	if d == nil || d.heard.IsZero() || !c.wire[peer.index].heard || !peer.booted.After(d.heard) || c.starting(h) || c.w.now.Before(h.idle()) {
 		return
 	}
 	heard, booted := d.heard, peer.booted
 	c.w.after(c.w.cfg.Keepalive+time.Second/10, func() {
 		view := d.msgr.View()
 		dead := view.Find(peer.name).State == model.NodeDead
-		if h.daemon == d && !dead && d.heard.Equal(heard) && peer.booted.Equal(booted) && h.present(booted) == c.w.now.Sub(booted) {
+		if h.daemon == d && !dead && c.wire[peer.index].heard && d.heard.Equal(heard) && peer.booted.Equal(booted) && h.present(booted) == c.w.now.Sub(booted) {
 			c.broken("%s has the answer of another run of %s and does not declare it dead", h.name, peer.name)
 		}
 	})
