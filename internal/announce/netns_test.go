@@ -8,50 +8,24 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/rig"
 	"github.com/mdlayher/packet"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// TestMain runs the tests of root in a network namespace of their own: the
-// whole process is started again inside, so that no thread is left outside.
-func TestMain(m *testing.M) {
-	const inside = "BATUTA_ANNOUNCE_NETNS"
-	if os.Geteuid() != 0 || os.Getenv(inside) != "" {
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), inside+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	err := cmd.Run()
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit):
-		os.Exit(exit.ExitCode())
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "start the tests again in a network namespace:", err)
-		os.Exit(1)
-	}
-	os.Exit(0)
-}
+// TestMain runs the tests of root in a network namespace of their own.
+func TestMain(m *testing.M) { os.Exit(rig.Inside(m, syscall.CLONE_NEWNET, nil)) }
 
 func needRoot(t testing.TB) {
 	t.Helper()
-	switch {
-	case os.Geteuid() == 0:
-	case os.Getenv("BATUTA_REQUIRE_ROOT") == "1":
-		t.Fatal("this test needs root, and BATUTA_REQUIRE_ROOT is set")
-	default:
-		t.Skip("needs root: addresses and ARP in a network namespace")
-	}
+	rig.RequireRoot(t, "addresses and ARP in a network namespace")
 }
 
 // cable makes a veth pair: near has 10.1.0.2/24 and 10.1.0.0/16's neighbor far is the wire's other end.

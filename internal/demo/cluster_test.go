@@ -17,29 +17,12 @@ import (
 	"github.com/batuta-ha/batuta/internal/api"
 	"github.com/batuta-ha/batuta/internal/lab"
 	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/rig"
 )
-
-// binary is the program as it is shipped: $BATUTA_BIN, else built once.
-var binary = sync.OnceValues(func() (string, error) {
-	if b := os.Getenv("BATUTA_BIN"); b != "" {
-		return b, nil
-	}
-	dir, err := os.MkdirTemp("", "batuta-bin-")
-	if err != nil {
-		return "", err
-	}
-	out := filepath.Join(dir, "batuta")
-	cmd := exec.Command("go", "build", "-o", out, "github.com/batuta-ha/batuta/cmd/batuta")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the program: %w\n%s", err, text)
-	}
-	return out, nil
-})
 
 func program(t *testing.T) string {
 	t.Helper()
-	b, err := binary()
+	b, err := rig.Program()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/lab"
+	"github.com/batuta-ha/batuta/internal/rig"
 )
 
 // trio is two directors that hold addresses of IPv4 and IPv6, and a machine on
@@ -27,7 +28,7 @@ const (
 func newTrio(t *testing.T) *trio {
 	t.Helper()
 	requireRoot(t)
-	binary, err := program()
+	binary, err := rig.Program()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/batuta-ha/batuta/internal/lab"
+	"github.com/batuta-ha/batuta/internal/rig"
 )
 
 // The pairs of TestBenchFailover, each on a switch of its own:
@@ -216,7 +217,7 @@ func otherDirector(node string) string { return map[string]string{"d1": "d2", "d
 func newPairing(t *testing.T, s system) *pairing {
 	t.Helper()
 	tree := debianTree(t, append([]string{"keepalived"}, lab.HeartbeatPackages...)...)
-	binary, err := program()
+	binary, err := rig.Program()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/batuta-ha/batuta/internal/lab"
+	"github.com/batuta-ha/batuta/internal/rig"
 )
 
 // TestIfconfigShowsTheAddress: administrators of Heartbeat look for the service
@@ -12,7 +13,7 @@ import (
 // recording of the original's ifconfig has "eth0:0" there, too.
 func TestIfconfigShowsTheAddress(t *testing.T) {
 	tree := debianTree(t, lab.HeartbeatPackages...)
-	binary, err := program()
+	binary, err := rig.Program()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -14,25 +12,8 @@ import (
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/lab"
+	"github.com/batuta-ha/batuta/internal/rig"
 )
-
-// program is Batuta as it is shipped: $BATUTA_BIN, else built once.
-var program = sync.OnceValues(func() (string, error) {
-	if b := os.Getenv("BATUTA_BIN"); b != "" {
-		return b, nil
-	}
-	dir, err := os.MkdirTemp("", "batuta-bin-")
-	if err != nil {
-		return "", err
-	}
-	out := filepath.Join(dir, "batuta")
-	cmd := exec.Command("go", "build", "-o", out, "../../cmd/batuta")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the program: %w\n%s", err, text)
-	}
-	return out, nil
-})
 
 // The two directors of these tests, on two switches:
 //
@@ -197,7 +178,7 @@ node theirs
 func newDuet(t *testing.T, o duetOptions) *duet {
 	t.Helper()
 	tree := debianTree(t, lab.HeartbeatPackages...)
-	binary, err := program()
+	binary, err := rig.Program()
 	if err != nil {
 		t.Fatal(err)
 	}

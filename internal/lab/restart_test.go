@@ -14,6 +14,7 @@ import (
 
 	"github.com/batuta-ha/batuta/internal/api"
 	"github.com/batuta-ha/batuta/internal/lab"
+	"github.com/batuta-ha/batuta/internal/rig"
 )
 
 // TestACrashedDaemonComesBack: a process that is killed is not a machine that
@@ -21,7 +22,7 @@ import (
 // leaves the node, and the other one takes nothing. So it is for the node that
 // owns the resources, and for one that has taken them over.
 func TestACrashedDaemonComesBack(t *testing.T) {
-	binary, err := program()
+	binary, err := rig.Program()
 	if err != nil {
 		t.Fatal(err)
 	}

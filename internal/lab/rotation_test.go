@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/batuta-ha/batuta/internal/lab"
+	"github.com/batuta-ha/batuta/internal/rig"
 )
 
 // TestKeysChangeUnderAClient: two running daemons go from a signing key to an
@@ -22,7 +23,7 @@ import (
 // node a step ahead of the other each time. A client keeps its connections;
 // no packet is dropped, nothing moves, and in the end nothing is in clear.
 func TestKeysChangeUnderAClient(t *testing.T) {
-	binary, err := program()
+	binary, err := rig.Program()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,13 +8,14 @@ import (
 
 	"github.com/batuta-ha/batuta/internal/api"
 	"github.com/batuta-ha/batuta/internal/lab"
+	"github.com/batuta-ha/batuta/internal/rig"
 )
 
 // suspects is the tutorial's cluster with that suspecttime, in which lvs01
 // serves and what was taken over stays. lvs02 knows that lvs01's kernel answers.
 func suspects(t *testing.T, suspecttime string) *lab.Lab {
 	t.Helper()
-	binary, err := program()
+	binary, err := rig.Program()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,16 +15,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/batuta-ha/batuta/internal/lab"
+	"github.com/batuta-ha/batuta/internal/rig"
 )
 
-// batuta builds the program as it is shipped: static, without cgo.
+// batuta is the program as it is shipped.
 func batuta(t *testing.T) string {
 	t.Helper()
-	name := filepath.Join(t.TempDir(), "batuta")
-	build := exec.Command("go", "build", "-o", name, "../../cmd/batuta")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
+	name, err := rig.Program()
+	if err != nil {
+		t.Fatal(err)
 	}
 	return name
 }

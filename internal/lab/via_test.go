@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/lab"
+	"github.com/batuta-ha/batuta/internal/rig"
 )
 
 // Direct routing on one wire, by the eBPF plane, with a real server on which
@@ -17,7 +18,7 @@ import (
 // not. Given the address, the real server is up again.
 func TestCheckByTheVirtualAddress(t *testing.T) {
 	requireRoot(t)
-	binary, err := program()
+	binary, err := rig.Program()
 	if err != nil {
 		t.Fatal(err)
 	}

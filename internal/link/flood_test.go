@@ -82,7 +82,7 @@ func TestPreferredSenders(t *testing.T) {
 // Of a preferred sender whose numbers are known the kernel drops recordings,
 // and goes on as more of it is heard.
 func TestSiftedNumbers(t *testing.T) {
-	needRoot(t)
+	requireRoot(t)
 	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), freePort(t, "127.0.0.1"))
 	k, err := Open(model.Medium{Kind: model.Unicast, Interface: "lo", Name: "lo", Peer: at}, Options{Source: netip.MustParseAddr("127.0.0.1")})
 	if err != nil {

@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
 	"testing"
 
@@ -15,18 +14,6 @@ import (
 	"github.com/batuta-ha/batuta/internal/heartbeat"
 	"github.com/batuta-ha/batuta/internal/model"
 )
-
-// needRoot skips a test that needs root.
-func needRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("BATUTA_REQUIRE_ROOT") == "1" {
-		t.Fatal("this test needs root, and BATUTA_REQUIRE_ROOT=1 says that it is there")
-	}
-	t.Skip("needs root")
-}
 
 // sieved is a socket with the filter, and senders at several addresses.
 type sieved struct {
@@ -39,7 +26,7 @@ type sieved struct {
 
 func newSieved(t *testing.T, host string, senders ...string) *sieved {
 	t.Helper()
-	needRoot(t)
+	requireRoot(t)
 	s := &sieved{t: t, senders: map[string]*net.UDPConn{}}
 	var err error
 	if s.sieve, err = newSieve(); err != nil {

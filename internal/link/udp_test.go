@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/rig"
 )
 
 // freePort asks the kernel for a UDP port on that address.
@@ -128,13 +129,7 @@ func TestOpenRefuses(t *testing.T) {
 // requireRoot skips where there is no root, or fails where the run demands it.
 func requireRoot(t *testing.T) {
 	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("BATUTA_REQUIRE_ROOT") == "1" {
-		t.Fatal("needs root, and BATUTA_REQUIRE_ROOT=1 forbids to skip")
-	}
-	t.Skip("needs root: makes a network namespace")
+	rig.RequireRoot(t, "makes network namespaces, sockets of root")
 }
 
 // namespace puts the test into a network namespace of its own, with a veth

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"sync/atomic"
@@ -22,46 +21,17 @@ import (
 	"github.com/batuta-ha/batuta/internal/heartbeat"
 	"github.com/batuta-ha/batuta/internal/link"
 	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/rig"
 )
-
-const insideChild = "BATUTA_RESPONDER_TEST_CHILD"
 
 // TestMain runs the tests again in namespaces of their own.
 func TestMain(m *testing.M) {
-	if os.Geteuid() != 0 || os.Getenv(insideChild) != "" {
-		if os.Getenv(insideChild) != "" {
-			if err := build(); err != nil {
-				fmt.Fprintln(os.Stderr, "build the test network:", err)
-				os.Exit(1)
-			}
-		}
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), insideChild+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	runtime.LockOSThread() // Pdeathsig follows the thread
-	err := cmd.Run()
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit):
-		os.Exit(exit.ExitCode())
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "run the tests in namespaces of their own:", err)
-		os.Exit(1)
-	}
+	os.Exit(rig.Inside(m, syscall.CLONE_NEWNET|syscall.CLONE_NEWNS, build))
 }
 
 func requireRoot(t testing.TB) {
 	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("BATUTA_REQUIRE_ROOT") == "1" {
-		t.Fatal("needs root, and BATUTA_REQUIRE_ROOT=1 allows no skip")
-	}
-	t.Skip("needs root: run as root to test the kernel's answers")
+	rig.RequireRoot(t, "the kernel's answers, in namespaces")
 }
 
 // The process's own namespace is node lvs01, which answers; asker is lvs02's.

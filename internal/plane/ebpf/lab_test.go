@@ -1,12 +1,10 @@
 package ebpf
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -20,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/rig"
 )
 
 // The tests' own building, made once in private namespaces of this process:
@@ -31,8 +30,6 @@ import (
 //	                       │               └── router ── far   10.243.0.20
 //
 // The director is the process's own namespace.
-
-const insideChild = "BATUTA_EBPF_TEST_CHILD"
 
 // TestMain runs the tests again in namespaces of their own, where root may do
 // as it likes without anyone noticing.
@@ -51,41 +48,13 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	if os.Geteuid() != 0 || os.Getenv(insideChild) != "" {
-		if os.Getenv(insideChild) != "" {
-			if err := build(); err != nil {
-				fmt.Fprintln(os.Stderr, "build the test network:", err)
-				os.Exit(1)
-			}
-		}
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), insideChild+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	runtime.LockOSThread() // Pdeathsig follows the thread
-	err := cmd.Run()
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit):
-		os.Exit(exit.ExitCode())
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "run the tests in namespaces of their own:", err)
-		os.Exit(1)
-	}
+	os.Exit(rig.Inside(m, syscall.CLONE_NEWNET|syscall.CLONE_NEWNS, build))
 }
 
 // requireRoot skips what needs namespaces, or fails where a skip is a failure.
 func requireRoot(t testing.TB) {
 	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("BATUTA_REQUIRE_ROOT") == "1" {
-		t.Fatal("needs root, and BATUTA_REQUIRE_ROOT=1 allows no skip")
-	}
-	t.Skip("needs root: run as root to test the eBPF plane")
+	rig.RequireRoot(t, "the eBPF plane, in namespaces")
 }
 
 // host is one network namespace.
