@@ -4,10 +4,10 @@
 package api
 
 import (
+	"context"
 	"time"
 
-	"context"
-
+	"github.com/batuta-ha/batuta/internal/heartbeat"
 	"github.com/batuta-ha/batuta/internal/model"
 )
 
@@ -36,6 +36,10 @@ type Status struct {
 	Sentences  []string             `json:"sentences"` // what an operator should know, most urgent first
 	PID        int                  `json:"pid"`
 	BadPackets uint64               `json:"bad_packets"` // heartbeat packets dropped because they failed authentication
+	// Packets are the totals of the heartbeats, and LinkPackets what each link
+	// has dropped unseen; since the heartbeats' process began. Absent without a cluster.
+	Packets     heartbeat.Counters  `json:"packets,omitzero"`
+	LinkPackets []model.LinkPackets `json:"link_packets,omitempty"`
 }
 
 // Peer is one node of the cluster, this one among them.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/batuta-ha/batuta/internal/heartbeat"
 	"github.com/batuta-ha/batuta/internal/model"
 )
 
@@ -101,6 +102,7 @@ func (m *metrics) cluster(st Status) {
 	m.sample(float64(len(st.Sentences)))
 	m.family("batuta_bad_packets_total", "counter", "Heartbeat packets that failed authentication.")
 	m.sample(float64(st.BadPackets))
+	m.packets(st)
 	if len(st.Peers) > 0 {
 		m.family("batuta_node_state", "gauge", "The state of each node of the cluster, by name.")
 		for _, p := range st.Peers {
@@ -122,6 +124,43 @@ func (m *metrics) cluster(st Status) {
 		for _, r := range st.Resources {
 			m.sample(1, "resource", r.Name, "group", r.Group, "state", r.Here.String(), "node", string(r.Node))
 		}
+	}
+}
+
+// packets are the heartbeats' counters. They begin anew with their process.
+func (m *metrics) packets(st Status) {
+	if st.Packets == (heartbeat.Counters{}) {
+		return
+	}
+	p := &st.Packets
+	m.family("batuta_heartbeat_packets_total", "counter", "Heartbeat messages of this node, and packets of others, by what became of them.")
+	for _, c := range []struct {
+		what  string
+		value uint64
+	}{
+		{"sent", p.Sent}, {"received", p.Received}, {"duplicate", p.Duplicates}, {"lost", p.Lost}, {"requested", p.Requests},
+		{"retransmitted", p.Retransmitted}, {"kernel-asked", p.Questions}, {"kernel-answered", p.Answers},
+	} {
+		m.sample(float64(c.value), "what", c.what)
+	}
+	m.family("batuta_heartbeat_dropped_total", "counter", "Packets on the heartbeat ports that were dropped, by reason.")
+	for _, c := range []struct {
+		reason string
+		value  uint64
+	}{
+		{"bad", p.Bad}, {"unknown-node", p.Unknown}, {"replayed", p.Replayed}, {"unproven", p.Unproven}, {"excess", p.Excess}, {"unseen", p.Dropped},
+	} {
+		m.sample(float64(c.value), "reason", c.reason)
+	}
+	m.family("batuta_link_dropped_total", "counter", "Packets that a heartbeat link dropped unseen, by reason.")
+	for _, l := range st.LinkPackets {
+		m.sample(float64(l.Kernel), "link", l.Name, "reason", "kernel")
+		m.sample(float64(l.Again), "link", l.Name, "reason", "again")
+		m.sample(float64(l.Bad), "link", l.Name, "reason", "bad")
+	}
+	m.family("batuta_link_flooded", "gauge", "Whether there is a flood on a heartbeat link.")
+	for _, l := range st.LinkPackets {
+		m.sample(truth(l.Flooded), "link", l.Name)
 	}
 }
 

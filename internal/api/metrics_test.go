@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/batuta-ha/batuta/internal/heartbeat"
 	"github.com/batuta-ha/batuta/internal/model"
 )
 
@@ -28,8 +29,10 @@ func TestMetrics(t *testing.T) {
 	}
 	st := Status{
 		Node: "lvs01", State: "active", Plane: "ebpf", Mode: "classic", BadPackets: 3, Sentences: []string{"mend this"},
-		Peers:     []Peer{{Name: "lvs01", State: "active", Self: true}, {Name: `odd"\` + "\nname", State: "dead", Links: []model.LinkView{{Name: "eth1"}}}},
-		Resources: []model.ResourceView{{Name: "10.1.0.100", Group: "g"}},
+		Peers:       []Peer{{Name: "lvs01", State: "active", Self: true}, {Name: `odd"\` + "\nname", State: "dead", Links: []model.LinkView{{Name: "eth1"}}}},
+		Resources:   []model.ResourceView{{Name: "10.1.0.100", Group: "g"}},
+		Packets:     heartbeat.Counters{Sent: 10, Received: 9, Duplicates: 1, Bad: 3, Replayed: 4, Unproven: 5, Excess: 6, Dropped: 700},
+		LinkPackets: []model.LinkPackets{{Name: "eth1", Flooded: true, Kernel: 500, Again: 200, Bad: 2}, {Name: "eth2"}},
 		Services: []model.ServiceView{
 			{Key: web, Reals: []model.RealView{up, failing, up}}, // the same one twice is one sample
 			{Key: mark, Fallback: true, Refused: "no", Reals: []model.RealView{fresh}},

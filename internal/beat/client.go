@@ -126,6 +126,14 @@ func (c *Client) Counters() heartbeat.Counters {
 	return c.latest.Counters
 }
 
+// LinkPackets counts what each link has dropped unseen in the present life.
+func (c *Client) LinkPackets() []model.LinkPackets {
+	c.look()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.latest.Links
+}
+
 // Decided says that the decision loop runs. Beats stop when it was called once
 // and then is not for the time of Bound.
 func (c *Client) Decided() { c.page.decisions.Add(1) }

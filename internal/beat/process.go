@@ -218,7 +218,7 @@ func (p *process) obey(begin chan<- struct{}, end context.CancelCauseFunc) {
 		case o.Keys != nil:
 			p.loop.Rekey(*o.Keys)
 		case o.View:
-			p.report(report{Seen: &seen{p.loop.View(), p.loop.Counters(), heartbeat.FormatMargins(p.loop.Margins())}})
+			p.report(report{Seen: &seen{p.loop.View(), p.loop.Counters(), p.loop.LinkPackets(), heartbeat.FormatMargins(p.loop.Margins())}})
 		case o.Begin:
 			close(begin)
 		case o.End:

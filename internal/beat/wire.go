@@ -55,6 +55,7 @@ type report struct {
 type seen struct {
 	View     model.View
 	Counters heartbeat.Counters
+	Links    []model.LinkPackets
 	Margins  string
 }
 

@@ -84,6 +84,7 @@ func writeStatus(w io.Writer, st api.Status, now time.Time) {
 			}
 		}
 	}
+	writePackets(w, st)
 	if len(st.Resources) > 0 {
 		fmt.Fprintln(w, "\nResources")
 		for _, r := range st.Resources {
@@ -109,6 +110,32 @@ func writeStatus(w io.Writer, st api.Status, now time.Time) {
 		fmt.Fprintln(w)
 		for _, r := range s.Reals {
 			fmt.Fprintf(w, "  %-22s %-5s weight %-4s %s\n", r.Addr, r.Status, weightText(r), checkText(r, now))
+		}
+	}
+}
+
+// writePackets tells what the heartbeats dropped, if they did.
+func writePackets(w io.Writer, st api.Status) {
+	p := st.Packets
+	var dropped []string
+	for _, c := range []struct {
+		n    uint64
+		text string
+	}{
+		{p.Bad, "not authentic"}, {p.Unknown, "of unknown nodes"}, {p.Replayed, "replayed"}, {p.Unproven, "unproven"},
+		{p.Excess, "more than a node may send"}, {p.Dropped, "unseen"},
+	} {
+		if c.n > 0 {
+			dropped = append(dropped, fmt.Sprintf("%d %s", c.n, c.text))
+		}
+	}
+	if len(dropped) == 0 {
+		return
+	}
+	fmt.Fprintf(w, "\nHeartbeat packets: %d sent, %d received; dropped: %s\n", p.Sent, p.Received, strings.Join(dropped, ", "))
+	for _, l := range st.LinkPackets {
+		if n := l.Kernel + l.Again + l.Bad; n > 0 {
+			fmt.Fprintf(w, "  link %-15s %d dropped by the kernel, %d repeated, %d not authentic\n", l.Name, l.Kernel, l.Again, l.Bad)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/api"
+	"github.com/batuta-ha/batuta/internal/heartbeat"
 	"github.com/batuta-ha/batuta/internal/model"
 	"github.com/google/go-cmp/cmp"
 )
@@ -39,5 +40,25 @@ func TestStatusOfMargins(t *testing.T) {
 		if want = "a deadtime of 87 ms would have raised no false alarm " + want + "\n"; !strings.HasSuffix(out.String(), want) {
 			t.Errorf("%v: %q, want %q", since, out.String(), want)
 		}
+	}
+}
+
+// Status tells what the heartbeats dropped, by reason and link, if they did.
+func TestStatusOfPackets(t *testing.T) {
+	var out strings.Builder
+	st := api.Status{Packets: heartbeat.Counters{Sent: 1000, Received: 990}, LinkPackets: []model.LinkPackets{{Name: "eth1"}, {Name: "eth2"}}}
+	writePackets(&out, st)
+	if out.String() != "" {
+		t.Errorf("nothing was dropped: %q", out.String())
+	}
+	st.Packets.Bad, st.Packets.Unproven, st.Packets.Excess, st.Packets.Dropped = 3, 4, 5, 700
+	st.LinkPackets[1] = model.LinkPackets{Name: "eth2", Flooded: true, Kernel: 600, Again: 100, Bad: 2}
+	writePackets(&out, st)
+	want := `
+Heartbeat packets: 1000 sent, 990 received; dropped: 3 not authentic, 4 unproven, 5 more than a node may send, 700 unseen
+  link eth2            600 dropped by the kernel, 100 repeated, 2 not authentic
+`
+	if d := cmp.Diff(want, out.String()); d != "" {
+		t.Errorf("(-want +got)\n%s", d)
 	}
 }

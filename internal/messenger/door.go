@@ -1,6 +1,7 @@
 package messenger
 
 import (
+	"fmt"
 	"hash/maphash"
 	"net/netip"
 	"slices"
@@ -28,11 +29,15 @@ const (
 	mostUnread   = 500 * time.Millisecond // what a socket holds is read within it
 	floodRelease = 10 * time.Second       // it is over when there was none for so long
 	mostKnown    = 16                     // senders that are remembered
+
+	floodNotePeriod = time.Minute // between two notes that a flood begins on a link
 )
 
-// door is one link's. admit is for the link's reader, vouch for the loop.
+// door is one link's. admit is for the link's reader, learn for the loop.
 type door struct {
-	link link.Guarded // nil where the kernel cannot help
+	name string
+	link link.Guarded      // nil where the kernel cannot help
+	say  func(model.Event) // takes a note from any goroutine
 	keys *atomic.Pointer[model.Keyring]
 
 	ring *model.Keyring // that auth was made of
@@ -44,10 +49,11 @@ type door struct {
 	window  time.Time                      // since when useless packets are counted
 	useless int                            // of them in the window
 	strange int                            // those of strangers
-	since   struct{ useless, strange int } // the same since the kernel was told of a flood
 	crowded time.Time                      // when useless packets were many the last time; zero: the link is read at will
 	flooded time.Time                      // when the kernel was told of a flood; zero: none is on
 	shut    bool                           // strangers are shut out, too
+	since   struct{ useless, strange int } // the same as above, since the kernel was told
+	noted   flood                          // the latest flood that was worth a note
 
 	vain, strangeVain atomic.Int64 // what the loop found useless, and those of strangers
 	sifting           atomic.Bool  // flooded is set
@@ -57,8 +63,8 @@ type door struct {
 	age  atomic.Int64 // of the latest packet when it was read, if a flood made it wait
 	read atomic.Int64 // when that was, in nanoseconds since the epoch
 
-	mu    sync.Mutex
-	known []sender // the newest first; those that never brought what others had not, last
+	mu    sync.Mutex // guards known
+	known []sender   // the newest first; those that never brought what others had not, last
 }
 
 // sender is where messages come from.
@@ -68,13 +74,20 @@ type sender struct {
 	shared bool // several nodes send from there: their numbers cannot be told apart
 }
 
+// flood is one that has been noted.
+type flood struct {
+	began  time.Time
+	before uint64 // packets dropped until then
+	goes   bool   // its end is to be noted, too
+}
+
 type seen struct {
 	hash uint64
 	at   time.Time
 }
 
-func newDoor(k link.Link, keys *atomic.Pointer[model.Keyring]) *door {
-	d := &door{keys: keys, seed: maphash.MakeSeed()}
+func newDoor(k link.Link, keys *atomic.Pointer[model.Keyring], say func(model.Event)) *door {
+	d := &door{name: k.Name(), say: say, keys: keys, seed: maphash.MakeSeed()}
 	d.link, _ = k.(link.Guarded)
 	return d
 }
@@ -136,8 +149,16 @@ func (d *door) refuse(now time.Time, useless, strange int) {
 	}
 	d.crowded = now
 	if shut := d.strange >= floodLimit; d.flooded.IsZero() || shut && !d.shut {
+		if d.flooded.IsZero() && now.Sub(d.noted.began) >= floodNotePeriod {
+			d.noted = flood{began: now, before: d.lost(), goes: true}
+			d.note(now, model.LevelWarning, "flood", "link %s: a flood of packets that are not new, not authentic or no messages: the kernel is told to drop what cannot be new", d.name)
+		}
 		d.sift(now, d.shut || shut)
 	}
+}
+
+func (d *door) note(now time.Time, level model.Level, kind, format string, args ...any) {
+	d.say(model.Event{At: now, Level: level, Source: "heartbeat", Kind: kind, Subject: d.name, Text: fmt.Sprintf(format, args...)})
 }
 
 // sift tells the kernel what to drop from now on.
@@ -164,6 +185,11 @@ func (d *door) calm(now time.Time) {
 	d.flooded, d.shut = time.Time{}, false
 	d.sifting.Store(false)
 	d.link.Sift(nil, false)
+	if d.noted.goes {
+		d.noted.goes = false
+		d.note(now, model.LevelNotice, "flood-over", "link %s: the flood is over after %v; %d packets were dropped", d.name,
+			now.Sub(d.noted.began).Round(time.Second), d.lost()-d.noted.before)
+	}
 }
 
 // unread is how old what is being read is in a flood: beats that came since
@@ -248,11 +274,17 @@ func (d *door) senders() []link.Sender {
 	return all
 }
 
-// dropped counts what was dropped unseen.
-func (d *door) dropped() uint64 {
-	n := d.twins.Load()
+// packets counts what was dropped here and before.
+func (d *door) packets() model.LinkPackets {
+	p := model.LinkPackets{Name: d.name, Flooded: d.sifting.Load(), Again: d.twins.Load(), Bad: d.bad.Load()}
 	if d.link != nil {
-		n += d.link.Dropped()
+		p.Kernel = d.link.Dropped()
 	}
-	return n
+	return p
+}
+
+// lost is all of it.
+func (d *door) lost() uint64 {
+	p := d.packets()
+	return p.Kernel + p.Again + p.Bad
 }

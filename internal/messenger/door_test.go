@@ -3,6 +3,7 @@ package messenger
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -40,6 +41,8 @@ func (g *guarded) Expect(s link.Sender) {
 	g.asked = append(g.asked, fmt.Sprintf("%v:%d:%d", s.Addr, s.Generation, s.Number))
 }
 
+func (g *guarded) Name() string { return "eth0" }
+
 func (g *guarded) Pace(d time.Duration) { g.paces = append(g.paces, d) }
 
 func (g *guarded) Dropped() uint64 { return 0 }
@@ -49,6 +52,8 @@ type doorStage struct {
 	now  time.Time
 	auth *heartbeat.Authenticator
 	n    int
+
+	notes []string
 }
 
 func newDoorStage(t testing.TB, k link.Link) *doorStage {
@@ -60,7 +65,9 @@ func newDoorStage(t testing.TB, k link.Link) *doorStage {
 	}
 	keys := &atomic.Pointer[model.Keyring]{}
 	keys.Store(&ring)
-	return &doorStage{door: newDoor(k, keys), now: time.Unix(1_795_000_000, 0), auth: auth}
+	s := &doorStage{now: time.Unix(1_795_000_000, 0), auth: auth}
+	s.door = newDoor(k, keys, func(e model.Event) { s.notes = append(s.notes, e.Text) })
+	return s
 }
 
 // message is a new one; forge spoils it.
@@ -117,6 +124,9 @@ func TestDoorInAFlood(t *testing.T) {
 	const shut = "from 10.1.0.2:7:1, others shut out"
 	if n := len(g.asked); n < 3 || g.asked[0] != shut || g.asked[n-2] != shut || g.asked[n-1] != "all" {
 		t.Errorf("the kernel was asked to let through %q", g.asked)
+	}
+	if len(s.notes) != 2 || !strings.Contains(s.notes[0], "a flood") || !strings.Contains(s.notes[1], "over after 50s; 12601 packets") {
+		t.Errorf("notes: %q", s.notes)
 	}
 }
 
@@ -220,8 +230,8 @@ func TestDoorAndTwins(t *testing.T) {
 		got = append(got, s.comes("10.1.0.2:694", same))
 		s.now = s.now.Add(twinPeriod / 2)
 	}
-	if d := cmp.Diff([]bool{true, false, true, false}, got); d != "" || s.dropped() != 2 {
-		t.Errorf("(-want +got)\n%s%d dropped", d, s.dropped())
+	if d := cmp.Diff([]bool{true, false, true, false}, got); d != "" || s.lost() != 2 {
+		t.Errorf("(-want +got)\n%s%d dropped", d, s.lost())
 	}
 }
 
@@ -254,7 +264,7 @@ func BenchmarkDoor(b *testing.B) {
 		make func(s *doorStage) []byte
 	}{{"forged", func(s *doorStage) []byte { return s.message(true) }}, {"recorded", func(s *doorStage) []byte { return s.message(false) }}} {
 		b.Run(c.name, func(b *testing.B) {
-			s := newDoorStage(b, nil)
+			s := newDoorStage(b, &guarded{})
 			var all [][]byte
 			for range 5000 {
 				all = append(all, c.make(s))

@@ -107,7 +107,7 @@ func New(cfg Config) (*Loop, error) {
 	l.ring.Store(&cfg.Heartbeat.Keys)
 	l.doors = map[link.Link]*door{}
 	for _, k := range cfg.Links {
-		l.doors[k] = newDoor(k, &l.ring)
+		l.doors[k] = newDoor(k, &l.ring, l.note)
 	}
 	return l, nil
 }
@@ -135,10 +135,19 @@ func (l *Loop) Counters() heartbeat.Counters {
 	defer l.mu.Unlock()
 	c := l.core.Counters()
 	for _, d := range l.doors {
-		c.Bad += d.bad.Load()
-		c.Dropped += d.dropped()
+		p := d.packets()
+		c.Bad += p.Bad
+		c.Dropped += p.Kernel + p.Again
 	}
 	return c
+}
+
+// LinkPackets counts what each link has dropped unseen, in the order of Config.Links.
+func (l *Loop) LinkPackets() (list []model.LinkPackets) {
+	for _, k := range l.cfg.Links {
+		list = append(list, l.doors[k].packets())
+	}
+	return list
 }
 
 // Margins returns what was learnt of the others' beats, to be stored now and then.

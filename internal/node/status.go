@@ -21,7 +21,8 @@ func (n *clusterNode) Status(context.Context) (api.Status, error) {
 		Version: api.Version, Node: n.hb.Self, Mode: "classic", PID: os.Getpid(),
 		Peers: []api.Peer{}, Resources: n.crm.Resources(), Services: []model.ServiceView{},
 	}
-	st.BadPackets = n.messenger.Counters().Bad
+	st.Packets, st.LinkPackets = n.messenger.Counters(), n.messenger.LinkPackets()
+	st.BadPackets = st.Packets.Bad
 	for _, v := range view.Nodes {
 		st.Peers = append(st.Peers, api.Peer{Name: v.Name, State: v.State.String(), Self: v.Name == n.hb.Self, Ping: v.Ping, Links: v.Links,
 			Suspect: v.Suspect, Kernel: v.Kernel || v.Name == n.hb.Self && n.responder != nil, LastBeat: v.LastBeat, Margin: v.Margin})
@@ -90,6 +91,11 @@ func sentences(st api.Status) []string {
 			urgent = append(urgent, fmt.Sprintf("service %s: no real server is up", s.Key))
 		case up < len(s.Reals):
 			later = append(later, fmt.Sprintf("service %s: %d of %d real servers are up", s.Key, up, len(s.Reals)))
+		}
+	}
+	for _, l := range st.LinkPackets {
+		if l.Flooded {
+			urgent = append(urgent, fmt.Sprintf("heartbeat link %s is flooded: the kernel has dropped %d packets; find who sends them (tcpdump -ni %s), and keep that network to the nodes", l.Name, l.Kernel, l.Name))
 		}
 	}
 	if st.BadPackets > 0 {
