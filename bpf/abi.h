@@ -9,7 +9,7 @@
 
 #include <linux/types.h>
 
-#define BATUTA_ABI 4
+#define BATUTA_ABI 5
 
 /* An address of either family: IPv4 as an IPv4-mapped one (RFC 4291, 2.5.5.2),
  * so that tables, keys and comparisons know one form only. */
@@ -44,6 +44,7 @@ enum flow_flag {
 	FLOW_FIN_CLIENT = 4 << 8,
 	FLOW_FIN_REAL = 8 << 8,
 	FLOW_STAYS = 16 << 8,   /* of a persistent service: keeps its client's entry alive */
+	FLOW_SOCKET = 32 << 8,  /* of a client on the director: in no index; its socket ends it */
 };
 
 enum forward { /* model.Forward */
@@ -320,6 +321,25 @@ struct stay {
 	__u32 reserved;
 };
 
+/* Where a socket of the director's own clients was led. */
+struct socket_end {
+	struct addr virt;
+	struct addr real; /* virt for the director's own server */
+	__be16 vport;
+	__be16 rport;
+	__u32 slot;
+	__u32 gen; /* 0: it keeps no connection (one-packet) */
+	__u32 reserved;
+};
+
+/* The last ends of a socket: an unconnected one may speak to several. */
+#define SOCKET_ENDS 4
+struct socket_note {
+	struct socket_end end[SOCKET_ENDS];
+	__u32 next; /* which one gives way */
+	__u32 last; /* which one was spoken to: who of several with one real server answers */
+};
+
 /* What a traced packet (test-run with tracing set) leaves in skb->cb. */
 enum trace_cb {
 	TRACE_REASON, /* enum reason, the last one counted */
@@ -351,3 +371,4 @@ _Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
 _Static_assert(sizeof(struct fragment) == 16, "fragment");
 _Static_assert(sizeof(struct stay_key) == 24, "stay_key");
 _Static_assert(sizeof(struct stay) == 16, "stay");
+_Static_assert(sizeof(struct socket_note) == 200, "socket_note");

@@ -16,10 +16,18 @@ const volatile __u32 max_flows = 1;  /* records of the connection table; one mor
 const volatile __u32 index_mask = 0; /* buckets of the index, a power of two, less one */
 const volatile __u32 hop_mask = 0;   /* likewise of next hops */
 const volatile __u64 seed = 1;       /* control.seed */
-#ifdef BATUTA_XDP
+#if defined(BATUTA_XDP) || defined(BATUTA_SOCKET)
 #define tracing 0
 #else
 const volatile __u32 tracing = 0;    /* 1: say what would be done to the packet, and keep everything as it is */
+#endif
+
+/* Counts what belongs to this processor. A program that a process runs may be
+ * interrupted by a packet's. */
+#ifdef BATUTA_SOCKET
+#define ADD(counter, n) __sync_fetch_and_add(&(counter), n)
+#else
+#define ADD(counter, n) ((counter) += (n))
 #endif
 
 #define ARRAY(name, type_)                                                                         \
@@ -62,6 +70,14 @@ struct {
 } elsewhere SEC(".maps");
 /* Loss is harmless here: a fragment without its entry is dropped and counted. */
 HASH(fragments, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment);
+
+/* Goes with the socket. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct socket_note);
+} sockets SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_QUEUE);
@@ -107,7 +123,7 @@ static __always_inline void count_reason(CTX *ctx, __u32 reason)
 		return;
 	n = bpf_map_lookup_elem(&reasons, &at);
 	if (n)
-		*n += 1;
+		ADD(*n, 1);
 }
 
 static __always_inline struct control *get_control(void)

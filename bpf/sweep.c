@@ -55,7 +55,7 @@ static long sweep_one(void *map, const __u32 *key, struct flow *f, struct sweep 
 		return 0;
 	word = READ_ONCE(f->word);
 	state = word & 7;
-	limit = s->timeout[state];
+	limit = word & FLOW_SOCKET ? 0x7fffffff : s->timeout[state];
 	if (!alive(f->real_slot, f->real_gen)) {
 		/* Its later packets are to be dropped, not reset, for a while. */
 		limit = s->pressed ? 0 : s->timeout[FLOW_TIME_WAIT];

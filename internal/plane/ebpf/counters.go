@@ -87,6 +87,9 @@ func (p *Plane) Flows(context.Context) ([]model.Flow, error) {
 			real = netip.AddrPortFrom(real.Addr(), portOfWire(f.Rport))
 		}
 		left := int32(p.t.control.Timeout[state]) - int32(now-f.Seen)
+		if f.Word&uint32(tcFlowFlagFLOW_SOCKET) != 0 { // its socket ends it
+			left = int32(p.t.control.Timeout[state])
+		}
 		out = append(out, model.Flow{
 			Proto:   protocolOf(uint8(f.Word >> 16)),
 			Client:  netip.AddrPortFrom(addrOfWire(f.Client), portOfWire(f.Cport)),

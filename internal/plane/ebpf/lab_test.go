@@ -1,10 +1,12 @@
 package ebpf
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -31,6 +33,10 @@ import (
 //
 // The director is the process's own namespace.
 
+// insideGroup names the control group of the tests: planes lead the sockets of
+// these processes alone.
+const insideGroup = "BATUTA_EBPF_TEST_GROUP"
+
 // TestMain runs the tests again in namespaces of their own, where root may do
 // as it likes without anyone noticing.
 func TestMain(m *testing.M) {
@@ -48,7 +54,18 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(rig.Inside(m, syscall.CLONE_NEWNET|syscall.CLONE_NEWNS, build))
+	root, err := cgroupRoot()
+	if os.Geteuid() != 0 || err != nil || os.Getenv(insideGroup) != "" {
+		os.Exit(rig.Inside(m, syscall.CLONE_NEWNET|syscall.CLONE_NEWNS, build))
+	}
+	group := filepath.Join(root, fmt.Sprintf("batuta-test-%d", os.Getpid()))
+	if err := errors.Join(os.Mkdir(group, 0o755), os.Setenv(insideGroup, group)); err != nil {
+		fmt.Fprintln(os.Stderr, "make a control group for the tests:", err)
+		os.Exit(1)
+	}
+	code := rig.Inside(m, syscall.CLONE_NEWNET|syscall.CLONE_NEWNS, build)
+	_ = os.Remove(group)
+	os.Exit(code)
 }
 
 // requireRoot skips what needs namespaces, or fails where a skip is a failure.
@@ -75,6 +92,11 @@ func build() error {
 	}
 	if err := unix.Mount("bpf", "/sys/fs/bpf", "bpf", 0, ""); err != nil {
 		return fmt.Errorf("mount bpf: %w", err)
+	}
+	if group := os.Getenv(insideGroup); group != "" {
+		if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte("0"), 0); err != nil {
+			return fmt.Errorf("enter the tests' control group: %w", err)
+		}
 	}
 	own, err := netns.Get()
 	if err != nil {
@@ -341,6 +363,7 @@ func testOptions() Options {
 	return Options{
 		Dir:      fmt.Sprintf("/sys/fs/bpf/test%d", dirs.Add(1)),
 		MaxFlows: 4096, MaxServices: 64, MaxReals: 256, MaxTurns: 16384,
+		Cgroup: os.Getenv(insideGroup),
 	}
 }
 

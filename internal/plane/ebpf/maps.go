@@ -19,7 +19,7 @@ import (
 )
 
 // abiVersion is BATUTA_ABI of bpf/abi.h.
-const abiVersion = 4
+const abiVersion = 5
 
 // ErrOtherVersion is wrapped by Open when the pinned maps have another layout
 // than this program's.
@@ -224,6 +224,7 @@ func (t *tables) assign(m map[string]*ebpf.Map) {
 		Hops: m[tcMapHops], RealCpus: m[tcMapRealCpus], Reals: m[tcMapReals], Reasons: m[tcMapReasons],
 		Rules: m[tcMapRules], Elsewhere: m[tcMapElsewhere],
 		Rings: m[tcMapRings], ServiceSlots: m[tcMapServiceSlots], Services: m[tcMapServices], Stays: m[tcMapStays],
+		Sockets: m[tcMapSockets],
 	}
 }
 
@@ -235,6 +236,7 @@ func (t *tables) replacements() map[string]*ebpf.Map {
 		tcMapHops: t.Hops, tcMapRealCpus: t.RealCpus, tcMapReals: t.Reals, tcMapReasons: t.Reasons,
 		tcMapRules: t.Rules, tcMapElsewhere: t.Elsewhere,
 		tcMapRings: t.Rings, tcMapServiceSlots: t.ServiceSlots, tcMapServices: t.Services, tcMapStays: t.Stays,
+		tcMapSockets: t.Sockets,
 	}
 }
 

@@ -50,6 +50,9 @@ type Options struct {
 	Sink model.Sink
 	// XDP is where the quick way before the stack is taken; see XDPMode.
 	XDP XDPMode
+	// Cgroup is the control group (version 2) whose processes are balanced as
+	// clients on the director itself; "" is the root, all of them.
+	Cgroup string
 	// NoTCX attaches as on kernels before 6.6, which have no tcx.
 	NoTCX bool
 }
@@ -86,6 +89,7 @@ type Plane struct {
 	out     *ebpf.Program
 	sweep   *ebpf.Program
 	hooks   *hooks
+	sockets *sockets
 	state   *state     // what the maps hold, in this process's words
 	retired []*Retired // tables set aside, until their connections have ended
 	warned  map[model.Family]bool
@@ -250,6 +254,7 @@ func Open(o Options) (_ *Plane, err error) {
 	if p.hooks, err = openHooks(o, p.in, p.out, newQuick(o, p.t)); err != nil {
 		return nil, explain(err)
 	}
+	p.sockets = openSockets(o, p.t)
 	if old != nil {
 		if err := p.inherit(old); err != nil {
 			return nil, err
@@ -290,22 +295,11 @@ func (p *Plane) load(spec *ebpf.CollectionSpec) error {
 	if err != nil {
 		return err
 	}
-	for name, m := range sweep.Maps {
-		if pinned(name) {
-			m.MaxEntries = spec.Maps[name].MaxEntries
-		}
-	}
 	get := func(spec *ebpf.CollectionSpec, names ...string) ([]*ebpf.Program, error) {
 		if err := p.t.variables(spec, false); err != nil {
 			return nil, err
 		}
-		shared := map[string]*ebpf.Map{}
-		for name, m := range p.t.replacements() {
-			if _, ok := spec.Maps[name]; ok {
-				shared[name] = m
-			}
-		}
-		c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared})
+		c, err := p.t.collection(spec)
 		if err != nil {
 			return nil, fmt.Errorf("load the eBPF programs: %w", err)
 		}
@@ -374,7 +368,7 @@ func (p *Plane) Info() model.PlaneInfo {
 		return i
 	}
 	i.Size = p.t.maxFlows
-	i.Detail = p.hooks.String()
+	i.Detail = p.hooks.String() + "; " + p.sockets.String()
 	if p.t.adopted {
 		i.Detail += "; table adopted from " + p.o.Dir
 	}
@@ -402,6 +396,9 @@ func (p *Plane) Close() error {
 func (p *Plane) release() {
 	if p.hooks != nil {
 		p.hooks.close()
+	}
+	if p.sockets != nil {
+		p.sockets.close()
 	}
 	for _, prog := range []*ebpf.Program{p.in, p.out, p.sweep} {
 		if prog != nil {
@@ -436,6 +433,9 @@ func Remove(dir string) error {
 		return err
 	}
 	removeMovedFilters(0)
+	if err := removeSockets(filepath.Join(dir, "links")); err != nil {
+		return fmt.Errorf("let go of sockets: %w", err)
+	}
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("remove pins: %w", err)
 	}

@@ -66,14 +66,8 @@ func (q *quick) load() error {
 		err = q.t.variables(spec, false)
 	}
 	if err == nil {
-		shared := map[string]*ebpf.Map{}
-		for name, m := range q.t.replacements() {
-			if s, ok := spec.Maps[name]; ok {
-				s.MaxEntries, shared[name] = m.MaxEntries(), m
-			}
-		}
 		var c *ebpf.Collection
-		if c, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared}); err == nil {
+		if c, err = q.t.collection(spec); err == nil {
 			q.prog, q.ports, q.takes = c.DetachProgram(xdpProgQuick), c.DetachMap(xdpMapPorts), c.DetachMap(xdpMapTakers)
 			c.Close()
 		}

@@ -288,6 +288,9 @@ func (r *Retired) Connections() (n int) {
 	cpus := r.realCPUs.len() / max(r.reals.len(), 1)
 	for i := range min(int(c.NextSlot), r.flows.len()) {
 		f := r.flows.at(i)
+		if f.Word&uint32(tcFlowFlagFLOW_SOCKET) != 0 { // a socket's own: its packets need no table
+			continue
+		}
 		if f.Gen&1 == 0 || int32(now-f.Seen) > int32(c.Timeout[int(f.Word)%len(c.Timeout)]) || int(f.RealSlot) >= r.reals.len() {
 			continue
 		}
@@ -302,6 +305,9 @@ func (r *Retired) Connections() (n int) {
 func (r *Retired) Remove() error {
 	r.Close()
 	removeMovedFilters(r.number)
+	if err := removeSockets(filepath.Join(r.dir, "links")); err != nil {
+		return fmt.Errorf("let go of sockets: %w", err)
+	}
 	if err := os.RemoveAll(r.dir); err != nil {
 		return fmt.Errorf("remove pins: %w", err)
 	}

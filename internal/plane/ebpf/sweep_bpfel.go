@@ -182,6 +182,22 @@ type sweepServiceKey struct {
 	Zero  [5]uint8
 }
 
+type sweepSocketNote struct {
+	_   structs.HostLayout
+	End [4]struct {
+		_        structs.HostLayout
+		Virt     sweepAddr
+		Real     sweepAddr
+		Vport    uint16
+		Rport    uint16
+		Slot     uint32
+		Gen      uint32
+		Reserved uint32
+	}
+	Next uint32
+	Last uint32
+}
+
 type sweepStay struct {
 	_        structs.HostLayout
 	Real     uint32
@@ -226,6 +242,7 @@ const (
 	sweepMapRules             = "rules"
 	sweepMapServiceSlots      = "service_slots"
 	sweepMapServices          = "services"
+	sweepMapSockets           = "sockets"
 	sweepMapStays             = "stays"
 	sweepProgSweep            = "sweep"
 	sweepVarCpus              = "cpus"
@@ -312,6 +329,7 @@ type sweepMapSpecs struct {
 	Rules        *ebpf.MapSpec `ebpf:"rules"`
 	ServiceSlots *ebpf.MapSpec `ebpf:"service_slots"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
+	Sockets      *ebpf.MapSpec `ebpf:"sockets"`
 	Stays        *ebpf.MapSpec `ebpf:"stays"`
 }
 
@@ -374,6 +392,7 @@ type sweepMaps struct {
 	Rules        *ebpf.Map `ebpf:"rules"`
 	ServiceSlots *ebpf.Map `ebpf:"service_slots"`
 	Services     *ebpf.Map `ebpf:"services"`
+	Sockets      *ebpf.Map `ebpf:"sockets"`
 	Stays        *ebpf.Map `ebpf:"stays"`
 }
 
@@ -394,6 +413,7 @@ func (m *sweepMaps) Close() error {
 		m.Rules,
 		m.ServiceSlots,
 		m.Services,
+		m.Sockets,
 		m.Stays,
 	)
 }

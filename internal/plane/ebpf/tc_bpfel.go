@@ -106,6 +106,7 @@ const (
 	tcFlowFlagFLOW_FIN_CLIENT tcFlowFlag = 1024
 	tcFlowFlagFLOW_FIN_REAL   tcFlowFlag = 2048
 	tcFlowFlagFLOW_STAYS      tcFlowFlag = 4096
+	tcFlowFlagFLOW_SOCKET     tcFlowFlag = 8192
 )
 
 type tcFlowState uint32
@@ -276,6 +277,24 @@ type tcServiceKey struct {
 	Zero  [5]uint8
 }
 
+type tcSocketEnd struct {
+	_        structs.HostLayout
+	Virt     tcAddr
+	Real     tcAddr
+	Vport    uint16
+	Rport    uint16
+	Slot     uint32
+	Gen      uint32
+	Reserved uint32
+}
+
+type tcSocketNote struct {
+	_    structs.HostLayout
+	End  [4]tcSocketEnd
+	Next uint32
+	Last uint32
+}
+
 type tcStay struct {
 	_        structs.HostLayout
 	Real     uint32
@@ -340,6 +359,7 @@ const (
 	tcMapScratch           = "scratch"
 	tcMapServiceSlots      = "service_slots"
 	tcMapServices          = "services"
+	tcMapSockets           = "sockets"
 	tcMapStays             = "stays"
 	tcProgEgress           = "egress"
 	tcProgIngress          = "ingress"
@@ -429,6 +449,7 @@ type tcMapSpecs struct {
 	Scratch      *ebpf.MapSpec `ebpf:"scratch"`
 	ServiceSlots *ebpf.MapSpec `ebpf:"service_slots"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
+	Sockets      *ebpf.MapSpec `ebpf:"sockets"`
 	Stays        *ebpf.MapSpec `ebpf:"stays"`
 }
 
@@ -492,6 +513,7 @@ type tcMaps struct {
 	Scratch      *ebpf.Map `ebpf:"scratch"`
 	ServiceSlots *ebpf.Map `ebpf:"service_slots"`
 	Services     *ebpf.Map `ebpf:"services"`
+	Sockets      *ebpf.Map `ebpf:"sockets"`
 	Stays        *ebpf.Map `ebpf:"stays"`
 }
 
@@ -513,6 +535,7 @@ func (m *tcMaps) Close() error {
 		m.Scratch,
 		m.ServiceSlots,
 		m.Services,
+		m.Sockets,
 		m.Stays,
 	)
 }

@@ -182,6 +182,22 @@ type xdpServiceKey struct {
 	Zero  [5]uint8
 }
 
+type xdpSocketNote struct {
+	_   structs.HostLayout
+	End [4]struct {
+		_        structs.HostLayout
+		Virt     xdpAddr
+		Real     xdpAddr
+		Vport    uint16
+		Rport    uint16
+		Slot     uint32
+		Gen      uint32
+		Reserved uint32
+	}
+	Next uint32
+	Last uint32
+}
+
 type xdpStay struct {
 	_        structs.HostLayout
 	Real     uint32
@@ -227,6 +243,7 @@ const (
 	xdpMapRules             = "rules"
 	xdpMapServiceSlots      = "service_slots"
 	xdpMapServices          = "services"
+	xdpMapSockets           = "sockets"
 	xdpMapStays             = "stays"
 	xdpMapTakers            = "takers"
 	xdpProgQuick            = "quick"
@@ -314,6 +331,7 @@ type xdpMapSpecs struct {
 	Rules        *ebpf.MapSpec `ebpf:"rules"`
 	ServiceSlots *ebpf.MapSpec `ebpf:"service_slots"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
+	Sockets      *ebpf.MapSpec `ebpf:"sockets"`
 	Stays        *ebpf.MapSpec `ebpf:"stays"`
 	Takers       *ebpf.MapSpec `ebpf:"takers"`
 }
@@ -377,6 +395,7 @@ type xdpMaps struct {
 	Rules        *ebpf.Map `ebpf:"rules"`
 	ServiceSlots *ebpf.Map `ebpf:"service_slots"`
 	Services     *ebpf.Map `ebpf:"services"`
+	Sockets      *ebpf.Map `ebpf:"sockets"`
 	Stays        *ebpf.Map `ebpf:"stays"`
 	Takers       *ebpf.Map `ebpf:"takers"`
 }
@@ -399,6 +418,7 @@ func (m *xdpMaps) Close() error {
 		m.Rules,
 		m.ServiceSlots,
 		m.Services,
+		m.Sockets,
 		m.Stays,
 		m.Takers,
 	)
