@@ -181,6 +181,7 @@ func TestSentencesTellTheUrgentFirst(t *testing.T) {
 	st := api.Status{State: "active", BadPackets: 7,
 		Peers: []api.Peer{{Name: "lvs01", Self: true, State: "active"}, {Name: "lvs02", State: "dead"},
 			{Name: "lvs03", State: "active", Suspect: true, LastBeat: time.Date(2026, 11, 22, 12, 0, 0, 5e6, time.Local), Links: []model.LinkView{{Name: "eth1"}}},
+			{Name: "lvs04", State: "active", Quarantine: time.Date(2026, 11, 22, 12, 5, 0, 0, time.Local), Links: []model.LinkView{{Name: "eth2"}}},
 			{Name: "10.1.0.254", State: "dead", Ping: true, Links: []model.LinkView{{Name: "10.1.0.254"}}}, {Name: "router", State: "ping", Ping: true}},
 		Resources: []model.ResourceView{{Name: "10.1.0.100", State: model.ResourceRunning, Node: "lvs01"},
 			{Name: "apache2", State: model.ResourceFailed, Here: model.ResourceFailed, Node: "lvs01", Error: "no such script"}},
@@ -197,6 +198,8 @@ func TestSentencesTellTheUrgentFirst(t *testing.T) {
 		"service tcp 10.1.0.100:80: 1 of 2 real servers are up",
 		"7 heartbeat packets failed authentication: do all nodes have the same authkeys?",
 		"node lvs02 is dead: nobody is left to take over from this one",
+		"node lvs04 is in quarantine until 12:05:00: it has failed too often, and is given nothing back before; hb_standby foreign gives it back at once",
+		"heartbeat link eth2 to lvs04 is dead",
 		"ping node 10.1.0.254 does not answer this node",
 	}
 	if diff := cmp.Diff(want, sentences(st)); diff != "" {

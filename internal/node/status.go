@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/batuta-ha/batuta/internal/api"
 	"github.com/batuta-ha/batuta/internal/model"
@@ -24,8 +25,11 @@ func (n *clusterNode) Status(context.Context) (api.Status, error) {
 	st.Packets, st.LinkPackets = n.messenger.Counters(), n.messenger.LinkPackets()
 	st.BadPackets = st.Packets.Bad
 	for _, v := range view.Nodes {
+		if !time.Now().Before(v.Quarantine) {
+			v.Quarantine = time.Time{}
+		}
 		st.Peers = append(st.Peers, api.Peer{Name: v.Name, State: v.State.String(), Self: v.Name == n.hb.Self, Ping: v.Ping, Links: v.Links,
-			Suspect: v.Suspect, Kernel: v.Kernel || v.Name == n.hb.Self && n.responder != nil, LastBeat: v.LastBeat, Margin: v.Margin})
+			Suspect: v.Suspect, Kernel: v.Kernel || v.Name == n.hb.Self && n.responder != nil, LastBeat: v.LastBeat, Quarantine: v.Quarantine, Margin: v.Margin})
 	}
 	if n.plane != nil {
 		st.PlaneInfo = n.plane.Info()
@@ -116,6 +120,9 @@ func sentences(st api.Status) []string {
 			urgent = append(urgent, fmt.Sprintf("node %s is suspect: its daemon has been silent since %s, its kernel answers; nothing is taken over unless that lasts for suspecttime",
 				p.Name, p.LastBeat.Local().Format("15:04:05.000")))
 			continue
+		case !p.Quarantine.IsZero():
+			later = append(later, fmt.Sprintf("node %s is in quarantine until %s: it has failed too often, and is given nothing back before; hb_standby foreign gives it back at once",
+				p.Name, p.Quarantine.Local().Format(time.TimeOnly)))
 		}
 		for _, l := range p.Links {
 			if !l.Up {
