@@ -158,6 +158,7 @@ func handover(d *duet) {
 		if out, err := d.Node(ours).Output(d.Context(), "batuta", "standby"); err == nil {
 			d.Errorf("ours has no objection: %s", out)
 		}
+		d.unanswered()
 	}
 	d.lossy(0.3)
 	if d.failback != "legacy" {
@@ -177,6 +178,30 @@ func handover(d *duet) {
 		d.restart(ours)
 		d.once("ours, with everything, was restarted quickly")
 	}
+}
+
+// unanswered: theirs asks ours for its set, once, and ours dies before it
+// answers. The next life of ours answers.
+func (d *duet) unanswered() {
+	d.Helper()
+	d.stop(theirs)
+	d.settled("theirs was stopped", both, nothing)
+	d.on(ours, "touch", "/run/slow")
+	d.start(theirs)
+	d.eventually("ours releases what theirs asks for", func() string {
+		if d.Node(ours).Run(d.Context(), "test", "-e", "/run/slowed") != nil {
+			return "it does not"
+		}
+		return ""
+	})
+	if err := d.Node(ours).Service().Signal(unix.SIGKILL); err != nil {
+		d.Fatal(err)
+	}
+	<-d.Node(ours).Service().Done()
+	d.on(ours, "rm", "/run/slow")
+	d.start(ours)
+	d.settled("theirs has its answer from the next life of ours", ourSet, theySet)
+	d.agree()
 }
 
 // moves hands sets over by the tools of either side: the first n of the list,

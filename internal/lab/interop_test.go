@@ -41,12 +41,13 @@ const duetResources = `ours IPaddr::10.77.0.101/24/eth0 dummy::one
 theirs IPaddr::10.77.0.102/24/eth0 dummy::two
 `
 
-// dummy is a resource whose state is a file that a reboot removes.
+// dummy is a resource whose state is a file that a reboot removes. It stops
+// slowly while there is a file /run/slow.
 const dummy = `#!/bin/sh
 f=/run/dummy-$1
 case $2 in
 start) : >$f;;
-stop) rm -f $f;;
+stop) while [ -e /run/slow ]; do : >/run/slowed; sleep 0.1; done; rm -f $f;;
 status) if [ -e $f ]; then echo running; else echo stopped; exit 3; fi;;
 esac
 echo "$(date +%s.%N) $*" >>/var/log/dummy.log
