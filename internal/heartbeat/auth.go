@@ -35,6 +35,10 @@ type Authenticator struct {
 	send int
 	text []byte // reused: the bytes that a digest covers, or a message before encryption
 	box  []byte // reused: an encrypted message
+	word []byte // reused: "INDEX DIGEST"
+
+	plain  []byte   // reused: the message of an encrypted packet that open has read
+	pieces [][]byte // reused: its fields
 
 	random func([]byte) // fills in nonces; see Config.Random
 	nonce  [chacha20poly1305.NonceSizeX]byte
@@ -45,6 +49,7 @@ type signer struct {
 	method model.AuthMethod
 	mac    hash.Hash   // nil for crc and what encrypts
 	cipher cipher.AEAD // nil for what signs
+	sealed []byte      // with a cipher: what stands in a packet in place of a signature
 	sum    [sha512.Size]byte
 	digest [2 * sha512.Size]byte
 }
@@ -74,6 +79,7 @@ func NewAuthenticator(ring model.Keyring) (*Authenticator, error) {
 			if s.cipher, err = newCipher(i, k.Secret); err != nil {
 				return nil, fmt.Errorf("authkeys: key %d: %w", i, err)
 			}
+			s.sealed = fmt.Appendf(nil, "%d %s", i, sealedWord)
 		case model.AuthCRC:
 		case model.AuthNone:
 			return nil, fmt.Errorf("authkeys: key %d has no method: want crc, md5, sha1, sha256, sha384, sha512 or xchacha20", i)
@@ -205,23 +211,28 @@ func (a *Authenticator) Seal(b []byte, enc Encoding, fields []Field, inner bool,
 	if a.Method(index).Encrypts() {
 		return a.encrypt(b, enc, fields, index)
 	}
-	start := len(b)
 	if inner || enc == Text {
 		a.text = appendSigned(a.text[:0], fields)
-		fields = append(fields, Field{Name: "auth", Value: a.auth(index, a.text)})
+		a.auth(index, a.text)
 	}
 	if enc == Text {
-		return appendText(b, fields)
+		return appendText(b, append(fields, Field{Name: "auth", Value: string(a.word)}))
 	}
-	b = appendNetstring(b, fields)
-	return appendOuter(b, a.auth(index, b[start:]))
+	start := len(b)
+	b = appendFields(append(b, netstringStart...), fields)
+	if inner {
+		b = appendField(b, "auth", FieldString, a.word)
+	}
+	b = append(b, netstringEnd...)
+	a.auth(index, b[start:])
+	return appendOuter(b, a.word)
 }
 
-func (a *Authenticator) auth(index int, data []byte) string {
-	var room [3 + 2*sha512.Size]byte
-	b := strconv.AppendInt(room[:0], int64(index), 10)
-	b = append(b, ' ')
-	return string(append(b, a.keys[index].sign(data)...))
+// auth makes a.word the signature of the data.
+func (a *Authenticator) auth(index int, data []byte) {
+	a.word = strconv.AppendInt(a.word[:0], int64(index), 10)
+	a.word = append(a.word, ' ')
+	a.word = append(a.word, a.keys[index].sign(data)...)
 }
 
 // crc is the checksum of the crc method: CRC-32 with polynomial 0x04C11DB7,

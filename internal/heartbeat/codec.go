@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math/bits"
 	"strconv"
 	"strings"
 )
@@ -40,11 +41,30 @@ const (
 	maxType     FieldType = 5 // nested, list, compressed, to be compressed
 )
 
-// Field is one value of a packet. Binary values are raw bytes.
+// Field is one value of a packet. Binary values are raw bytes. What Parse
+// returns has a Value; what is to be sent may have a number instead.
 type Field struct {
-	Name  string
-	Value string
-	Type  FieldType
+	Name   string
+	Value  string
+	Type   FieldType
+	Hex    bool   // the value is Number, in hexadecimal: a beat's numbers change, and need no memory so
+	Number uint32 // where Hex is set
+}
+
+// length is that of the value.
+func (f *Field) length() int {
+	if f.Hex {
+		return max(1, (bits.Len32(f.Number)+3)/4)
+	}
+	return len(f.Value)
+}
+
+// appendValue appends the value.
+func (f *Field) appendValue(b []byte) []byte {
+	if f.Hex {
+		return strconv.AppendUint(b, uint64(f.Number), 16)
+	}
+	return append(b, f.Value...)
 }
 
 // Limits of what is accepted. The original's receive buffer bounds a packet;
@@ -67,6 +87,7 @@ type Packet struct {
 
 	raw    string // the datagram
 	signed int    // netstring only: raw[:signed] is what Outer covers
+	inside string // netstring only: ### through %%% of the message that Fields are of
 }
 
 // Lookup returns the first field of that name, which is the one that counts (§2.4).
@@ -129,6 +150,7 @@ func parseNetstring(raw string) (p Packet, err error) {
 	if next != len(raw) {
 		return Packet{}, fmt.Errorf("%w: %d bytes after the signature", ErrMalformed, len(raw)-next)
 	}
+	p.inside = raw[:p.signed]
 	p.Outer = outer
 	return p, nil
 }
@@ -163,22 +185,23 @@ func parseFields(raw string, fields []Field) ([]Field, int, error) {
 
 // netstring reads LEN:BYTES, at that offset and returns the bytes and the
 // offset of what follows.
-func netstring(raw string, at int) (item string, next int, err error) {
+func netstring[T string | []byte](raw T, at int) (item T, next int, err error) {
+	none := raw[:0]
 	n, i := 0, at
 	for ; i < len(raw) && raw[i] >= '0' && raw[i] <= '9'; i++ {
 		if i > at && n == 0 {
-			return "", 0, fmt.Errorf("%w: the length at byte %d has a leading zero", ErrMalformed, at)
+			return none, 0, fmt.Errorf("%w: the length at byte %d has a leading zero", ErrMalformed, at)
 		}
 		if n = n*10 + int(raw[i]-'0'); n > MaxPacket {
-			return "", 0, fmt.Errorf("%w: the length at byte %d is beyond any message", ErrMalformed, at)
+			return none, 0, fmt.Errorf("%w: the length at byte %d is beyond any message", ErrMalformed, at)
 		}
 	}
 	if i == at || i >= len(raw) || raw[i] != ':' {
-		return "", 0, fmt.Errorf("%w: no LENGTH: at byte %d", ErrMalformed, at)
+		return none, 0, fmt.Errorf("%w: no LENGTH: at byte %d", ErrMalformed, at)
 	}
 	end := i + 1 + n
 	if end >= len(raw) || raw[end] != ',' {
-		return "", 0, fmt.Errorf("%w: the %d bytes announced at byte %d do not end with a comma", ErrMalformed, n, at)
+		return none, 0, fmt.Errorf("%w: the %d bytes announced at byte %d do not end with a comma", ErrMalformed, n, at)
 	}
 	return raw[i+1 : end], end + 1, nil
 }
@@ -199,21 +222,34 @@ func ValidField(s string) bool {
 // appendNetstring appends the fields and everything that the outer signature
 // covers: from the first # through the newline after %%% (§3.2).
 func appendNetstring(b []byte, fields []Field) []byte {
-	b = append(b, netstringStart...)
+	return append(appendFields(append(b, netstringStart...), fields), netstringEnd...)
+}
+
+func appendFields(b []byte, fields []Field) []byte {
 	for i := range fields {
 		f := &fields[i]
-		b = strconv.AppendInt(b, int64(3+len(f.Name)+1+len(f.Value)), 10)
-		b = append(b, ':', '(', '0'+byte(f.Type), ')')
-		b = append(b, f.Name...)
-		b = append(b, '=')
-		b = append(b, f.Value...)
-		b = append(b, ',')
+		b = appendHead(b, f.Name, f.Type, f.length())
+		b = append(f.appendValue(b), ',')
 	}
-	return append(b, netstringEnd...)
+	return b
+}
+
+// appendField appends one field whose value is in memory that is used again.
+func appendField(b []byte, name string, typ FieldType, value []byte) []byte {
+	b = appendHead(b, name, typ, len(value))
+	return append(append(b, value...), ',')
+}
+
+// appendHead appends what stands before a field's value.
+func appendHead(b []byte, name string, typ FieldType, length int) []byte {
+	b = strconv.AppendInt(b, int64(3+len(name)+1+length), 10)
+	b = append(b, ':', '(', '0'+byte(typ), ')')
+	b = append(b, name...)
+	return append(b, '=')
 }
 
 // appendOuter appends the signature as the last netstring of a packet.
-func appendOuter(b []byte, auth string) []byte {
+func appendOuter[T string | []byte](b []byte, auth T) []byte {
 	b = strconv.AppendInt(b, int64(len(auth)), 10)
 	b = append(b, ':')
 	b = append(b, auth...)

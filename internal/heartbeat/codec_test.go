@@ -326,7 +326,7 @@ func BenchmarkBeat(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		for _, e := range s.nodes["a"].Step(s.now, Submit{m}) {
-			if p, ok := e.(Send); ok {
+			if p, ok := e.(*Send); ok {
 				s.nodes["b"].Step(s.now, Datagram{Link: "eth1", Data: p.Data, At: s.now})
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/model"
@@ -76,8 +77,12 @@ func (Tick) isInput()     {}
 // Effect is one thing that a Core wants done: Send, Probe, Deliver, Sighted or Note.
 type Effect interface{ isEffect() }
 
-// Send asks to send these bytes on all links. They are never changed again.
-type Send struct{ Data []byte }
+// Send asks to send these bytes on all links. They are not changed unless the
+// effect is given back; see Reuse.
+type Send struct {
+	Data []byte
+	room []byte // for the next packet
+}
 
 // Deliver hands over a new message of another node that is meant for this
 // one, each once. Status messages are Sighted instead.
@@ -94,12 +99,12 @@ type Note struct{ model.Event }
 // stored, and what was said before was heard by nobody.
 type Renewed struct{ Generation uint32 }
 
-func (Send) isEffect()    {}
-func (Heard) isEffect()   {}
-func (Renewed) isEffect() {}
-func (Deliver) isEffect() {}
-func (Sighted) isEffect() {}
-func (Note) isEffect()    {}
+func (*Send) isEffect()    {}
+func (Heard) isEffect()    {}
+func (Renewed) isEffect()  {}
+func (Deliver) isEffect()  {}
+func (*Sighted) isEffect() {}
+func (Note) isEffect()     {}
 
 // Counters are totals since the Core was made.
 type Counters struct {
@@ -129,6 +134,7 @@ type Core struct {
 	send  int      // key index in use; see follow
 	enc   Encoding // in use; see follow
 	ttl   string
+	uuid  string        // own one, 16 bytes
 	gen   string        // own generation as the wire has it
 	worst time.Duration // by how much the loop was late, since the latest status
 	life  string        // tells this life from another that has the same generation
@@ -154,6 +160,7 @@ type Core struct {
 
 	fields  []Field  // room for the message being sent
 	effects []Effect // of the step in progress
+	spare   spare
 }
 
 // peer is another node.
@@ -165,7 +172,9 @@ type peer struct {
 	uuid   string // 16 bytes, "" while not known
 	batuta bool
 	state  model.NodeState
-	links  map[string]*path
+	links  []*path // sorted by name
+
+	patterns [2]pattern // of its status messages and acknowledgments
 
 	lastReplay time.Time // when the latest complaint about an old generation was made
 	lastTold   time.Time // when it was last told so
@@ -206,12 +215,12 @@ func New(cfg Config) (*Core, error) {
 		return nil, errors.New("heartbeat: a source of chance is missing")
 	}
 	c := &Core{cfg: cfg, hb: hb, self: hb.Self, auth: auth, send: hb.Keys.Send, enc: Netstring,
-		gen: hex32(cfg.Generation), questionKeys: QuestionKeys(hb.Keys), life: hex32(cfg.Rand.Uint32()), fields: make([]Field, 0, 32), peers: map[model.NodeName]*peer{}}
+		gen: hex32(cfg.Generation), uuid: string(cfg.UUID[:]), questionKeys: QuestionKeys(hb.Keys), life: hex32(cfg.Rand.Uint32()), fields: make([]Field, 0, 32), peers: map[model.NodeName]*peer{}}
 	for _, n := range hb.Nodes {
 		if n == c.self || c.peers[n] != nil {
 			continue
 		}
-		p := &peer{name: n, state: model.NodeInit, links: map[string]*path{}}
+		p := &peer{name: n, state: model.NodeInit}
 		p.in.forget(cfg.Rand)
 		p.in.recall(cfg.Floors[n])
 		p.margin = cfg.Margins[n]
@@ -267,7 +276,7 @@ func (c *Core) Margins() map[model.NodeName]Margin {
 
 // Step takes one input and returns what is to be done, in order.
 func (c *Core) Step(now time.Time, in Input) []Effect {
-	c.effects, c.voucher = nil, Voucher{}
+	c.effects, c.voucher = c.spare.list(), Voucher{}
 	switch in := in.(type) {
 	case Start:
 		c.watch(now)
@@ -335,11 +344,11 @@ func (c *Core) tick(now time.Time) {
 	}
 	for _, n := range c.names {
 		p := c.peers[n]
-		for _, name := range sortedLinks(p.links) {
-			if l := p.links[name]; l.up && !now.Before(c.linkDeadline(p, l)) {
+		for _, l := range p.links {
+			if l.up && !now.Before(c.linkDeadline(p, l)) {
 				l.up = false
-				c.note(now, model.LevelWarning, "link-dead", string(n)+":"+name, "Link %s:%s dead.", n, name)
-				c.sight(model.Sighting{Kind: model.SightingLinkDown, Node: n, At: now, Link: name})
+				c.note(now, model.LevelWarning, "link-dead", string(n)+":"+l.name, "Link %s:%s dead.", n, l.name)
+				c.sight(model.Sighting{Kind: model.SightingLinkDown, Node: n, At: now, Link: l.name})
 			}
 		}
 		if !p.listens() {
@@ -366,29 +375,27 @@ func (p *peer) listens() bool { return p.state == model.NodeUp || p.state == mod
 // askDelay is the time until a missing number is asked for. The original
 // sends neighboring numbers in reversed order as a matter of course, so some
 // patience is due; Batuta does not.
-func (c *Core) askDelay(p *peer) func() time.Duration {
-	return func() time.Duration {
-		lo, hi := 50*time.Millisecond, c.hb.MaxRexmitDelay
-		switch {
-		case p.batuta:
-			lo, hi = time.Millisecond, min(hi, 20*time.Millisecond)
-		case hi < 100*time.Millisecond:
-			lo = 0
-		}
-		if hi <= lo {
-			return lo
-		}
-		return lo + time.Duration(c.cfg.Rand.Int64N(int64(hi-lo)))
+func (c *Core) askDelay(p *peer) time.Duration {
+	lo, hi := 50*time.Millisecond, c.hb.MaxRexmitDelay
+	switch {
+	case p.batuta:
+		lo, hi = time.Millisecond, min(hi, 20*time.Millisecond)
+	case hi < 100*time.Millisecond:
+		lo = 0
 	}
+	if hi <= lo {
+		return lo
+	}
+	return lo + time.Duration(c.cfg.Rand.Int64N(int64(hi-lo)))
 }
 
 // touch marks a link to a peer as up.
 func (c *Core) touch(now time.Time, p *peer, d Datagram) {
-	l := p.links[d.Link]
-	if l == nil {
-		l = &path{name: d.Link}
-		p.links[d.Link] = l
+	i, found := slices.BinarySearchFunc(p.links, d.Link, func(l *path, name string) int { return strings.Compare(l.name, name) })
+	if !found {
+		p.links = slices.Insert(p.links, i, &path{name: d.Link})
 	}
+	l := p.links[i]
 	if d.At.After(l.last) {
 		l.last = d.At
 	}
@@ -404,12 +411,13 @@ func (c *Core) touch(now time.Time, p *peer, d Datagram) {
 // key that it sends with itself, whatever our index says (§3.4), and an old
 // one may speak text only (§2). Batuta peers need neither, and crc, which
 // proves nothing, is never followed.
-func (c *Core) follow(now time.Time, p *peer, pkt *Packet, index int) {
+func (c *Core) follow(now time.Time, p *peer, s *said) {
 	if p.batuta {
 		c.enc, c.send = Netstring, c.hb.Keys.Send
 		return
 	}
-	c.enc = pkt.Encoding
+	index := s.index
+	c.enc = s.enc
 	if index == c.send || c.auth.Method(index) == model.AuthCRC {
 		return
 	}
@@ -427,18 +435,13 @@ func (c *Core) follow(now time.Time, p *peer, pkt *Packet, index int) {
 		"node %s signs with key %d and can verify nothing else: sending with key %d (authkeys selects %d)", p.name, index, index, c.hb.Keys.Send)
 }
 
-func (c *Core) sight(s model.Sighting) { c.effects = append(c.effects, Sighted{s}) }
+func (c *Core) sight(s model.Sighting) {
+	e := c.spare.sighted()
+	e.Sighting = s
+	c.effects = append(c.effects, e)
+}
 
 func (c *Core) note(now time.Time, level model.Level, kind, subject, format string, args ...any) {
 	c.effects = append(c.effects, Note{model.Event{At: now, Level: level, Source: "heartbeat", Kind: kind,
 		Subject: subject, Text: fmt.Sprintf(format, args...)}})
-}
-
-func sortedLinks(m map[string]*path) []string {
-	names := make([]string, 0, len(m))
-	for n := range m {
-		names = append(names, n)
-	}
-	slices.Sort(names)
-	return names
 }

@@ -1,6 +1,7 @@
 package heartbeat
 
 import (
+	"bytes"
 	"cmp"
 	"math/rand/v2"
 	"slices"
@@ -175,6 +176,15 @@ type sent struct {
 // keep stores the packet of the number just given out.
 func (o *outbox) keep(data []byte, key int) {
 	o.slots[o.seq%historySize] = sent{seq: o.seq, data: data, key: key}
+}
+
+// room returns memory for that packet: that of the one whose place it takes.
+func (o *outbox) room() []byte { return o.slots[o.seq%historySize].data[:0] }
+
+// latest tells whether these are the bytes of the newest packet.
+func (o *outbox) latest(data []byte) bool {
+	s := o.find(o.seq)
+	return s != nil && bytes.Equal(s.data, data)
 }
 
 // find returns the stored packet of a number, or nil.

@@ -58,7 +58,7 @@ const capKernel = "kr"
 
 // announce adds to a status message what only Batuta nodes read.
 func (c *Core) announce(f []Field) []Field {
-	f = append(f, Field{Name: "life", Value: c.life}, Field{Name: "wd", Value: hex32(uint32(min(c.worst, time.Hour).Microseconds()))})
+	f = append(f, Field{Name: "life", Value: c.life}, Field{Name: "wd", Hex: true, Number: uint32(min(c.worst, time.Hour).Microseconds())})
 	c.worst = 0
 	if c.echo != "" {
 		f = append(f, Field{Name: "echo", Value: c.echo})

@@ -55,7 +55,7 @@ func (w *watched) beat() {
 	m := model.Message{Type: "status", Fields: []model.Field{{Name: "st", Value: "active"}, {Name: "dt", Value: "1e"},
 		{Name: "batuta", Value: "1"}, {Name: "ka", Value: "a"}}}
 	for _, e := range w.peer.Step(w.now, Submit{m}) {
-		if s, ok := e.(Send); ok {
+		if s, ok := e.(*Send); ok {
 			w.step(Datagram{Link: "eth1", Data: s.Data, At: w.now})
 		}
 	}
@@ -76,7 +76,7 @@ func (w *watched) step(in Input) {
 			w.step(Datagram{Link: "eth1", Data: b, At: w.now})
 		case Note:
 			w.said = append(w.said, e.Kind)
-		case Sighted:
+		case *Sighted:
 			if e.Kind != model.SightingBeat && e.Link == "" {
 				w.log = append(w.log, fmt.Sprintf("%v %s", w.now.Sub(epoch), e.Kind))
 			}

@@ -27,9 +27,8 @@ const (
 
 // doubled tells that a status message is of another life with the generation
 // that is known.
-func (in *inbox) doubled(pkt *Packet, gen uint32) bool {
-	life := word(pkt, "life")
-	return in.known && gen == in.generation && life != "" && in.life != "" && life != in.life
+func (in *inbox) doubled(s *said) bool {
+	return in.known && s.gen == in.generation && s.life != "" && in.life != "" && s.life != in.life
 }
 
 // outlived tells a node that a later life of it has been heard.
@@ -60,6 +59,7 @@ func (c *Core) renew(now time.Time, p *peer, pkt *Packet) {
 	c.out = outbox{}
 	for _, other := range c.peers {
 		other.acked = 0
+		other.patterns = [2]pattern{} // they know whether they prove that the life before was heard
 	}
 	c.effects = append(c.effects, Renewed{c.cfg.Generation})
 }

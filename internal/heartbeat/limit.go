@@ -49,12 +49,12 @@ func (b *bucket) take(now time.Time, perSecond float64) bool {
 }
 
 // excessive tells of a packet that this peer sends more of than it may.
-func (c *Core) excessive(now time.Time, p *peer, typ string, gen, seq uint32) bool {
+func (c *Core) excessive(now time.Time, p *peer, s *said) bool {
 	ok := true
-	switch {
-	case strings.HasPrefix(typ, "NS_"):
+	switch seq := s.seq; {
+	case strings.HasPrefix(s.typ, "NS_"):
 		ok = p.control.take(now, controlPerSecond)
-	case gen == p.in.generation && p.in.tracking && seq <= p.in.last && !p.in.isMissing(seq):
+	case s.gen == p.in.generation && p.in.tracking && seq <= p.in.last && !p.in.isMissing(seq):
 		// heard before: cheap, and normal with several links
 	default:
 		ok = p.fresh.take(now, freshPerSecond)

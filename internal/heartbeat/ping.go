@@ -62,7 +62,7 @@ func (c *Core) probe(now time.Time) {
 	for _, p := range c.pings {
 		f := append(c.fields[:0],
 			Field{Name: "t", Value: "NS_st"}, Field{Name: "st", Value: "ping"}, Field{Name: "info", Value: p.info},
-			Field{Name: "src", Value: string(p.name)}, Field{Name: "ts", Value: c.stamp(now)})
+			Field{Name: "src", Value: string(p.name)}, c.stamp(now))
 		c.effects = append(c.effects, Probe{p.name, c.auth.Seal(make([]byte, 0, 256), Netstring, f, true, c.send)})
 		c.fields = f
 	}

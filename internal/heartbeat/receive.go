@@ -26,6 +26,14 @@ func (c *Core) receive(now time.Time, d Datagram) {
 		c.bad(now, d.Link, fmt.Errorf("%w: %d bytes are more than any message has (%d)", ErrMalformed, len(d.Data), maxMessage))
 		return
 	}
+	if c.out.latest(d.Data) { // our own, come back
+		c.voucher.Merit = Heeded
+		return
+	}
+	if p, s := c.again(d.Data); p != nil {
+		c.heard(now, d, p, &s, nil)
+		return
+	}
 	pkt, err := Parse(d.Data)
 	if err != nil {
 		c.bad(now, d.Link, err)
@@ -50,54 +58,61 @@ func (c *Core) receive(now time.Time, d Datagram) {
 		c.unknown(now, d.Link, src)
 		return
 	}
-	typ := pkt.Get("t")
-	if ts, ok := hexField(&pkt, "ts"); typ == "" || !ok || ts == 0 {
-		c.bad(now, d.Link, fmt.Errorf("%w: from %s without type or time", ErrMalformed, src))
+	s := c.says(&pkt, index)
+	switch s.typ {
+	case typeStatus:
+		p.patterns[0].learn(&pkt, s)
+	case typeAck:
+		p.patterns[1].learn(&pkt, s)
+	}
+	c.heard(now, d, p, &s, &pkt)
+}
+
+// heard takes an authentic packet of another node to its meaning. There may be
+// no pkt to a status message or an acknowledgment; see again.
+func (c *Core) heard(now time.Time, d Datagram, p *peer, s *said, pkt *Packet) {
+	if s.typ == "" || !s.timed {
+		c.bad(now, d.Link, fmt.Errorf("%w: from %s without type or time", ErrMalformed, p.name))
 		return
 	}
 	c.count.Received++
-	gen, _ := hexField(&pkt, "hg") // a missing one counts as 0 (§4)
-	if p.in.known && gen < p.in.generation || p.in.doubled(&pkt, gen) {
-		c.replayed(now, p, gen)
-		if pkt.Get("life") != "" {
+	if p.in.known && s.gen < p.in.generation || p.in.doubled(s) {
+		c.replayed(now, p, s.gen)
+		if s.life != "" {
 			c.outlived(now, p)
 		}
 		return
 	}
-	if c.doubtful(now, p, &pkt, gen) {
-		return
-	}
-	seq, hasSeq := hexField(&pkt, "seq")
-	if c.excessive(now, p, typ, gen, seq) {
+	if c.doubtful(now, p, s) || c.excessive(now, p, s) {
 		return
 	}
 	c.touch(now, p, d)
-	if uuid := pkt.Get("srcuuid"); len(uuid) == 16 {
-		p.uuid = uuid
+	if s.uuid != "" {
+		p.uuid = s.uuid
 	}
-	if strings.HasPrefix(typ, "NS_") {
+	if strings.HasPrefix(s.typ, "NS_") {
 		c.voucher.Merit = Heeded
-		if c.forUs(&pkt) {
-			c.control(now, p, typ, &pkt)
+		if s.forUs {
+			c.control(now, p, s, pkt)
 		}
 		return
 	}
-	if !hasSeq || seq == 0 {
-		c.bad(now, d.Link, fmt.Errorf("%w: %s from %s without a sequence number", ErrMalformed, typ, src))
+	if !s.hasSeq || s.seq == 0 {
+		c.bad(now, d.Link, fmt.Errorf("%w: %s from %s without a sequence number", ErrMalformed, s.typ, p.name))
 		return
 	}
-	if typ == "status" {
-		c.status(now, d, p, &pkt, gen, seq, index)
+	if s.typ == typeStatus {
+		c.status(now, d, p, s)
 		return
 	}
 	// Only a status message begins a new life or ends a silence; what comes
 	// before it is lost and will not be missed (§6.1, §7.5).
-	if p.in.known && (gen > p.in.generation || p.state == model.NodeDead) {
+	if p.in.known && (s.gen > p.in.generation || p.state == model.NodeDead) {
 		return
 	}
-	p.in.known, p.in.generation = true, gen
-	if c.enter(now, p, seq) && c.forUs(&pkt) {
-		p.hold(seq, message(p.name, typ, seq, &pkt), len(d.Data))
+	p.in.known, p.in.generation = true, s.gen
+	if c.enter(now, p, s.seq) && s.forUs {
+		p.hold(s.seq, message(p.name, s.typ, s.seq, pkt), len(d.Data))
 	}
 	c.release(p, !p.batuta)
 	c.relieve(now, p)
@@ -117,7 +132,7 @@ func message(from model.NodeName, typ string, seq uint32, pkt *Packet) model.Mes
 // enter accounts for a reliable message and tells whether it is new.
 func (c *Core) enter(now time.Time, p *peer, seq uint32) bool {
 	before := p.in.last
-	v, lost := p.in.accept(seq, now, c.askDelay(p))
+	v, lost := p.in.accept(seq, now, func() time.Duration { return c.askDelay(p) })
 	c.vouch(p, v, seq)
 	if lost > 0 {
 		c.count.Lost += uint64(lost)
@@ -149,15 +164,16 @@ func (c *Core) acknowledge(now time.Time, p *peer, seq uint32) {
 	if !ok {
 		return
 	}
-	f := []Field{{Name: "t", Value: "NS_ackmsg"}, {Name: "dest", Value: string(p.name)}, {Name: "ackseq", Value: hex32(n)}}
+	f := append(c.fields[:0], Field{Name: "t", Value: typeAck}, Field{Name: "dest", Value: string(p.name)}, Field{Name: "ackseq", Hex: true, Number: n})
 	if p.batuta {
-		f = append(f, Field{Name: ackGeneration, Value: hex32(p.in.generation)})
+		f = append(f, Field{Name: ackGeneration, Hex: true, Number: p.in.generation})
 	}
 	c.sendControl(now, p, f...)
 }
 
 // status takes a heartbeat: it may begin a life, end a silence or do neither.
-func (c *Core) status(now time.Time, d Datagram, p *peer, pkt *Packet, gen, seq uint32, index int) {
+func (c *Core) status(now time.Time, d Datagram, p *peer, s *said) {
+	gen, seq := s.gen, s.seq
 	kind := model.SightingBeat
 	switch {
 	case !c.det.HeardOnce(p.name):
@@ -180,7 +196,7 @@ func (c *Core) status(now time.Time, d Datagram, p *peer, pkt *Packet, gen, seq 
 		p.in.life, p.remembered = "", time.Time{}
 	}
 	if p.in.life == "" {
-		p.in.life = word(pkt, "life")
+		p.in.life = s.life
 		c.listen()
 	}
 	if kind == model.SightingReturned && seq <= p.in.statusSeq {
@@ -195,20 +211,15 @@ func (c *Core) status(now time.Time, d Datagram, p *peer, pkt *Packet, gen, seq 
 		return // known already, or newer ones came first
 	}
 	p.in.statusSeq = seq
-	p.batuta = pkt.Get("batuta") != ""
-	c.follow(now, p, pkt, index)
-	if s := model.ParseNodeState(pkt.Get("st")); s != model.NodeUnknown {
-		p.state = s
+	p.batuta = s.batuta
+	c.follow(now, p, s)
+	if s.state != model.NodeUnknown {
+		p.state = s.state
 	}
-	dead := millisField(pkt, "dt")
-	if plain := millisField(pkt, "bd"); plain > 0 {
-		dead = plain // without what an original is asked for in a node's first seconds
-	}
-	p.keepalive = millisField(pkt, "ka")
+	p.keepalive = s.keepalive
 	c.remember(now, p)
-	delay, _ := hexField(pkt, "wd")
 	suspect := c.det.Suspect(p.name)
-	silence := c.det.Heard(p.name, d.At, dead)
+	silence := c.det.Heard(p.name, d.At, s.dead)
 	p.margin.Pace(p.keepalive)
 	if kind == model.SightingBeat && silence > 0 {
 		p.margin.Add(now, silence)
@@ -217,27 +228,26 @@ func (c *Core) status(now time.Time, d Datagram, p *peer, pkt *Packet, gen, seq 
 		c.note(now, model.LevelNotice, "node-unsuspected", string(p.name),
 			"node %s: is no longer suspect: its daemon is heard again after %v of silence; nothing was taken over", p.name, silence.Round(time.Millisecond))
 	}
-	c.promised(now, p, d.At, runField(pkt))
+	c.promised(now, p, d.At, s.run)
 	if kind == model.SightingBeat && c.hb.WarnTime > 0 && silence > c.hb.WarnTime {
 		c.note(now, model.LevelWarning, "late-heartbeat", string(p.name), "Late heartbeat: Node %s: interval %d ms", p.name, silence.Milliseconds())
 	}
 	c.sight(model.Sighting{Kind: kind, Node: p.name, At: d.At, State: p.state, Generation: gen,
 		DeadTime: c.det.nodes[p.name].dead, Batuta: p.batuta,
-		Delay: time.Duration(delay) * time.Microsecond, Margin: p.margin.Could(now), Kernel: p.kernel.proved})
+		Delay: s.delay, Margin: p.margin.Could(now), Kernel: p.kernel.proved})
 }
 
 // control handles the messages of delivery itself, which are not reliable.
-func (c *Core) control(now time.Time, p *peer, typ string, pkt *Packet) {
-	switch typ {
+func (c *Core) control(now time.Time, p *peer, s *said, pkt *Packet) {
+	switch s.typ {
 	case typeOutlived:
 		c.renew(now, p, pkt)
-	case "NS_ackmsg":
-		n, ok := hexField(pkt, "ackseq")
-		if life, given := pkt.Lookup(ackGeneration); given && life != c.gen {
+	case typeAck:
+		if s.ackGen != "" && s.ackGen != c.gen {
 			return // what an earlier life of ours has sent
 		}
-		if ok && n > p.acked && n <= c.out.seq {
-			p.acked = n
+		if s.ack > p.acked && s.ack <= c.out.seq {
+			p.acked = s.ack
 		}
 	case "NS_nak_rexmit":
 		// The peer no longer has it: stop asking (§6.5).
@@ -286,7 +296,10 @@ func (c *Core) resend(now time.Time, p *peer, first, last uint64) {
 		if s.key != c.send {
 			c.resign(c.auth, s)
 		}
-		c.effects = append(c.effects, Send{s.data})
+		e := c.spare.send()
+		e.room = append(e.room[:0], s.data...) // its place may be given to another one
+		e.Data = e.room
+		c.effects = append(c.effects, e)
 	}
 }
 
@@ -294,7 +307,7 @@ func (c *Core) resend(now time.Time, p *peer, first, last uint64) {
 // one, else by name, else for everyone (§4).
 func (c *Core) forUs(pkt *Packet) bool {
 	if u := pkt.Get("destuuid"); len(u) == 16 && strings.Trim(u, "\x00") != "" {
-		return u == string(c.cfg.UUID[:])
+		return u == c.uuid
 	}
 	dest, ok := pkt.Lookup("dest")
 	return !ok || dest == string(c.self)

@@ -2,7 +2,6 @@ package heartbeat
 
 import (
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -81,16 +80,16 @@ func (in *inbox) recall(f Floor) {
 
 // doubtful tells of a packet that may be a recording of what an earlier life
 // of this node has heard.
-func (c *Core) doubtful(now time.Time, p *peer, pkt *Packet, gen uint32) bool {
-	if p.in.doubt == 0 || gen != p.in.generation {
+func (c *Core) doubtful(now time.Time, p *peer, s *said) bool {
+	if p.in.doubt == 0 || s.gen != p.in.generation {
 		return false
 	}
-	if seq, ok := hexField(pkt, "seq"); ok && seq > p.in.doubt || slices.Contains(strings.Fields(pkt.Get("echo")), c.life) {
+	if s.hasSeq && s.seq > p.in.doubt || s.proven {
 		p.in.doubt = 0
 		return false
 	}
 	c.count.Unproven++
-	beat := min(millisField(pkt, "ka"), c.hb.DeadTime)
+	beat := min(s.keepalive, c.hb.DeadTime)
 	c.det.Await(p.name, c.det.start.Add(max(2*floorPeriod, minReserve*beat)+c.det.DeadTime(p.name)))
 	switch {
 	case p.doubted.IsZero():

@@ -85,7 +85,7 @@ func (w *wire) boot(n string, cfg Config) {
 func (w *wire) step(n string, in Input) (packets [][]byte) {
 	for _, e := range w.nodes[n].Step(w.now, in) {
 		w.seen[n] = append(w.seen[n], e)
-		if s, ok := e.(Send); ok {
+		if s, ok := e.(*Send); ok {
 			packets = append(packets, s.Data)
 		}
 	}
@@ -116,7 +116,7 @@ func (w *wire) delivered(n string) (kinds []string) {
 		switch e := e.(type) {
 		case Deliver:
 			kinds = append(kinds, e.Message.Type)
-		case Sighted:
+		case *Sighted:
 			if e.Link == "" {
 				kinds = append(kinds, e.Kind.String())
 			}

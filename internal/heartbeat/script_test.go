@@ -216,12 +216,12 @@ func (s *stage) step(n string, in Input) (out string) {
 		}
 		out += s.stamp() + " " + n + " "
 		switch e := e.(type) {
-		case Send:
+		case *Send:
 			s.wire = append(s.wire, carried{n, e.Data})
 			out += "sends " + describe(e.Data) + "\n"
 		case Deliver:
 			out += "delivers " + e.Message.String() + "\n"
-		case Sighted:
+		case *Sighted:
 			out += "sees " + e.String() + "\n"
 		case Note:
 			out += e.Level.String() + ": " + e.Text + "\n"

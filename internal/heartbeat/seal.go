@@ -5,7 +5,6 @@ import (
 	"crypto/hkdf"
 	"crypto/sha256"
 	"fmt"
-	"strconv"
 
 	"golang.org/x/crypto/chacha20poly1305"
 
@@ -45,17 +44,18 @@ func newCipher(index int, secret string) (cipher.AEAD, error) {
 
 // encrypt writes the fields as one encrypted packet.
 func (a *Authenticator) encrypt(b []byte, enc Encoding, fields []Field, index int) []byte {
-	auth := strconv.Itoa(index) + " " + sealedWord
+	auth := a.keys[index].sealed
 	a.text = appendNetstring(a.text[:0], fields)
 	nonce := a.nonce[:]
 	a.random(nonce)
 	a.box = append(a.box[:0], nonce...)
-	a.box = a.keys[index].cipher.Seal(a.box, nonce, a.text, []byte(auth))
-	outer := []Field{{Name: sealedField, Value: string(a.box), Type: FieldBinary}, {Name: "auth", Value: auth}}
+	a.box = a.keys[index].cipher.Seal(a.box, nonce, a.text, auth)
 	if enc == Text {
-		return appendText(b, outer)
+		return appendText(b, []Field{{Name: sealedField, Value: string(a.box), Type: FieldBinary}, {Name: "auth", Value: string(auth)}})
 	}
-	return appendOuter(appendNetstring(b, outer), auth)
+	b = appendField(append(b, netstringStart...), sealedField, FieldBinary, a.box)
+	b = appendField(b, "auth", FieldString, auth)
+	return appendOuter(append(b, netstringEnd...), auth)
 }
 
 // decrypt replaces the fields of a packet by those of the message within, if
@@ -80,7 +80,7 @@ func (a *Authenticator) decrypt(p *Packet, index int) error {
 	if end != len(message) {
 		return fmt.Errorf("%w: %d bytes after the encrypted message", ErrMalformed, len(message)-end)
 	}
-	p.Fields = fields
+	p.Fields, p.inside = fields, message
 	return nil
 }
 

@@ -175,7 +175,7 @@ func TestEncryptionBesideAnOriginal(t *testing.T) {
 	}
 	says := func(c *Core) string {
 		for _, e := range c.Step(epoch, Submit{model.Message{Type: "starting"}}) {
-			if s, ok := e.(Send); ok {
+			if s, ok := e.(*Send); ok {
 				p, err := Parse(s.Data)
 				if err != nil {
 					t.Fatal(err)

@@ -1,10 +1,14 @@
 package heartbeat
 
 import (
+	"slices"
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/model"
 )
+
+// longMessage is room for most messages, signed and encrypted.
+const longMessage = 512
 
 // submit numbers, signs, keeps and sends a reliable message. Fields go out in
 // the original's order (§5).
@@ -28,13 +32,19 @@ func (c *Core) submit(now time.Time, m model.Message) {
 		f = c.announce(f)
 	}
 	f = c.address(f, m.To)
-	f = append(f, Field{Name: "seq", Value: hex32(c.out.seq)})
+	f = append(f, Field{Name: "seq", Hex: true, Number: c.out.seq})
 	f = c.date(f, now)
 	f = append(f, Field{Name: "ld", Value: c.load()}, Field{Name: "ttl", Value: c.ttl})
-	data := c.auth.Seal(make([]byte, 0, 512), c.enc, f, c.hb.InnerAuth, c.send)
+	var room []byte
+	if c.spare.used {
+		room = c.out.room()
+	}
+	data := c.auth.Seal(slices.Grow(room, longMessage), c.enc, f, c.hb.InnerAuth, c.send)
 	c.fields = f
 	c.out.keep(data, c.send)
-	c.effects = append(c.effects, Send{data})
+	e := c.spare.send()
+	e.Data = data
+	c.effects = append(c.effects, e)
 	if m.Type == "status" {
 		c.probe(now)
 	}
@@ -46,7 +56,10 @@ func (c *Core) sendControl(now time.Time, to *peer, own ...Field) {
 	f = c.address(f, to.name)
 	f = c.date(f, now)
 	f = append(f, Field{Name: "ttl", Value: c.ttl})
-	c.effects = append(c.effects, Send{c.auth.Seal(make([]byte, 0, 384), c.enc, f, c.hb.InnerAuth, c.send)})
+	e := c.spare.send()
+	e.room = c.auth.Seal(slices.Grow(e.room[:0], longMessage), c.enc, f, c.hb.InnerAuth, c.send)
+	e.Data = e.room
+	c.effects = append(c.effects, e)
 	c.fields = f
 }
 
@@ -56,19 +69,21 @@ func (c *Core) address(f []Field, to model.NodeName) []Field {
 	case p != nil && p.uuid != "":
 		f = append(f, Field{Name: "destuuid", Value: p.uuid, Type: FieldBinary})
 	case to == c.self:
-		f = append(f, Field{Name: "destuuid", Value: string(c.cfg.UUID[:]), Type: FieldBinary})
+		f = append(f, Field{Name: "destuuid", Value: c.uuid, Type: FieldBinary})
 	}
 	return append(f, Field{Name: "src", Value: string(c.self)},
-		Field{Name: "srcuuid", Value: string(c.cfg.UUID[:]), Type: FieldBinary})
+		Field{Name: "srcuuid", Value: c.uuid, Type: FieldBinary})
 }
 
 // date appends the generation and the wall clock.
 func (c *Core) date(f []Field, now time.Time) []Field {
-	return append(f, Field{Name: "hg", Value: c.gen}, Field{Name: "ts", Value: c.stamp(now)})
+	return append(f, Field{Name: "hg", Value: c.gen}, c.stamp(now))
 }
 
 // stamp is the ts field.
-func (c *Core) stamp(now time.Time) string { return hex32(uint32(c.wall(now).Unix())) }
+func (c *Core) stamp(now time.Time) Field {
+	return Field{Name: "ts", Hex: true, Number: uint32(c.wall(now).Unix())}
+}
 
 // wall is what the wall clock shows.
 func (c *Core) wall(now time.Time) time.Time {

@@ -69,6 +69,9 @@ func appendLine(b []byte, f *Field) []byte {
 	}
 	b = append(b, f.Name...)
 	b = append(b, '=')
+	if f.Hex {
+		return append(f.appendValue(b), '\n')
+	}
 	if f.Type == FieldBinary {
 		b = base64.StdEncoding.AppendEncode(b, []byte(f.Value))
 		return append(b, '\n')

@@ -15,7 +15,7 @@ type Link interface {
 	// Name is the link name as cl_status shows it: the interface, device or host.
 	Name() string
 	// Send sends one datagram to all who listen on the medium. It does not
-	// block; an error concerns this datagram only.
+	// block, and does not keep the bytes; an error concerns this datagram only.
 	Send(b []byte) error
 	// Receive waits for the next datagram, which may be one's own. It returns
 	// ErrClosed after Close; any other error is passing. The data are valid

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -107,7 +108,8 @@ func (p *port) Send(b []byte) error {
 			case wait == 0:
 				to.arrive(b)
 			default:
-				time.AfterFunc(wait, func() { to.arrive(b) })
+				late := bytes.Clone(b)
+				time.AfterFunc(wait, func() { to.arrive(late) })
 			}
 		}
 	}

@@ -46,7 +46,7 @@ func (Tick) isInput()     {}
 // Effect is one thing that a Core wants done: Submit, Running, Event or Note.
 type Effect interface{ isEffect() }
 
-// Submit asks to send a message reliably.
+// Submit asks to send a message reliably. Nobody changes its fields.
 type Submit struct{ model.Message }
 
 // Running says that every node has been heard or declared dead: from now on
@@ -59,7 +59,7 @@ type Event struct{ model.ClusterEvent }
 // Note is worth logging.
 type Note struct{ model.Event }
 
-func (Submit) isEffect()  {}
+func (*Submit) isEffect() {}
 func (Running) isEffect() {}
 func (Event) isEffect()   {}
 func (Note) isEffect()    {}
@@ -88,7 +88,17 @@ type Core struct {
 	askAt    time.Time // when the node list is asked for again
 	asked    model.NodeName
 
-	effects []Effect // of the step in progress
+	status  []model.Field // those of the latest status message
+	said    said          // what they say
+	effects []Effect      // of the step in progress
+	lists   [][]Effect    // given back; see Reuse
+	submits []*Submit     // so are these
+}
+
+// said is what of a status message changes in a life.
+type said struct {
+	state model.NodeState
+	dead  time.Duration
 }
 
 // node is one configured node.
@@ -139,6 +149,9 @@ func New(hb model.Heartbeat, generation uint32) (*Core, error) {
 // Step takes one input and returns what is to be done, in order.
 func (c *Core) Step(now time.Time, in Input) []Effect {
 	c.effects = nil
+	if n := len(c.lists); n > 0 {
+		c.effects, c.lists = c.lists[n-1], c.lists[:n-1]
+	}
 	switch in := in.(type) {
 	case Start:
 		c.start(now)
@@ -158,6 +171,18 @@ func (c *Core) Step(now time.Time, in Input) []Effect {
 		c.tick(now)
 	}
 	return c.effects
+}
+
+// Reuse gives back what Step has returned, for later steps: nobody may look at
+// it any more. A caller need not do it.
+func (c *Core) Reuse(effects []Effect) {
+	for _, e := range effects {
+		if s, ok := e.(*Submit); ok {
+			c.submits = append(c.submits, s)
+		}
+	}
+	clear(effects)
+	c.lists = append(c.lists, effects[:0])
 }
 
 // Next returns when Tick is due; the zero time before Start.
@@ -229,14 +254,18 @@ func (c *Core) sendStatus(now time.Time) {
 		dead += min(youthBonus, 2*c.hb.DeadTime)
 	}
 	self.DeadTime, self.LastBeat = model.Millis(c.hb.DeadTime), now
-	c.submit(model.Message{Type: "status", Fields: []model.Field{
-		{Name: "st", Value: self.State.String()},
-		{Name: "dt", Value: hexMillis(dead)},
-		{Name: "protocol", Value: "1"},
-		{Name: "batuta", Value: "1"},
-		{Name: "ka", Value: hexMillis(c.hb.Keepalive)},
-		{Name: "bd", Value: hexMillis(c.hb.DeadTime)},
-	}})
+	if now := (said{self.State, dead}); c.status == nil || c.said != now {
+		c.said = now
+		c.status = []model.Field{
+			{Name: "st", Value: self.State.String()},
+			{Name: "dt", Value: hexMillis(dead)},
+			{Name: "protocol", Value: "1"},
+			{Name: "batuta", Value: "1"},
+			{Name: "ka", Value: hexMillis(c.hb.Keepalive)},
+			{Name: "bd", Value: hexMillis(c.hb.DeadTime)},
+		}
+	}
+	c.submit(model.Message{Type: "status", Fields: c.status})
 }
 
 // advance takes the own start as far as it goes now (§7.3).
@@ -422,7 +451,14 @@ func sameNodes(a, b string) bool {
 
 func (c *Core) submit(m model.Message) {
 	m.From = c.hb.Self
-	c.effects = append(c.effects, Submit{m})
+	var s *Submit
+	if n := len(c.submits); n > 0 {
+		s, c.submits = c.submits[n-1], c.submits[:n-1]
+	} else {
+		s = new(Submit)
+	}
+	s.Message = m
+	c.effects = append(c.effects, s)
 }
 
 func (c *Core) event(now time.Time, k model.ClusterEventKind, n model.NodeName, m model.Message) {

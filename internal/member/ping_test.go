@@ -22,7 +22,7 @@ func TestPingNodeIsNoMember(t *testing.T) {
 	step := func(in Input) {
 		for _, e := range c.Step(now, in) {
 			switch e := e.(type) {
-			case Submit:
+			case *Submit:
 				if e.Type != "status" {
 					said = append(said, e.Type+" "+string(e.To)+" "+e.Get("nodelist"))
 				}

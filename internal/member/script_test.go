@@ -137,7 +137,7 @@ func (s *stage) step(in Input) (out string) {
 	for _, e := range s.core.Step(s.now, in) {
 		out += fmt.Sprintf("%.3f ", s.now.Sub(s.start).Seconds())
 		switch e := e.(type) {
-		case Submit:
+		case *Submit:
 			out += "sends " + strings.TrimPrefix(e.String(), string(e.From)+": ") + "\n"
 		case Running:
 			out += "start-up is over\n"

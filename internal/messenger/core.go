@@ -18,9 +18,15 @@ type Core struct {
 	lag time.Duration
 	log logLimit
 	out Output
+
+	// What the step before has used, given back by the next.
+	beats   [][]heartbeat.Effect
+	members [][]member.Effect
 }
 
-// Output is what one step wants done, each list in order.
+// Output is what one step wants done, each list in order. It is valid until the
+// next step, which uses the memory of its packets again; Events and Notes are
+// the caller's.
 type Output struct {
 	Datagrams [][]byte // to be sent on all links
 	Probes    []heartbeat.Probe
@@ -104,7 +110,8 @@ func (c *Core) Margins() map[model.NodeName]heartbeat.Margin { return c.hb.Margi
 // to, it was stopped or starved: that time must not count against others. It
 // may have begun right after the step before, long before anything was due.
 func (c *Core) step(now time.Time, do func()) Output {
-	c.out = Output{}
+	c.reuse()
+	c.out = Output{Datagrams: c.out.Datagrams[:0]}
 	if late := now.Sub(c.due); !c.due.IsZero() && late > 0 {
 		c.beat(now, heartbeat.Late{By: late})
 	}
@@ -119,20 +126,32 @@ func (c *Core) step(now time.Time, do func()) Output {
 	return c.out
 }
 
+// reuse gives back what the step before has used.
+func (c *Core) reuse() {
+	for _, e := range c.beats {
+		c.hb.Reuse(e)
+	}
+	for _, e := range c.members {
+		c.mb.Reuse(e)
+	}
+	c.beats, c.members = c.beats[:0], c.members[:0]
+}
+
 func (c *Core) beat(now time.Time, in heartbeat.Input) {
 	effects := c.hb.Step(now, in)
+	c.beats = append(c.beats, effects)
 	if _, packet := in.(heartbeat.Datagram); packet {
 		c.out.Voucher = c.hb.Voucher()
 	}
 	for _, e := range effects {
 		switch e := e.(type) {
-		case heartbeat.Send:
+		case *heartbeat.Send:
 			c.out.Datagrams = append(c.out.Datagrams, e.Data)
 		case heartbeat.Probe:
 			c.out.Probes = append(c.out.Probes, e)
 		case heartbeat.Deliver:
 			c.member(now, member.Received{Message: e.Message})
-		case heartbeat.Sighted:
+		case *heartbeat.Sighted:
 			c.member(now, member.Sighting{Sighting: e.Sighting})
 		case heartbeat.Ask:
 			c.out.Asks = append(c.out.Asks, e.Data)
@@ -148,9 +167,11 @@ func (c *Core) beat(now time.Time, in heartbeat.Input) {
 }
 
 func (c *Core) member(now time.Time, in member.Input) {
-	for _, e := range c.mb.Step(now, in) {
+	effects := c.mb.Step(now, in)
+	c.members = append(c.members, effects)
+	for _, e := range effects {
 		switch e := e.(type) {
-		case member.Submit:
+		case *member.Submit:
 			c.beat(now, heartbeat.Submit{Message: e.Message})
 		case member.Running:
 			c.beat(now, heartbeat.Running{})

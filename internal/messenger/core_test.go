@@ -1,6 +1,7 @@
 package messenger
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -50,7 +51,7 @@ func (d *duet) take(n model.NodeName, out Output) {
 	for _, data := range out.Datagrams {
 		for to := range d.cores {
 			if to != n {
-				d.inbox[to] = append(d.inbox[to], packet{data, d.now})
+				d.inbox[to] = append(d.inbox[to], packet{bytes.Clone(data), d.now})
 			}
 		}
 	}
@@ -123,5 +124,36 @@ func TestDeathDuringOwnPause(t *testing.T) {
 	d.run(255*time.Millisecond, "a")
 	if len(d.died) != 1 {
 		t.Errorf("deaths: %q", d.died)
+	}
+}
+
+// TestTurnTakesNoMemory: a beat of each of two nodes that know each other,
+// with what the other makes of it.
+func TestTurnTakesNoMemory(t *testing.T) {
+	d := newDuet(t, 10*time.Millisecond, 100*time.Millisecond)
+	a, b := d.cores["a"], d.cores["b"]
+	link := "eth0"
+	turn := func() {
+		for range 10 {
+			d.now = d.now.Add(10 * time.Millisecond)
+			for range 2 {
+				for _, data := range a.Tick(d.now).Datagrams {
+					for _, answer := range b.Receive(d.now, link, data, d.now).Datagrams {
+						a.Receive(d.now, link, answer, d.now)
+					}
+				}
+				a, b = b, a
+			}
+		}
+	}
+	for range 100 { // each place for a packet that is kept has been used
+		turn()
+	}
+	before := a.Counters()
+	if allocs := testing.AllocsPerRun(100, turn); allocs != 0 {
+		t.Errorf("ten turns took memory %.0f times", allocs)
+	}
+	if after := a.Counters(); after.Sent-before.Sent < 1000 || after.Received-before.Received < 1000 || after.Bad+after.Lost != 0 {
+		t.Errorf("the turns were not what they should be: %+v", after)
 	}
 }

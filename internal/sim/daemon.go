@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"iter"
@@ -199,7 +200,7 @@ func (d *daemon) do(step func(time.Time) messenger.Output) {
 		d.h.floors[f.Node] = f.Floor
 	}
 	for _, b := range out.Datagrams {
-		d.h.w.net.send(d.h, b)
+		d.h.w.net.send(d.h, bytes.Clone(b)) // the messenger uses its memory again
 	}
 	for _, p := range out.Probes {
 		d.h.w.net.probe(d.h, string(p.Node), p.Data)
