@@ -104,7 +104,9 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 			return errors.Join(err, c.stop())
 		}
 	}
-	c.start(d.rates)
+	if d.rates.needed() {
+		c.start(d.rates)
+	}
 	d.record(c, rec)
 	for _, t := range swaps {
 		c.start(t)

@@ -44,6 +44,9 @@ type directors struct {
 	mailer *alert.Mailer
 	ready  chan struct{}
 
+	named  sync.Mutex // held while named directors are started and stopped
+	active sync.Mutex // held while it is said who is active
+
 	mu       sync.Mutex
 	all      []*instance // in order of their start
 	ctx      context.Context
@@ -73,7 +76,13 @@ func newDirectors(o directorsOptions) *directors {
 
 // add makes the director of a configuration; its task is the caller's to run.
 func (ds *directors) add(d model.Director) (*instance, error) {
-	in := &instance{file: absolute(d.File), log: &directorLog{stdout: ds.stdout, console: ds.console, quiet: ds.quiet, report: ds.sink}}
+	in := &instance{}
+	return in, ds.put(in, d)
+}
+
+// put makes in the director of a configuration.
+func (ds *directors) put(in *instance, d model.Director) error {
+	in.file, in.log = absolute(d.File), &directorLog{stdout: ds.stdout, console: ds.console, quiet: ds.quiet, report: ds.sink}
 	in.log.follow(d)
 	var debug model.Sink
 	if ds.console != nil {
@@ -92,14 +101,14 @@ func (ds *directors) add(d model.Director) (*instance, error) {
 		Reloaded:  func(d model.Director) { ds.reloaded(in, d) },
 	})
 	if err != nil {
-		return nil, fmt.Errorf("director %s: %w", d.Name, err)
+		return fmt.Errorf("director %s: %w", d.Name, err)
 	}
 	in.loop, in.named, in.marks = loop, d.Execute, marksOf(d)
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
 	ds.all = append(ds.all, in)
 	ds.setMarks()
-	return in, nil
+	return nil
 }
 
 func marksOf(d model.Director) (rules []model.MarkRule) {
@@ -146,7 +155,7 @@ func (ds *directors) Run(ctx context.Context) error {
 	roots := slices.Clone(ds.all)
 	ds.mu.Unlock()
 	for _, in := range roots {
-		ds.follow(in)
+		ds.followAlone(in)
 	}
 	close(ds.ready)
 	<-ctx.Done()
@@ -188,7 +197,15 @@ func (ds *directors) reloaded(in *instance, d model.Director) {
 	if ds.ctx == nil || ds.stopping {
 		return
 	}
-	ds.wg.Go(func() { ds.follow(in) })
+	ds.wg.Go(func() { ds.followAlone(in) })
+}
+
+// followAlone is follow, one after the other: two reloads at once must not
+// start the same file twice.
+func (ds *directors) followAlone(in *instance) {
+	ds.named.Lock()
+	defer ds.named.Unlock()
+	ds.follow(in)
 }
 
 // follow starts the directors that in names, reloads those that run already,
@@ -252,18 +269,22 @@ func (ds *directors) launch(file string, by *instance) error {
 	if err != nil {
 		return err
 	}
-	in, err := ds.add(*d)
-	if err != nil {
-		return err
-	}
-	in.loop.SetActive(by.loop.Active())
 	ds.mu.Lock()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ds.ctx)) // their end is in order
-	in.by, in.stop, in.stopped = by, cancel, make(chan struct{})
-	if ds.stopping {
+	ds.mu.Unlock()
+	in := &instance{by: by, stop: cancel, stopped: make(chan struct{})}
+	if err := ds.put(in, *d); err != nil {
 		cancel()
+		return err
 	}
+	ds.active.Lock() // setActive comes before, or finds it
+	in.loop.SetActive(by.loop.Active())
+	ds.active.Unlock()
 	in.tellStart()
+	ds.mu.Lock()
+	if ds.stopping {
+		cancel() // stopNamed waits for this to be done, and finds it
+	}
 	ds.wg.Go(func() {
 		defer close(in.stopped)
 		if err := in.loop.Run(ctx); err != nil {
@@ -296,11 +317,13 @@ func (ds *directors) stopNamed() {
 	ds.mu.Lock()
 	ds.stopping = true
 	ds.mu.Unlock()
+	ds.named.Lock()
 	for _, in := range ds.instances() {
 		if in.by != nil && in.by.by == nil {
 			ds.end(in)
 		}
 	}
+	ds.named.Unlock()
 	ds.wg.Wait()
 }
 
@@ -340,10 +363,16 @@ func (ds *directors) reload() {
 
 // setActive makes a director active or not, and those that it names.
 func (ds *directors) setActive(in *instance, active bool) {
+	ds.active.Lock()
+	defer ds.active.Unlock()
+	ds.spread(in, active)
+}
+
+func (ds *directors) spread(in *instance, active bool) {
 	in.loop.SetActive(active)
 	for _, other := range ds.instances() {
 		if other.by == in {
-			ds.setActive(other, active)
+			ds.spread(other, active)
 		}
 	}
 }

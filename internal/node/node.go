@@ -377,7 +377,7 @@ func (n *clusterNode) run(ctx context.Context, server *api.Server) error {
 		c.start(n.directors)
 		defer func() { n.directors.close(signalName(ctx)) }()
 	}
-	if n.rates != nil {
+	if n.rates != nil && n.rates.needed() {
 		c.start(n.rates)
 	}
 	if n.responder != nil {

@@ -25,6 +25,13 @@ type rateMeter struct {
 
 func newRateMeter(p plane.Plane) *rateMeter { return &rateMeter{plane: p, ready: make(chan struct{})} }
 
+// needed tells whether anybody asks: not where the plane has rates of its own,
+// and reading all of its counters would be for nothing.
+func (m *rateMeter) needed() bool {
+	_, own := plane.As[plane.RateKeeper](m.plane)
+	return !own
+}
+
 func (m *rateMeter) String() string         { return "rates" }
 func (m *rateMeter) Ready() <-chan struct{} { return m.ready }
 
