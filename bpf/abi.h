@@ -140,7 +140,8 @@ struct control {
 	__u32 rules;       /* how many there are */
 	__u32 hand;        /* where in a full table the next half-open connection is looked for */
 	__u32 young;       /* ticks for which one does not give way */
-	__u32 reserved[10];
+	__u32 watched;     /* ticks until which somebody listens to events, 0: nobody does */
+	__u32 reserved[9];
 };
 
 struct service_key {
@@ -340,6 +341,49 @@ struct socket_note {
 	__u32 last; /* which one was spoken to: who of several with one real server answers */
 };
 
+/* What fits into a tunnel's way, as an ICMP error has said: outer packets of so
+ * many bytes. */
+struct path {
+	__u32 mtu;
+	__u32 expires; /* ticks */
+};
+
+/* Where a program stands. */
+enum hook {
+	HOOK_INGRESS,
+	HOOK_EGRESS,
+	HOOK_XDP,
+	HOOK_SOCKET, /* of a client on the director itself */
+};
+
+/* What a listener is told: a packet that did not simply go its way, or one that
+ * has opened a connection (REASON_NONE). */
+struct event {
+	__u64 when;     /* ns, CLOCK_MONOTONIC */
+	struct tuple t; /* as the packet came */
+	__u32 reason;   /* enum reason */
+	__u32 hook;     /* enum hook */
+	__u32 real;     /* its real server's slot + 1, 0: none */
+	__u32 ifindex;
+	__u32 length;   /* of the frame */
+	__u32 reserved;
+};
+
+/* What a listener wants to hear. */
+struct watch {
+	struct addr client; /* of either direction's packets, under its mask */
+	struct addr client_mask;
+	struct addr virt;
+	struct addr virt_mask;
+	__u64 reasons; /* bit of enum reason */
+	__u64 lost;    /* events that found no room */
+	__u32 every;   /* one of so many is told */
+	__be16 vport;  /* 0: any */
+	__u8 proto;    /* 0: any */
+	__u8 zero;
+	__u64 reserved[5];
+};
+
 /* What a traced packet (test-run with tracing set) leaves in skb->cb. */
 enum trace_cb {
 	TRACE_REASON, /* enum reason, the last one counted */
@@ -372,3 +416,6 @@ _Static_assert(sizeof(struct fragment) == 16, "fragment");
 _Static_assert(sizeof(struct stay_key) == 24, "stay_key");
 _Static_assert(sizeof(struct stay) == 16, "stay");
 _Static_assert(sizeof(struct socket_note) == 200, "socket_note");
+_Static_assert(sizeof(struct path) == 8, "path");
+_Static_assert(sizeof(struct event) == 72, "event");
+_Static_assert(sizeof(struct watch) == 128, "watch");

@@ -20,16 +20,17 @@ static __always_inline void fragment_key(const struct packet *p, struct fragment
 	k->proto = p->t.proto;
 }
 
+static __always_inline int has_role(const struct addr *a, __u32 role)
+{
+	struct addr key = *a; /* before Linux 6.2 a key lies on the stack */
+	__u32 *roles = bpf_map_lookup_elem(&addresses, &key);
+
+	return roles && (*roles & role);
+}
+
 static __always_inline int fragment_matters(const struct packet *p)
 {
-	struct addr a = p->t.dst; /* before Linux 6.2 a key lies on the stack */
-	__u32 *role = bpf_map_lookup_elem(&addresses, &a);
-
-	if (role && (*role & ADDRESS_VIRTUAL))
-		return 1;
-	a = p->t.src;
-	role = bpf_map_lookup_elem(&addresses, &a);
-	return role && (*role & ADDRESS_REAL);
+	return has_role(&p->t.dst, ADDRESS_VIRTUAL) || has_role(&p->t.src, ADDRESS_REAL);
 }
 
 /* note_first remembers what a first fragment was; gen is 0 if it was not balanced. */

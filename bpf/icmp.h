@@ -8,6 +8,7 @@
 #pragma once
 
 #include "conn.h"
+#include "fragment.h"
 #include "nat.h"
 
 struct quote {
@@ -57,6 +58,85 @@ static __always_inline int find_quoted(struct __sk_buff *skb, const struct packe
 				       struct quote *q, struct hit *h)
 {
 	return !read_quote(skb, p, q) && find_flow(&q->t, h);
+}
+
+/* How long an error about a tunnel's packet is believed (RFC 1191, section 6.3). */
+#define PATH_TICKS (10 * 60 * 1000)
+/* No smaller size is believed: who forges errors would slow the tunnel down.
+ * (RFC 8200, section 5; Linux believes as much of IPv4: route/min_pmtu.) */
+#define PATH_LEAST4 552
+#define PATH_LEAST6 1280
+
+/* learn_path hears that a packet which we have put into a tunnel was too big
+ * on its way (RFC 2003, section 4; RFC 2473, section 7.1). From now on clients
+ * are told in time. The stack gets the error, too. */
+SEPARATE int learn_path(struct __sk_buff *skb, const struct packet *p)
+{
+	struct control *c = get_control();
+	struct path path = {}, *old;
+	struct addr to, inner;
+	struct icmphdr h;
+	__u32 at;
+	__u8 proto;
+
+	if (!p || !c || bpf_skb_load_bytes(skb, p->l4, &h, sizeof(h)))
+		return 0;
+	at = p->l4 + sizeof(h);
+	path.mtu = bpf_ntohl(h.rest);
+	if (p->v6) {
+		struct ipv6hdr ip;
+
+		if (h.type != ICMPV6_PKT_TOOBIG || bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)) || ip.version != 6)
+			return 0;
+		proto = ip.nexthdr;
+		__builtin_memcpy(&to, &ip.saddr, 16);
+		if (!same_addr(&to, &p->t.dst))
+			return 0;
+		__builtin_memcpy(&to, &ip.daddr, 16);
+		at += sizeof(ip);
+		if (path.mtu < PATH_LEAST6)
+			return 0;
+	} else {
+		struct iphdr ip;
+
+		if (h.type != ICMP_DEST_UNREACH || h.code != ICMP_FRAG_NEEDED ||
+		    bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl != 5)
+			return 0;
+		proto = ip.protocol;
+		to = addr_of4(ip.saddr);
+		if (!same_addr(&to, &p->t.dst))
+			return 0;
+		to = addr_of4(ip.daddr);
+		at += sizeof(ip);
+		path.mtu &= 0xffff; /* RFC 1191, section 4; 0 from those who do not know it */
+		if (path.mtu < PATH_LEAST4)
+			path.mtu = PATH_LEAST4;
+	}
+	if ((proto != IPPROTO_IPIP && proto != IPPROTO_IPV6) || !has_role(&to, ADDRESS_REAL))
+		return 0;
+	/* The packet within, where so much is quoted, was for a virtual address.
+	 * (Those of services by mark are known to the rules alone.) */
+	if (!(c->features & FEATURE_RULES)) {
+		if (proto == IPPROTO_IPV6) {
+			if (!bpf_skb_load_bytes(skb, at + 24, &inner, 16) && !has_role(&inner, ADDRESS_VIRTUAL))
+				return 0;
+		} else {
+			__be32 a;
+
+			if (!bpf_skb_load_bytes(skb, at + 16, &a, 4)) {
+				inner = addr_of4(a);
+				if (!has_role(&inner, ADDRESS_VIRTUAL))
+					return 0;
+			}
+		}
+	}
+	path.expires = ticks() + PATH_TICKS;
+	old = bpf_map_lookup_elem(&paths, &to);
+	if (old && (__s32)(old->expires - ticks()) > 0 && old->mtu <= path.mtu)
+		return 0; /* a larger one is tried when this one has expired */
+	bpf_map_update_elem(&paths, &to, &path, BPF_ANY);
+	__sync_fetch_and_add(&c->route_epoch, 1);
+	return 0;
 }
 
 /* rewrite_error translates the error and what it quotes. */

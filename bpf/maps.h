@@ -56,6 +56,7 @@ ARRAY(real_cpus, struct real_cpu);
 ARRAY(flows, struct flow);
 ARRAY(flow_index, struct bucket);
 ARRAY(hops, struct hop);
+ARRAY(watches, struct watch);
 
 HASH(service_slots, BPF_MAP_TYPE_HASH, struct service_key, __u32);
 HASH(addresses, BPF_MAP_TYPE_HASH, struct addr, __u32);
@@ -70,6 +71,21 @@ struct {
 } elsewhere SEC(".maps");
 /* Loss is harmless here: a fragment without its entry is dropped and counted. */
 HASH(fragments, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment);
+
+/* Loss is harmless here, too: an error tells it again. */
+HASH(paths, BPF_MAP_TYPE_LRU_HASH, struct addr, struct path);
+
+/* Where a listener listens: a buffer of its own, while it does. */
+struct ring {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096);
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct ring);
+} ears SEC(".maps");
 
 /* Goes with the socket. */
 struct {
@@ -99,6 +115,8 @@ const enum address_role *unused_role __attribute__((unused));
 const enum service_flag *unused_service_flag __attribute__((unused));
 const enum choice *unused_choice __attribute__((unused));
 const enum feature *unused_feature __attribute__((unused));
+const enum hook *unused_hook __attribute__((unused));
+const struct event *unused_event __attribute__((unused));
 const enum trace_cb *unused_cb __attribute__((unused));
 const enum trace_how *unused_how __attribute__((unused));
 const struct counters *unused_counters __attribute__((unused));
@@ -111,19 +129,6 @@ static __always_inline void trace(CTX *ctx, enum trace_cb what, __u32 value)
 	if (tracing)
 		ctx->cb[what] = value;
 #endif
-}
-
-static __always_inline void count_reason(CTX *ctx, __u32 reason)
-{
-	__u32 at = bpf_get_smp_processor_id() * REASONS_LINE + reason;
-	__u64 *n;
-
-	trace(ctx, TRACE_REASON, reason);
-	if (tracing)
-		return;
-	n = bpf_map_lookup_elem(&reasons, &at);
-	if (n)
-		ADD(*n, 1);
 }
 
 static __always_inline struct control *get_control(void)

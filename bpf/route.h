@@ -31,6 +31,18 @@ struct way {
 	__u64 smac;
 };
 
+/* narrowed tells what fits into the way to a tunnel's end, 0 for what its links
+ * carry. */
+static __always_inline __u32 narrowed(const struct tuple *n)
+{
+	struct path *p;
+
+	if (n->proto != IPPROTO_IPIP && n->proto != IPPROTO_IPV6)
+		return 0;
+	p = bpf_map_lookup_elem(&paths, &n->dst);
+	return p && (__s32)(p->expires - ticks()) > 0 ? p->mtu : 0;
+}
+
 /* find_route gives REASON_NONE and a way, or the reason why there is none. n
  * holds the ends that the packet will have. Only a way with an mtu may be
  * remembered. */
@@ -38,12 +50,14 @@ SEPARATE enum reason find_route(CTX *ctx, const struct packet *p,
 				const struct tuple *n, __u32 len, struct way *w)
 {
 	struct bpf_fib_lookup fib = {};
+	__u32 narrow;
 	int v6;
 	long rc;
 
 	if (!p || !n || !w)
 		return REASON_NO_ROUTE;
 	v6 = !is4(&n->dst);
+	narrow = narrowed(n);
 	fib.l4_protocol = n->proto;
 	fib.sport = n->sport;
 	fib.dport = n->dport;
@@ -62,12 +76,16 @@ SEPARATE enum reason find_route(CTX *ctx, const struct packet *p,
 	}
 	rc = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
 	w->mtu = fib.mtu_result;
+	if (narrow && (len > narrow || w->mtu > narrow))
+		w->mtu = narrow;
 	if (rc == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return REASON_TOO_BIG;
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return REASON_NO_ROUTE;
 	if (fib.family != (v6 ? AF_INET6 : AF_INET)) /* an IPv6 next hop for IPv4: the stack can */
 		return REASON_NO_ROUTE;
+	if (narrow && len > narrow)
+		return REASON_TOO_BIG;
 	w->ifindex = fib.ifindex;
 	if (v6)
 		__builtin_memcpy(&w->nexthop, fib.ipv6_dst, 16);

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "conn.h"
+#include "event.h"
 
 /* How many places of the ring are tried. */
 #define TRIES 64
@@ -479,7 +480,7 @@ static __always_inline enum reason schedule(CTX *ctx, const struct tuple *to, st
 	stay.real_gen = f->real_gen;
 	stay.expires = now + s->stays;
 	if (bpf_map_update_elem(&stays, &k, &stay, BPF_ANY))
-		count_reason(ctx, REASON_STAYS_FULL);
+		count_reason(ctx, to, REASON_STAYS_FULL);
 	return REASON_NONE;
 }
 
@@ -499,7 +500,7 @@ static __always_inline enum reason open_flow(CTX *ctx, const struct packet *p, s
 	} else if (take_slot(&h->slot)) {
 		if (!make_room(now) || take_slot(&h->slot))
 			return REASON_TABLE_FULL;
-		count_reason(ctx, REASON_MADE_ROOM);
+		count_reason(ctx, &p->t, REASON_MADE_ROOM);
 	}
 	f = bpf_map_lookup_elem(&flows, &h->slot);
 	if (!f)
@@ -533,8 +534,10 @@ static __always_inline enum reason open_flow(CTX *ctx, const struct packet *p, s
 	h->word = f->word;
 	h->rc = real_on_this_cpu(f->real_slot);
 	if (h->slot >= max_flows) {
-		if (!why && h->rc && !tracing)
+		if (!why && h->rc && !tracing) {
 			h->rc->count.connections++;
+			tell_opened(ctx, &p->t, f->real_slot);
+		}
 		return !why && !h->rc ? REASON_NO_REAL : why;
 	}
 	if (why != REASON_NONE || !h->rc) {
@@ -546,5 +549,6 @@ static __always_inline enum reason open_flow(CTX *ctx, const struct packet *p, s
 	__sync_val_compare_and_swap(&f->gen, h->gen - 1, h->gen);
 	count_connections(f->real_slot, 0, 1);
 	h->rc->count.connections++;
+	tell_opened(ctx, &p->t, f->real_slot);
 	return REASON_NONE;
 }

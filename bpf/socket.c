@@ -72,7 +72,7 @@ static __always_inline enum reason open_socket(const struct tuple *t, struct ser
 	if (take_slot(&slot)) {
 		if (!make_room(now) || take_slot(&slot))
 			return REASON_TABLE_FULL;
-		count_reason(0, REASON_MADE_ROOM);
+		count_reason(0, t, REASON_MADE_ROOM);
 	}
 	f = bpf_map_lookup_elem(&flows, &slot);
 	if (!f)
@@ -109,6 +109,7 @@ static __always_inline enum reason open_socket(const struct tuple *t, struct ser
 	struct real_cpu *rc = bpf_map_lookup_elem(&real_cpus, &at);
 	if (rc)
 		ADD(rc->count.connections, 1);
+	tell_opened(0, t, f->real_slot);
 	why = REASON_NONE;
 	if (s->flags & SERVICE_ONE_PACKET)
 		goto back;
@@ -135,7 +136,7 @@ static __always_inline int lead(struct bpf_sock *sk, const struct tuple *t, int 
 		return 0;
 	note = note_of(sk, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!note) { /* no memory */
-		count_reason(0, REASON_TABLE_FULL);
+		count_reason(0, t, REASON_TABLE_FULL);
 		return -1;
 	}
 	at = note->next;
@@ -157,7 +158,7 @@ static __always_inline int lead(struct bpf_sock *sk, const struct tuple *t, int 
 	forget(&note->end[at]);
 	why = open_socket(t, s, to);
 	if (why != REASON_NONE) {
-		count_reason(0, why);
+		count_reason(0, t, why);
 		return -1;
 	}
 	note->end[at] = *to;

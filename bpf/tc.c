@@ -28,16 +28,22 @@
 #include "fragment.h"
 #include "icmp.h"
 
-static __always_inline int drop(struct __sk_buff *skb, enum reason why)
+static __always_inline int drop(struct __sk_buff *skb, const struct packet *p, enum reason why)
 {
-	count_reason(skb, why);
+	count_reason(skb, &p->t, why);
 	return TC_ACT_SHOT;
 }
 
-static __always_inline int pass(struct __sk_buff *skb, enum reason why)
+static __always_inline int drop_out(struct __sk_buff *skb, const struct packet *p, enum reason why)
+{
+	count_from(skb, &p->t, why, HOOK_EGRESS);
+	return TC_ACT_SHOT;
+}
+
+static __always_inline int pass(struct __sk_buff *skb, const struct packet *p, enum reason why)
 {
 	if (why != REASON_NONE)
-		count_reason(skb, why);
+		count_reason(skb, &p->t, why);
 	return TC_ACT_UNSPEC;
 }
 
@@ -46,8 +52,8 @@ static __always_inline int refuse(struct __sk_buff *skb, const struct packet *p,
 				  struct tuple *n, struct way *w)
 {
 	if (why == REASON_NO_ROUTE)
-		return drop(skb, REASON_UNREACHABLE);
-	count_reason(skb, why == REASON_TOO_BIG ? REASON_OVERSIZE : REASON_LAST_HOP);
+		return drop(skb, p, REASON_UNREACHABLE);
+	count_reason(skb, &p->t, why == REASON_TOO_BIG ? REASON_OVERSIZE : REASON_LAST_HOP);
 	n->src = p->t.dst;
 	n->dst = p->t.src;
 	n->sport = 0;
@@ -64,9 +70,9 @@ static __always_inline int carry_as_is(struct __sk_buff *skb, const struct packe
 				       const struct tuple *n, const struct way *w)
 {
 	if (hop_down(skb, p->v6))
-		return drop(skb, REASON_REWRITE);
+		return drop(skb, p, REASON_REWRITE);
 	if (FORWARD(h->word) == FORWARD_IPIP && encapsulate(skb, p, &n->src, &n->dst))
-		return drop(skb, REASON_REWRITE);
+		return drop(skb, p, REASON_REWRITE);
 	return send(skb, w);
 }
 
@@ -94,7 +100,7 @@ static __always_inline int carry(struct __sk_buff *skb, struct packet *p, struct
 		return TC_ACT_UNSPEC;
 	}
 	if (!ends_after(p, h, &n))
-		return drop(skb, REASON_DEAD_FLOW);
+		return drop(skb, p, REASON_DEAD_FLOW);
 	if (FORWARD(h->word) == FORWARD_IPIP)
 		room = tunnel_room(&n.dst);
 	if (p->ttl > 1)
@@ -104,9 +110,9 @@ static __always_inline int carry(struct __sk_buff *skb, struct packet *p, struct
 	 * another connection has another generation. */
 	asm volatile("" ::: "memory");
 	if (h->slot < max_flows && READ_ONCE(f->gen) != h->gen)
-		return drop(skb, REASON_RACE);
+		return drop(skb, p, REASON_RACE);
 	if (why != REASON_NONE && h->dir == TO_CLIENT)
-		return pass(skb, why); /* egress does the rest */
+		return pass(skb, p, why); /* egress does the rest */
 
 	account(skb, p, h, now);
 	if (!masq) {
@@ -116,9 +122,9 @@ static __always_inline int carry(struct __sk_buff *skb, struct packet *p, struct
 	}
 	if (rewrite(skb, p, h->dir, h->dir == TO_REAL ? &n.dst : &n.src,
 		    h->dir == TO_REAL ? n.dport : n.sport, why == REASON_NONE))
-		return drop(skb, REASON_REWRITE);
+		return drop(skb, p, REASON_REWRITE);
 	if (why != REASON_NONE)
-		return pass(skb, why);
+		return pass(skb, p, why);
 	return send(skb, &w);
 }
 
@@ -131,12 +137,16 @@ static __always_inline int carry_error(struct __sk_buff *skb, struct packet *p)
 	struct tuple n;
 	__u32 room = 0;
 
-	if (!find_quoted(skb, p, &q, &h) || (h.word & FLOW_LOCAL))
+	if (!find_quoted(skb, p, &q, &h)) {
+		learn_path(skb, p);
+		return TC_ACT_UNSPEC;
+	}
+	if (h.word & FLOW_LOCAL)
 		return TC_ACT_UNSPEC;
 	if (h.dead)
-		return drop(skb, REASON_DEAD_FLOW);
+		return drop(skb, p, REASON_DEAD_FLOW);
 	if (!ends_after(p, &h, &n))
-		return drop(skb, REASON_DEAD_FLOW);
+		return drop(skb, p, REASON_DEAD_FLOW);
 	if (FORWARD(h.word) == FORWARD_IPIP)
 		room = tunnel_room(&n.dst);
 	n.sport = 0;
@@ -144,13 +154,13 @@ static __always_inline int carry_error(struct __sk_buff *skb, struct packet *p)
 	if (p->ttl > 1)
 		why = find_route(skb, p, &n, p->segment + room, &w);
 	if (FORWARD(h.word) != FORWARD_MASQ) /* nobody is told about an error (RFC 1122, 3.2.2) */
-		return why != REASON_NONE ? drop(skb, REASON_UNREACHABLE) : carry_as_is(skb, p, &h, &n, &w);
+		return why != REASON_NONE ? drop(skb, p, REASON_UNREACHABLE) : carry_as_is(skb, p, &h, &n, &w);
 	if (why != REASON_NONE && h.dir == TO_CLIENT)
-		return pass(skb, why); /* egress does the rest */
+		return pass(skb, p, why); /* egress does the rest */
 	if (rewrite_error(skb, p, &q, &h, why == REASON_NONE))
-		return drop(skb, REASON_REWRITE);
+		return drop(skb, p, REASON_REWRITE);
 	if (why != REASON_NONE)
-		return pass(skb, why);
+		return pass(skb, p, why);
 	return send(skb, &w);
 }
 
@@ -181,12 +191,12 @@ int ingress(struct __sk_buff *skb)
 			return TC_ACT_UNSPEC;
 		case 1:
 			if (h.dead)
-				return drop(skb, REASON_DEAD_FLOW);
+				return drop(skb, &p, REASON_DEAD_FLOW);
 			goto carry;
 		}
-		return drop(skb, REASON_LATE_FRAGMENT);
+		return drop(skb, &p, REASON_LATE_FRAGMENT);
 	case PARSED_BAD:
-		return fragment_matters(&p) ? drop(skb, REASON_BAD_PACKET) : TC_ACT_UNSPEC;
+		return fragment_matters(&p) ? drop(skb, &p, REASON_BAD_PACKET) : TC_ACT_UNSPEC;
 	default:
 		return TC_ACT_UNSPEC;
 	}
@@ -198,9 +208,9 @@ int ingress(struct __sk_buff *skb)
 			note_first(&p, 0, 0, now);
 		return TC_ACT_UNSPEC;
 	case BALANCE_PASS:
-		return pass(skb, why);
+		return pass(skb, &p, why);
 	case BALANCE_DROP:
-		return drop(skb, why);
+		return drop(skb, &p, why);
 	default:
 		break;
 	}
@@ -238,7 +248,7 @@ int egress(struct __sk_buff *skb)
 		case 1:
 			break;
 		default:
-			return drop(skb, REASON_LATE_FRAGMENT);
+			return drop_out(skb, &p, REASON_LATE_FRAGMENT);
 		}
 		break;
 	case PARSED_ICMP:
@@ -246,7 +256,7 @@ int egress(struct __sk_buff *skb)
 		    FORWARD(h.word) != FORWARD_MASQ)
 			return TC_ACT_UNSPEC;
 		if (rewrite_error(skb, &p, &q, &h, 0))
-			return drop(skb, REASON_REWRITE);
+			return drop_out(skb, &p, REASON_REWRITE);
 		return TC_ACT_UNSPEC;
 	default:
 		return TC_ACT_UNSPEC;
@@ -255,14 +265,14 @@ int egress(struct __sk_buff *skb)
 	if (h.dir != TO_CLIENT)
 		return TC_ACT_UNSPEC;
 	if (h.dead)
-		return drop(skb, REASON_DEAD_FLOW);
+		return drop_out(skb, &p, REASON_DEAD_FLOW);
 	if (p.first)
 		note_first(&p, slot_of(&h), h.gen, now);
 	account(skb, &p, &h, now);
 	if (h.word & FLOW_LOCAL)
 		return TC_ACT_UNSPEC;
 	if (rewrite(skb, &p, TO_CLIENT, &h.f->virt, h.f->vport, 0))
-		return drop(skb, REASON_REWRITE);
+		return drop_out(skb, &p, REASON_REWRITE);
 	return TC_ACT_UNSPEC;
 }
 

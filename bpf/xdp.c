@@ -41,9 +41,9 @@ struct {
 	__type(value, __u32);
 } takers SEC(".maps");
 
-static __always_inline int drop(struct xdp_md *ctx, enum reason why)
+static __always_inline int drop(struct xdp_md *ctx, const struct packet *p, enum reason why)
 {
-	count_reason(ctx, why);
+	count_reason(ctx, &p->t, why);
 	return XDP_DROP;
 }
 
@@ -120,7 +120,7 @@ int quick(struct xdp_md *ctx)
 	now = ticks();
 	switch (balance(ctx, &p, &h, &s, now, &why)) {
 	case BALANCE_DROP:
-		return drop(ctx, why);
+		return drop(ctx, &p, why);
 	case BALANCE_CARRY:
 		break;
 	default:
@@ -129,7 +129,7 @@ int quick(struct xdp_md *ctx)
 	if (h.word & FLOW_LOCAL)
 		return leave(s, &h);
 	if (!ends_after(&p, &h, &n))
-		return drop(ctx, REASON_DEAD_FLOW);
+		return drop(ctx, &p, REASON_DEAD_FLOW);
 	if (FORWARD(h.word) == FORWARD_IPIP)
 		room = tunnel_room(&n.dst);
 	why = flow_route(ctx, &p, h.slot > max_flows ? &h.rc->route : &h.f->route[h.dir == TO_CLIENT], now, &n, room, &w);
@@ -138,17 +138,17 @@ int quick(struct xdp_md *ctx)
 	/* As in tc.c: the record was ours while we read it, or it was not. */
 	asm volatile("" ::: "memory");
 	if (h.slot < max_flows && READ_ONCE(h.f->gen) != h.gen)
-		return drop(ctx, REASON_RACE);
+		return drop(ctx, &p, REASON_RACE);
 
 	account(ctx, &p, &h, now);
 	if (FORWARD(h.word) == FORWARD_MASQ) {
 		if (rewrite(ctx, &p, h.dir, h.dir == TO_REAL ? &n.dst : &n.src, h.dir == TO_REAL ? n.dport : n.sport, 1))
-			return drop(ctx, REASON_REWRITE);
+			return drop(ctx, &p, REASON_REWRITE);
 	} else if (hop_down(ctx, p.v6) || (FORWARD(h.word) == FORWARD_IPIP && encapsulate(ctx, &p, &n.src, &n.dst))) {
-		return drop(ctx, REASON_REWRITE);
+		return drop(ctx, &p, REASON_REWRITE);
 	}
 	if (put_macs(ctx, &w))
-		return drop(ctx, REASON_REWRITE);
+		return drop(ctx, &p, REASON_REWRITE);
 	return bpf_redirect_map(&takers, w.ifindex, 0);
 }
 

@@ -258,6 +258,11 @@ func (d *duel) packet() (hook, dev string, p packet) {
 	if virtual.Port() == 0 || d.one(30) {
 		virtual = netip.AddrPortFrom(virtual.Addr(), pick[uint16](d, 80, 53, 2121))
 	}
+	if d.one(100) {
+		if f := d.anyFlow(); f != nil && f.real.Forward == model.IPIP {
+			return "ingress", "inside0", d.tooBig(f)
+		}
+	}
 	p = packet{proto: k.Proto.String(), src: d.client(virtual.Addr().Is6()), dst: virtual,
 		ttl: pick(d, 64, 64, 64, 64, 2, 1), length: pick(d, 0, 1, 7, 100, 1200, 1441, 1460, 1461, 1500), df: d.one(2), id: d.rand.IntN(1 << 16)}
 	switch p.proto {
@@ -307,6 +312,31 @@ func (d *duel) packet() (hook, dev string, p packet) {
 		}
 	}
 	return hook, dev, p
+}
+
+// tooBig is an error of a router on a tunnel's way, mostly a true one.
+func (d *duel) tooBig(f *oFlow) packet {
+	inner := packet{proto: f.to.proto, src: f.to.src, dst: f.to.dst, ttl: 60, length: 100}
+	if inner.proto == "tcp" {
+		inner.flags = "A"
+	}
+	outer := f.wrap(inner)
+	p := packet{proto: "icmp", src: outer.dst, dst: outer.src, ttl: 64, typ: 3, code: pick(d, 4, 4, 4, 1), about: &outer, mtu: pick(d, 0, 600, 1300, 1400, 1480, 1500, 9000)}
+	if p.src.Addr().Is6() {
+		p.typ, p.code, outer.id = pick(d, 2, 2, 2, 1), 0, 0
+	}
+	if inner.src.Addr().Is6() {
+		inner.id = 0
+	}
+	switch same := outer.src.Addr().Is6() == inner.src.Addr().Is6(); {
+	case d.one(10):
+		inner.dst = inner.src
+	case same && d.one(10):
+		outer.src = f.to.dst
+	case same && d.one(10):
+		outer.dst = f.to.dst
+	}
+	return p
 }
 
 // anyFlow picks a connection of the table, nil if it finds none.

@@ -91,6 +91,7 @@ func openTables(dir string, spec *ebpf.CollectionSpec, o Options, netns uint64) 
 		tcMapFlows: o.MaxFlows + passing(cpus), tcMapFlowIndex: buckets(o.MaxFlows), tcMapFreeSlots: o.MaxFlows,
 		tcMapRules: maxRules, tcMapElsewhere: o.MaxFlows,
 		tcMapAddresses: o.MaxServices + o.MaxReals, tcMapStays: o.MaxClients, tcMapHops: hops, tcMapFragments: 8192, tcMapReasons: cpus * reasonsLine,
+		tcMapPaths: 1024, tcMapWatches: 1, tcMapEars: 1,
 	}
 	for name, n := range sizes {
 		spec.Maps[name].MaxEntries = uint32(n)
@@ -224,7 +225,7 @@ func (t *tables) assign(m map[string]*ebpf.Map) {
 		Hops: m[tcMapHops], RealCpus: m[tcMapRealCpus], Reals: m[tcMapReals], Reasons: m[tcMapReasons],
 		Rules: m[tcMapRules], Elsewhere: m[tcMapElsewhere],
 		Rings: m[tcMapRings], ServiceSlots: m[tcMapServiceSlots], Services: m[tcMapServices], Stays: m[tcMapStays],
-		Sockets: m[tcMapSockets],
+		Sockets: m[tcMapSockets], Paths: m[tcMapPaths], Watches: m[tcMapWatches], Ears: m[tcMapEars],
 	}
 }
 
@@ -236,7 +237,7 @@ func (t *tables) replacements() map[string]*ebpf.Map {
 		tcMapHops: t.Hops, tcMapRealCpus: t.RealCpus, tcMapReals: t.Reals, tcMapReasons: t.Reasons,
 		tcMapRules: t.Rules, tcMapElsewhere: t.Elsewhere,
 		tcMapRings: t.Rings, tcMapServiceSlots: t.ServiceSlots, tcMapServices: t.Services, tcMapStays: t.Stays,
-		tcMapSockets: t.Sockets,
+		tcMapSockets: t.Sockets, tcMapPaths: t.Paths, tcMapWatches: t.Watches, tcMapEars: t.Ears,
 	}
 }
 

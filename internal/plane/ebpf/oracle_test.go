@@ -15,6 +15,7 @@ type oracle struct {
 	services map[model.ServiceKey]*oService
 	flows    map[ends]*oFlow // by both directions
 	stays    map[stayKey]*oReal
+	paths    map[netip.Addr]int // what fits into a tunnel's way, where an error has said so
 	opened   netip.AddrPort // the real server of the last new connection
 	list     []*oFlow       // as flows, in the order of opening; some are over
 	marks    []model.MarkRule
@@ -59,7 +60,7 @@ type oFlow struct {
 }
 
 func newOracle() *oracle {
-	return &oracle{services: map[model.ServiceKey]*oService{}, flows: map[ends]*oFlow{}, stays: map[stayKey]*oReal{}}
+	return &oracle{services: map[model.ServiceKey]*oService{}, flows: map[ends]*oFlow{}, stays: map[stayKey]*oReal{}, paths: map[netip.Addr]int{}}
 }
 
 // change carries out what the plane has accepted. local tells own addresses.
@@ -416,7 +417,7 @@ func (o *oracle) carry(p packet, f *oFlow, dir int) verdict {
 	switch {
 	case p.ttl <= 1:
 		why = ReasonTTL
-	case p.size()+room > mtu:
+	case p.size()+room > o.wayMTU(f):
 		why = ReasonTooBig
 	}
 	if dir == 1 && why != ReasonNone {
@@ -429,7 +430,7 @@ func (o *oracle) carry(p packet, f *oFlow, dir int) verdict {
 			return verdict{code: redirected, reason: ReasonLastHop, out: refusal(p, 11, 3, 0, 0)}
 		}
 		if why == ReasonTooBig {
-			return verdict{code: redirected, reason: ReasonOversize, out: refusal(p, 3, 2, 4, mtu-room)}
+			return verdict{code: redirected, reason: ReasonOversize, out: refusal(p, 3, 2, 4, o.wayMTU(f)-room)}
 		}
 		out.ttl--
 		return verdict{code: redirected, out: f.wrap(out)}
@@ -444,6 +445,38 @@ func (o *oracle) carry(p packet, f *oFlow, dir int) verdict {
 	}
 	out.ttl--
 	return verdict{code: redirected, out: out}
+}
+
+// wayMTU is what fits into the way of a connection's packets.
+func (o *oracle) wayMTU(f *oFlow) int {
+	if n := o.paths[f.real.Addr.Addr()]; f.forward == model.IPIP && n != 0 {
+		return min(n, mtu)
+	}
+	return mtu
+}
+
+// learn hears an error about a packet in a tunnel.
+func (o *oracle) learn(p packet) {
+	q := *p.about
+	v6 := p.src.Addr().Is6()
+	if q.proto != "tunnel" || q.src.Addr() != p.dst.Addr() || v6 && (p.typ != 2 || p.mtu < 1280) || !v6 && (p.typ != 3 || p.code != 4) {
+		return
+	}
+	size := p.mtu
+	if !v6 {
+		size = max(size&0xffff, 552)
+	}
+	real, virtual, marked := false, false, false
+	for _, s := range o.services {
+		marked = marked || s.Key.IsMark()
+		virtual = virtual || !s.Key.IsMark() && s.Key.Addr.Addr() == q.about.dst.Addr()
+		for _, r := range s.reals {
+			real = real || r.Addr.Addr() == q.dst.Addr()
+		}
+	}
+	if have := o.paths[q.dst.Addr()]; real && (virtual || marked) && (have == 0 || have > size) {
+		o.paths[q.dst.Addr()] = size
+	}
 }
 
 // wrap puts a packet into the tunnel, if there is one.
@@ -484,6 +517,9 @@ func refusal(p packet, typ4, typ6, code4, size int) packet {
 // fault says what becomes of an ICMP error.
 func (o *oracle) fault(p packet, in bool) verdict {
 	q := *p.about
+	if in {
+		o.learn(p)
+	}
 	f, dir := o.flow(ends{q.proto, q.dst, q.src})
 	if f == nil || f.local || q.src.Addr() != p.dst.Addr() {
 		return verdict{code: pass, out: p}

@@ -37,7 +37,8 @@ type socketControl struct {
 	Rules      uint32
 	Hand       uint32
 	Young      uint32
-	Reserved   [10]uint32
+	Watched    uint32
+	Reserved   [9]uint32
 }
 
 type socketFlow struct {
@@ -90,6 +91,12 @@ type socketHop struct {
 	Smac     uint64
 	Probed   uint32
 	Reserved [3]uint32
+}
+
+type socketPath struct {
+	_       structs.HostLayout
+	Mtu     uint32
+	Expires uint32
 }
 
 type socketReal struct {
@@ -223,18 +230,35 @@ type socketTuple struct {
 	Zero  [3]uint8
 }
 
+type socketWatch struct {
+	_          structs.HostLayout
+	Client     socketAddr
+	ClientMask socketAddr
+	Virt       socketAddr
+	VirtMask   socketAddr
+	Reasons    uint64
+	Lost       uint64
+	Every      uint32
+	Vport      uint16
+	Proto      uint8
+	Zero       uint8
+	Reserved   [5]uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	socketMapAddresses         = "addresses"
 	socketMapControls          = "controls"
+	socketMapEars              = "ears"
 	socketMapElsewhere         = "elsewhere"
 	socketMapFlowIndex         = "flow_index"
 	socketMapFlows             = "flows"
 	socketMapFragments         = "fragments"
 	socketMapFreeSlots         = "free_slots"
 	socketMapHops              = "hops"
+	socketMapPaths             = "paths"
 	socketMapRealCpus          = "real_cpus"
 	socketMapReals             = "reals"
 	socketMapReasons           = "reasons"
@@ -244,6 +268,7 @@ const (
 	socketMapServices          = "services"
 	socketMapSockets           = "sockets"
 	socketMapStays             = "stays"
+	socketMapWatches           = "watches"
 	socketProgConnect4         = "connect4"
 	socketProgConnect6         = "connect6"
 	socketProgGetpeername4     = "getpeername4"
@@ -262,8 +287,10 @@ const (
 	socketVarUnusedCb          = "unused_cb"
 	socketVarUnusedChoice      = "unused_choice"
 	socketVarUnusedCounters    = "unused_counters"
+	socketVarUnusedEvent       = "unused_event"
 	socketVarUnusedFeature     = "unused_feature"
 	socketVarUnusedFlowFlag    = "unused_flow_flag"
+	socketVarUnusedHook        = "unused_hook"
 	socketVarUnusedHow         = "unused_how"
 	socketVarUnusedRealFlag    = "unused_real_flag"
 	socketVarUnusedReason      = "unused_reason"
@@ -332,12 +359,14 @@ type socketProgramSpecs struct {
 type socketMapSpecs struct {
 	Addresses    *ebpf.MapSpec `ebpf:"addresses"`
 	Controls     *ebpf.MapSpec `ebpf:"controls"`
+	Ears         *ebpf.MapSpec `ebpf:"ears"`
 	Elsewhere    *ebpf.MapSpec `ebpf:"elsewhere"`
 	FlowIndex    *ebpf.MapSpec `ebpf:"flow_index"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	FreeSlots    *ebpf.MapSpec `ebpf:"free_slots"`
 	Hops         *ebpf.MapSpec `ebpf:"hops"`
+	Paths        *ebpf.MapSpec `ebpf:"paths"`
 	RealCpus     *ebpf.MapSpec `ebpf:"real_cpus"`
 	Reals        *ebpf.MapSpec `ebpf:"reals"`
 	Reasons      *ebpf.MapSpec `ebpf:"reasons"`
@@ -347,6 +376,7 @@ type socketMapSpecs struct {
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Sockets      *ebpf.MapSpec `ebpf:"sockets"`
 	Stays        *ebpf.MapSpec `ebpf:"stays"`
+	Watches      *ebpf.MapSpec `ebpf:"watches"`
 }
 
 // socketVariableSpecs contains global variables before they are loaded into the kernel.
@@ -362,8 +392,10 @@ type socketVariableSpecs struct {
 	UnusedCb          *ebpf.VariableSpec `ebpf:"unused_cb"`
 	UnusedChoice      *ebpf.VariableSpec `ebpf:"unused_choice"`
 	UnusedCounters    *ebpf.VariableSpec `ebpf:"unused_counters"`
+	UnusedEvent       *ebpf.VariableSpec `ebpf:"unused_event"`
 	UnusedFeature     *ebpf.VariableSpec `ebpf:"unused_feature"`
 	UnusedFlowFlag    *ebpf.VariableSpec `ebpf:"unused_flow_flag"`
+	UnusedHook        *ebpf.VariableSpec `ebpf:"unused_hook"`
 	UnusedHow         *ebpf.VariableSpec `ebpf:"unused_how"`
 	UnusedRealFlag    *ebpf.VariableSpec `ebpf:"unused_real_flag"`
 	UnusedReason      *ebpf.VariableSpec `ebpf:"unused_reason"`
@@ -395,12 +427,14 @@ func (o *socketObjects) Close() error {
 type socketMaps struct {
 	Addresses    *ebpf.Map `ebpf:"addresses"`
 	Controls     *ebpf.Map `ebpf:"controls"`
+	Ears         *ebpf.Map `ebpf:"ears"`
 	Elsewhere    *ebpf.Map `ebpf:"elsewhere"`
 	FlowIndex    *ebpf.Map `ebpf:"flow_index"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	FreeSlots    *ebpf.Map `ebpf:"free_slots"`
 	Hops         *ebpf.Map `ebpf:"hops"`
+	Paths        *ebpf.Map `ebpf:"paths"`
 	RealCpus     *ebpf.Map `ebpf:"real_cpus"`
 	Reals        *ebpf.Map `ebpf:"reals"`
 	Reasons      *ebpf.Map `ebpf:"reasons"`
@@ -410,18 +444,21 @@ type socketMaps struct {
 	Services     *ebpf.Map `ebpf:"services"`
 	Sockets      *ebpf.Map `ebpf:"sockets"`
 	Stays        *ebpf.Map `ebpf:"stays"`
+	Watches      *ebpf.Map `ebpf:"watches"`
 }
 
 func (m *socketMaps) Close() error {
 	return _SocketClose(
 		m.Addresses,
 		m.Controls,
+		m.Ears,
 		m.Elsewhere,
 		m.FlowIndex,
 		m.Flows,
 		m.Fragments,
 		m.FreeSlots,
 		m.Hops,
+		m.Paths,
 		m.RealCpus,
 		m.Reals,
 		m.Reasons,
@@ -431,6 +468,7 @@ func (m *socketMaps) Close() error {
 		m.Services,
 		m.Sockets,
 		m.Stays,
+		m.Watches,
 	)
 }
 
@@ -447,8 +485,10 @@ type socketVariables struct {
 	UnusedCb          *ebpf.Variable `ebpf:"unused_cb"`
 	UnusedChoice      *ebpf.Variable `ebpf:"unused_choice"`
 	UnusedCounters    *ebpf.Variable `ebpf:"unused_counters"`
+	UnusedEvent       *ebpf.Variable `ebpf:"unused_event"`
 	UnusedFeature     *ebpf.Variable `ebpf:"unused_feature"`
 	UnusedFlowFlag    *ebpf.Variable `ebpf:"unused_flow_flag"`
+	UnusedHook        *ebpf.Variable `ebpf:"unused_hook"`
 	UnusedHow         *ebpf.Variable `ebpf:"unused_how"`
 	UnusedRealFlag    *ebpf.Variable `ebpf:"unused_real_flag"`
 	UnusedReason      *ebpf.Variable `ebpf:"unused_reason"`

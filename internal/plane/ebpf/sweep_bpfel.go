@@ -37,7 +37,8 @@ type sweepControl struct {
 	Rules      uint32
 	Hand       uint32
 	Young      uint32
-	Reserved   [10]uint32
+	Watched    uint32
+	Reserved   [9]uint32
 }
 
 type sweepFlow struct {
@@ -90,6 +91,12 @@ type sweepHop struct {
 	Smac     uint64
 	Probed   uint32
 	Reserved [3]uint32
+}
+
+type sweepPath struct {
+	_       structs.HostLayout
+	Mtu     uint32
+	Expires uint32
 }
 
 type sweepReal struct {
@@ -223,18 +230,35 @@ type sweepTuple struct {
 	Zero  [3]uint8
 }
 
+type sweepWatch struct {
+	_          structs.HostLayout
+	Client     sweepAddr
+	ClientMask sweepAddr
+	Virt       sweepAddr
+	VirtMask   sweepAddr
+	Reasons    uint64
+	Lost       uint64
+	Every      uint32
+	Vport      uint16
+	Proto      uint8
+	Zero       uint8
+	Reserved   [5]uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	sweepMapAddresses         = "addresses"
 	sweepMapControls          = "controls"
+	sweepMapEars              = "ears"
 	sweepMapElsewhere         = "elsewhere"
 	sweepMapFlowIndex         = "flow_index"
 	sweepMapFlows             = "flows"
 	sweepMapFragments         = "fragments"
 	sweepMapFreeSlots         = "free_slots"
 	sweepMapHops              = "hops"
+	sweepMapPaths             = "paths"
 	sweepMapRealCpus          = "real_cpus"
 	sweepMapReals             = "reals"
 	sweepMapReasons           = "reasons"
@@ -244,6 +268,7 @@ const (
 	sweepMapServices          = "services"
 	sweepMapSockets           = "sockets"
 	sweepMapStays             = "stays"
+	sweepMapWatches           = "watches"
 	sweepProgSweep            = "sweep"
 	sweepVarCpus              = "cpus"
 	sweepVarHopMask           = "hop_mask"
@@ -254,8 +279,10 @@ const (
 	sweepVarUnusedCb          = "unused_cb"
 	sweepVarUnusedChoice      = "unused_choice"
 	sweepVarUnusedCounters    = "unused_counters"
+	sweepVarUnusedEvent       = "unused_event"
 	sweepVarUnusedFeature     = "unused_feature"
 	sweepVarUnusedFlowFlag    = "unused_flow_flag"
+	sweepVarUnusedHook        = "unused_hook"
 	sweepVarUnusedHow         = "unused_how"
 	sweepVarUnusedRealFlag    = "unused_real_flag"
 	sweepVarUnusedReason      = "unused_reason"
@@ -316,12 +343,14 @@ type sweepProgramSpecs struct {
 type sweepMapSpecs struct {
 	Addresses    *ebpf.MapSpec `ebpf:"addresses"`
 	Controls     *ebpf.MapSpec `ebpf:"controls"`
+	Ears         *ebpf.MapSpec `ebpf:"ears"`
 	Elsewhere    *ebpf.MapSpec `ebpf:"elsewhere"`
 	FlowIndex    *ebpf.MapSpec `ebpf:"flow_index"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	FreeSlots    *ebpf.MapSpec `ebpf:"free_slots"`
 	Hops         *ebpf.MapSpec `ebpf:"hops"`
+	Paths        *ebpf.MapSpec `ebpf:"paths"`
 	RealCpus     *ebpf.MapSpec `ebpf:"real_cpus"`
 	Reals        *ebpf.MapSpec `ebpf:"reals"`
 	Reasons      *ebpf.MapSpec `ebpf:"reasons"`
@@ -331,6 +360,7 @@ type sweepMapSpecs struct {
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Sockets      *ebpf.MapSpec `ebpf:"sockets"`
 	Stays        *ebpf.MapSpec `ebpf:"stays"`
+	Watches      *ebpf.MapSpec `ebpf:"watches"`
 }
 
 // sweepVariableSpecs contains global variables before they are loaded into the kernel.
@@ -346,8 +376,10 @@ type sweepVariableSpecs struct {
 	UnusedCb          *ebpf.VariableSpec `ebpf:"unused_cb"`
 	UnusedChoice      *ebpf.VariableSpec `ebpf:"unused_choice"`
 	UnusedCounters    *ebpf.VariableSpec `ebpf:"unused_counters"`
+	UnusedEvent       *ebpf.VariableSpec `ebpf:"unused_event"`
 	UnusedFeature     *ebpf.VariableSpec `ebpf:"unused_feature"`
 	UnusedFlowFlag    *ebpf.VariableSpec `ebpf:"unused_flow_flag"`
+	UnusedHook        *ebpf.VariableSpec `ebpf:"unused_hook"`
 	UnusedHow         *ebpf.VariableSpec `ebpf:"unused_how"`
 	UnusedRealFlag    *ebpf.VariableSpec `ebpf:"unused_real_flag"`
 	UnusedReason      *ebpf.VariableSpec `ebpf:"unused_reason"`
@@ -379,12 +411,14 @@ func (o *sweepObjects) Close() error {
 type sweepMaps struct {
 	Addresses    *ebpf.Map `ebpf:"addresses"`
 	Controls     *ebpf.Map `ebpf:"controls"`
+	Ears         *ebpf.Map `ebpf:"ears"`
 	Elsewhere    *ebpf.Map `ebpf:"elsewhere"`
 	FlowIndex    *ebpf.Map `ebpf:"flow_index"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	FreeSlots    *ebpf.Map `ebpf:"free_slots"`
 	Hops         *ebpf.Map `ebpf:"hops"`
+	Paths        *ebpf.Map `ebpf:"paths"`
 	RealCpus     *ebpf.Map `ebpf:"real_cpus"`
 	Reals        *ebpf.Map `ebpf:"reals"`
 	Reasons      *ebpf.Map `ebpf:"reasons"`
@@ -394,18 +428,21 @@ type sweepMaps struct {
 	Services     *ebpf.Map `ebpf:"services"`
 	Sockets      *ebpf.Map `ebpf:"sockets"`
 	Stays        *ebpf.Map `ebpf:"stays"`
+	Watches      *ebpf.Map `ebpf:"watches"`
 }
 
 func (m *sweepMaps) Close() error {
 	return _SweepClose(
 		m.Addresses,
 		m.Controls,
+		m.Ears,
 		m.Elsewhere,
 		m.FlowIndex,
 		m.Flows,
 		m.Fragments,
 		m.FreeSlots,
 		m.Hops,
+		m.Paths,
 		m.RealCpus,
 		m.Reals,
 		m.Reasons,
@@ -415,6 +452,7 @@ func (m *sweepMaps) Close() error {
 		m.Services,
 		m.Sockets,
 		m.Stays,
+		m.Watches,
 	)
 }
 
@@ -431,8 +469,10 @@ type sweepVariables struct {
 	UnusedCb          *ebpf.Variable `ebpf:"unused_cb"`
 	UnusedChoice      *ebpf.Variable `ebpf:"unused_choice"`
 	UnusedCounters    *ebpf.Variable `ebpf:"unused_counters"`
+	UnusedEvent       *ebpf.Variable `ebpf:"unused_event"`
 	UnusedFeature     *ebpf.Variable `ebpf:"unused_feature"`
 	UnusedFlowFlag    *ebpf.Variable `ebpf:"unused_flow_flag"`
+	UnusedHook        *ebpf.Variable `ebpf:"unused_hook"`
 	UnusedHow         *ebpf.Variable `ebpf:"unused_how"`
 	UnusedRealFlag    *ebpf.Variable `ebpf:"unused_real_flag"`
 	UnusedReason      *ebpf.Variable `ebpf:"unused_reason"`

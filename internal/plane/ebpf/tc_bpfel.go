@@ -60,7 +60,8 @@ type tcControl struct {
 	Rules      uint32
 	Hand       uint32
 	Young      uint32
-	Reserved   [10]uint32
+	Watched    uint32
+	Reserved   [9]uint32
 }
 
 type tcCounters struct {
@@ -70,6 +71,18 @@ type tcCounters struct {
 	PacketsOut  uint64
 	BytesIn     uint64
 	BytesOut    uint64
+}
+
+type tcEvent struct {
+	_        structs.HostLayout
+	When     uint64
+	T        tcTuple
+	Reason   uint32
+	Hook     uint32
+	Real     uint32
+	Ifindex  uint32
+	Length   uint32
+	Reserved uint32
 }
 
 type tcFeature uint32
@@ -140,6 +153,15 @@ type tcFragmentKey struct {
 	Zero  [3]uint8
 }
 
+type tcHook uint32
+
+const (
+	tcHookHOOK_INGRESS tcHook = 0
+	tcHookHOOK_EGRESS  tcHook = 1
+	tcHookHOOK_XDP     tcHook = 2
+	tcHookHOOK_SOCKET  tcHook = 3
+)
+
 type tcHop struct {
 	_        structs.HostLayout
 	Nexthop  tcAddr
@@ -150,6 +172,12 @@ type tcHop struct {
 	Smac     uint64
 	Probed   uint32
 	Reserved [3]uint32
+}
+
+type tcPath struct {
+	_       structs.HostLayout
+	Mtu     uint32
+	Expires uint32
 }
 
 type tcReal struct {
@@ -339,18 +367,35 @@ type tcTuple struct {
 	Zero  [3]uint8
 }
 
+type tcWatch struct {
+	_          structs.HostLayout
+	Client     tcAddr
+	ClientMask tcAddr
+	Virt       tcAddr
+	VirtMask   tcAddr
+	Reasons    uint64
+	Lost       uint64
+	Every      uint32
+	Vport      uint16
+	Proto      uint8
+	Zero       uint8
+	Reserved   [5]uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	tcMapAddresses         = "addresses"
 	tcMapControls          = "controls"
+	tcMapEars              = "ears"
 	tcMapElsewhere         = "elsewhere"
 	tcMapFlowIndex         = "flow_index"
 	tcMapFlows             = "flows"
 	tcMapFragments         = "fragments"
 	tcMapFreeSlots         = "free_slots"
 	tcMapHops              = "hops"
+	tcMapPaths             = "paths"
 	tcMapRealCpus          = "real_cpus"
 	tcMapReals             = "reals"
 	tcMapReasons           = "reasons"
@@ -361,6 +406,7 @@ const (
 	tcMapServices          = "services"
 	tcMapSockets           = "sockets"
 	tcMapStays             = "stays"
+	tcMapWatches           = "watches"
 	tcProgEgress           = "egress"
 	tcProgIngress          = "ingress"
 	tcVarCpus              = "cpus"
@@ -372,8 +418,10 @@ const (
 	tcVarUnusedCb          = "unused_cb"
 	tcVarUnusedChoice      = "unused_choice"
 	tcVarUnusedCounters    = "unused_counters"
+	tcVarUnusedEvent       = "unused_event"
 	tcVarUnusedFeature     = "unused_feature"
 	tcVarUnusedFlowFlag    = "unused_flow_flag"
+	tcVarUnusedHook        = "unused_hook"
 	tcVarUnusedHow         = "unused_how"
 	tcVarUnusedRealFlag    = "unused_real_flag"
 	tcVarUnusedReason      = "unused_reason"
@@ -435,12 +483,14 @@ type tcProgramSpecs struct {
 type tcMapSpecs struct {
 	Addresses    *ebpf.MapSpec `ebpf:"addresses"`
 	Controls     *ebpf.MapSpec `ebpf:"controls"`
+	Ears         *ebpf.MapSpec `ebpf:"ears"`
 	Elsewhere    *ebpf.MapSpec `ebpf:"elsewhere"`
 	FlowIndex    *ebpf.MapSpec `ebpf:"flow_index"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	FreeSlots    *ebpf.MapSpec `ebpf:"free_slots"`
 	Hops         *ebpf.MapSpec `ebpf:"hops"`
+	Paths        *ebpf.MapSpec `ebpf:"paths"`
 	RealCpus     *ebpf.MapSpec `ebpf:"real_cpus"`
 	Reals        *ebpf.MapSpec `ebpf:"reals"`
 	Reasons      *ebpf.MapSpec `ebpf:"reasons"`
@@ -451,6 +501,7 @@ type tcMapSpecs struct {
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Sockets      *ebpf.MapSpec `ebpf:"sockets"`
 	Stays        *ebpf.MapSpec `ebpf:"stays"`
+	Watches      *ebpf.MapSpec `ebpf:"watches"`
 }
 
 // tcVariableSpecs contains global variables before they are loaded into the kernel.
@@ -466,8 +517,10 @@ type tcVariableSpecs struct {
 	UnusedCb          *ebpf.VariableSpec `ebpf:"unused_cb"`
 	UnusedChoice      *ebpf.VariableSpec `ebpf:"unused_choice"`
 	UnusedCounters    *ebpf.VariableSpec `ebpf:"unused_counters"`
+	UnusedEvent       *ebpf.VariableSpec `ebpf:"unused_event"`
 	UnusedFeature     *ebpf.VariableSpec `ebpf:"unused_feature"`
 	UnusedFlowFlag    *ebpf.VariableSpec `ebpf:"unused_flow_flag"`
+	UnusedHook        *ebpf.VariableSpec `ebpf:"unused_hook"`
 	UnusedHow         *ebpf.VariableSpec `ebpf:"unused_how"`
 	UnusedRealFlag    *ebpf.VariableSpec `ebpf:"unused_real_flag"`
 	UnusedReason      *ebpf.VariableSpec `ebpf:"unused_reason"`
@@ -499,12 +552,14 @@ func (o *tcObjects) Close() error {
 type tcMaps struct {
 	Addresses    *ebpf.Map `ebpf:"addresses"`
 	Controls     *ebpf.Map `ebpf:"controls"`
+	Ears         *ebpf.Map `ebpf:"ears"`
 	Elsewhere    *ebpf.Map `ebpf:"elsewhere"`
 	FlowIndex    *ebpf.Map `ebpf:"flow_index"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	FreeSlots    *ebpf.Map `ebpf:"free_slots"`
 	Hops         *ebpf.Map `ebpf:"hops"`
+	Paths        *ebpf.Map `ebpf:"paths"`
 	RealCpus     *ebpf.Map `ebpf:"real_cpus"`
 	Reals        *ebpf.Map `ebpf:"reals"`
 	Reasons      *ebpf.Map `ebpf:"reasons"`
@@ -515,18 +570,21 @@ type tcMaps struct {
 	Services     *ebpf.Map `ebpf:"services"`
 	Sockets      *ebpf.Map `ebpf:"sockets"`
 	Stays        *ebpf.Map `ebpf:"stays"`
+	Watches      *ebpf.Map `ebpf:"watches"`
 }
 
 func (m *tcMaps) Close() error {
 	return _TcClose(
 		m.Addresses,
 		m.Controls,
+		m.Ears,
 		m.Elsewhere,
 		m.FlowIndex,
 		m.Flows,
 		m.Fragments,
 		m.FreeSlots,
 		m.Hops,
+		m.Paths,
 		m.RealCpus,
 		m.Reals,
 		m.Reasons,
@@ -537,6 +595,7 @@ func (m *tcMaps) Close() error {
 		m.Services,
 		m.Sockets,
 		m.Stays,
+		m.Watches,
 	)
 }
 
@@ -553,8 +612,10 @@ type tcVariables struct {
 	UnusedCb          *ebpf.Variable `ebpf:"unused_cb"`
 	UnusedChoice      *ebpf.Variable `ebpf:"unused_choice"`
 	UnusedCounters    *ebpf.Variable `ebpf:"unused_counters"`
+	UnusedEvent       *ebpf.Variable `ebpf:"unused_event"`
 	UnusedFeature     *ebpf.Variable `ebpf:"unused_feature"`
 	UnusedFlowFlag    *ebpf.Variable `ebpf:"unused_flow_flag"`
+	UnusedHook        *ebpf.Variable `ebpf:"unused_hook"`
 	UnusedHow         *ebpf.Variable `ebpf:"unused_how"`
 	UnusedRealFlag    *ebpf.Variable `ebpf:"unused_real_flag"`
 	UnusedReason      *ebpf.Variable `ebpf:"unused_reason"`

@@ -37,7 +37,8 @@ type xdpControl struct {
 	Rules      uint32
 	Hand       uint32
 	Young      uint32
-	Reserved   [10]uint32
+	Watched    uint32
+	Reserved   [9]uint32
 }
 
 type xdpFlow struct {
@@ -90,6 +91,12 @@ type xdpHop struct {
 	Smac     uint64
 	Probed   uint32
 	Reserved [3]uint32
+}
+
+type xdpPath struct {
+	_       structs.HostLayout
+	Mtu     uint32
+	Expires uint32
 }
 
 type xdpReal struct {
@@ -223,18 +230,35 @@ type xdpTuple struct {
 	Zero  [3]uint8
 }
 
+type xdpWatch struct {
+	_          structs.HostLayout
+	Client     xdpAddr
+	ClientMask xdpAddr
+	Virt       xdpAddr
+	VirtMask   xdpAddr
+	Reasons    uint64
+	Lost       uint64
+	Every      uint32
+	Vport      uint16
+	Proto      uint8
+	Zero       uint8
+	Reserved   [5]uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	xdpMapAddresses         = "addresses"
 	xdpMapControls          = "controls"
+	xdpMapEars              = "ears"
 	xdpMapElsewhere         = "elsewhere"
 	xdpMapFlowIndex         = "flow_index"
 	xdpMapFlows             = "flows"
 	xdpMapFragments         = "fragments"
 	xdpMapFreeSlots         = "free_slots"
 	xdpMapHops              = "hops"
+	xdpMapPaths             = "paths"
 	xdpMapPorts             = "ports"
 	xdpMapRealCpus          = "real_cpus"
 	xdpMapReals             = "reals"
@@ -246,6 +270,7 @@ const (
 	xdpMapSockets           = "sockets"
 	xdpMapStays             = "stays"
 	xdpMapTakers            = "takers"
+	xdpMapWatches           = "watches"
 	xdpProgQuick            = "quick"
 	xdpVarCpus              = "cpus"
 	xdpVarHopMask           = "hop_mask"
@@ -255,8 +280,10 @@ const (
 	xdpVarUnusedCb          = "unused_cb"
 	xdpVarUnusedChoice      = "unused_choice"
 	xdpVarUnusedCounters    = "unused_counters"
+	xdpVarUnusedEvent       = "unused_event"
 	xdpVarUnusedFeature     = "unused_feature"
 	xdpVarUnusedFlowFlag    = "unused_flow_flag"
+	xdpVarUnusedHook        = "unused_hook"
 	xdpVarUnusedHow         = "unused_how"
 	xdpVarUnusedRealFlag    = "unused_real_flag"
 	xdpVarUnusedReason      = "unused_reason"
@@ -317,12 +344,14 @@ type xdpProgramSpecs struct {
 type xdpMapSpecs struct {
 	Addresses    *ebpf.MapSpec `ebpf:"addresses"`
 	Controls     *ebpf.MapSpec `ebpf:"controls"`
+	Ears         *ebpf.MapSpec `ebpf:"ears"`
 	Elsewhere    *ebpf.MapSpec `ebpf:"elsewhere"`
 	FlowIndex    *ebpf.MapSpec `ebpf:"flow_index"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	FreeSlots    *ebpf.MapSpec `ebpf:"free_slots"`
 	Hops         *ebpf.MapSpec `ebpf:"hops"`
+	Paths        *ebpf.MapSpec `ebpf:"paths"`
 	Ports        *ebpf.MapSpec `ebpf:"ports"`
 	RealCpus     *ebpf.MapSpec `ebpf:"real_cpus"`
 	Reals        *ebpf.MapSpec `ebpf:"reals"`
@@ -334,6 +363,7 @@ type xdpMapSpecs struct {
 	Sockets      *ebpf.MapSpec `ebpf:"sockets"`
 	Stays        *ebpf.MapSpec `ebpf:"stays"`
 	Takers       *ebpf.MapSpec `ebpf:"takers"`
+	Watches      *ebpf.MapSpec `ebpf:"watches"`
 }
 
 // xdpVariableSpecs contains global variables before they are loaded into the kernel.
@@ -348,8 +378,10 @@ type xdpVariableSpecs struct {
 	UnusedCb          *ebpf.VariableSpec `ebpf:"unused_cb"`
 	UnusedChoice      *ebpf.VariableSpec `ebpf:"unused_choice"`
 	UnusedCounters    *ebpf.VariableSpec `ebpf:"unused_counters"`
+	UnusedEvent       *ebpf.VariableSpec `ebpf:"unused_event"`
 	UnusedFeature     *ebpf.VariableSpec `ebpf:"unused_feature"`
 	UnusedFlowFlag    *ebpf.VariableSpec `ebpf:"unused_flow_flag"`
+	UnusedHook        *ebpf.VariableSpec `ebpf:"unused_hook"`
 	UnusedHow         *ebpf.VariableSpec `ebpf:"unused_how"`
 	UnusedRealFlag    *ebpf.VariableSpec `ebpf:"unused_real_flag"`
 	UnusedReason      *ebpf.VariableSpec `ebpf:"unused_reason"`
@@ -381,12 +413,14 @@ func (o *xdpObjects) Close() error {
 type xdpMaps struct {
 	Addresses    *ebpf.Map `ebpf:"addresses"`
 	Controls     *ebpf.Map `ebpf:"controls"`
+	Ears         *ebpf.Map `ebpf:"ears"`
 	Elsewhere    *ebpf.Map `ebpf:"elsewhere"`
 	FlowIndex    *ebpf.Map `ebpf:"flow_index"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	FreeSlots    *ebpf.Map `ebpf:"free_slots"`
 	Hops         *ebpf.Map `ebpf:"hops"`
+	Paths        *ebpf.Map `ebpf:"paths"`
 	Ports        *ebpf.Map `ebpf:"ports"`
 	RealCpus     *ebpf.Map `ebpf:"real_cpus"`
 	Reals        *ebpf.Map `ebpf:"reals"`
@@ -398,18 +432,21 @@ type xdpMaps struct {
 	Sockets      *ebpf.Map `ebpf:"sockets"`
 	Stays        *ebpf.Map `ebpf:"stays"`
 	Takers       *ebpf.Map `ebpf:"takers"`
+	Watches      *ebpf.Map `ebpf:"watches"`
 }
 
 func (m *xdpMaps) Close() error {
 	return _XdpClose(
 		m.Addresses,
 		m.Controls,
+		m.Ears,
 		m.Elsewhere,
 		m.FlowIndex,
 		m.Flows,
 		m.Fragments,
 		m.FreeSlots,
 		m.Hops,
+		m.Paths,
 		m.Ports,
 		m.RealCpus,
 		m.Reals,
@@ -421,6 +458,7 @@ func (m *xdpMaps) Close() error {
 		m.Sockets,
 		m.Stays,
 		m.Takers,
+		m.Watches,
 	)
 }
 
@@ -436,8 +474,10 @@ type xdpVariables struct {
 	UnusedCb          *ebpf.Variable `ebpf:"unused_cb"`
 	UnusedChoice      *ebpf.Variable `ebpf:"unused_choice"`
 	UnusedCounters    *ebpf.Variable `ebpf:"unused_counters"`
+	UnusedEvent       *ebpf.Variable `ebpf:"unused_event"`
 	UnusedFeature     *ebpf.Variable `ebpf:"unused_feature"`
 	UnusedFlowFlag    *ebpf.Variable `ebpf:"unused_flow_flag"`
+	UnusedHook        *ebpf.Variable `ebpf:"unused_hook"`
 	UnusedHow         *ebpf.Variable `ebpf:"unused_how"`
 	UnusedRealFlag    *ebpf.Variable `ebpf:"unused_real_flag"`
 	UnusedReason      *ebpf.Variable `ebpf:"unused_reason"`
