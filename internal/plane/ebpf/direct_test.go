@@ -13,31 +13,31 @@ import (
 	"github.com/batuta-ha/batuta/internal/model"
 )
 
-// direct lays a cable from rack0 to the client, for replies that do not come
-// back through the director, and gives rack0 the virtual addresses.
-func direct(t *testing.T) {
+// direct lays a cable from a host to the client, for replies that do not come
+// back through the director, and gives the host the virtual addresses.
+func direct(t *testing.T, h *host) {
 	t.Helper()
 	for name, err := range map[string]error{
-		"cable": rack0.connect("direct", "10.251.0.20/24", client, "direct", "10.251.0.50/24"),
-		"route": rack0.route("10.1.0.50/32", "10.251.0.50"),
-		"vip":   rack0.address("lo", "10.1.0.100/32"),
+		"cable": h.connect("direct", "10.251.0.20/24", client, "direct", "10.251.0.50/24"),
+		"route": h.route("10.1.0.50/32", "10.251.0.50"),
+		"vip":   h.address("lo", "10.1.0.100/32"),
 	} {
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
 	}
 	t.Cleanup(func() {
-		if l, err := rack0.LinkByName("direct"); err == nil {
-			_ = rack0.LinkDel(l)
+		if l, err := h.LinkByName("direct"); err == nil {
+			_ = h.LinkDel(l)
 		}
-		lo, err := rack0.LinkByName("lo")
+		lo, err := h.LinkByName("lo")
 		if err != nil {
 			t.Error(err)
 			return
 		}
 		for _, text := range []string{"10.1.0.100/32", six("10.1.0.100/32")} {
 			a, _ := netlink.ParseAddr(text)
-			_ = rack0.AddrDel(lo, a)
+			_ = h.AddrDel(lo, a)
 		}
 	})
 }
@@ -47,8 +47,8 @@ func direct(t *testing.T) {
 func TestRepliesGoStraightToTheClient(t *testing.T) {
 	requireRoot(t)
 	withoutOffload(t)
-	direct(t)
-	decapsulate(t)
+	direct(t, rack0)
+	decapsulate(t, rack0)
 	for _, c := range []struct {
 		name, virtual, real string
 		forward             model.Forward
@@ -80,9 +80,41 @@ func TestRepliesGoStraightToTheClient(t *testing.T) {
 	}
 }
 
-// decapsulate makes rack0 take tunnels apart, which this kernel may have no
+// A tunnel leads by a router to a narrow link: the router tells the director
+// that the outer packets are too big, and the director tells the client. Without
+// that the stream would stand still.
+func TestTunnelThroughNarrowPath(t *testing.T) {
+	requireRoot(t)
+	withoutOffload(t)
+	direct(t, far)
+	decapsulate(t, far)
+	router.mtu(t, "down", 1400)
+	for _, c := range []struct{ name, virtual, real string }{
+		{"4in4", "10.1.0.100:80", "10.243.0.20:80"},
+		{"4in6", "10.1.0.100:80", six("10.243.0.20:80")},
+		{"6in4", six("10.1.0.100:80"), "10.243.0.20:80"},
+		{"6in6", six("10.1.0.100:80"), six("10.243.0.20:80")}, // narrower, so that what the client has learned does not do
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := open(t, testOptions())
+			virtual := netip.MustParseAddrPort(c.virtual)
+			real := addReal(model.TCP, virtual, c.real, 1)
+			real.Real.Forward = model.IPIP
+			apply(t, p, addService(model.TCP, virtual, "rr"), real)
+			echoStream(t, far, c.virtual, virtual, 1<<20)
+			var learned tcPath
+			if err := p.t.Paths.Lookup(wireAddr(netip.MustParseAddrPort(c.real).Addr()), &learned); err != nil || learned.Mtu != 1400 {
+				t.Errorf("learned %+v (%v), want a way of 1400 bytes", learned, err)
+			}
+			flushRoutes(t, client)
+			flushRoutes(t, director)
+		})
+	}
+}
+
+// decapsulate makes a host take tunnels apart, which this kernel may have no
 // module for: a program that removes the outer header of what comes in.
-func decapsulate(t *testing.T) {
+func decapsulate(t *testing.T, h *host) {
 	t.Helper()
 	const toProtocol, toNext = 14 + 9, 14 + 6
 	load := func(at int32) asm.Instructions { // r7 = the byte there
@@ -121,7 +153,7 @@ func decapsulate(t *testing.T) {
 		t.Fatalf("%+v", err)
 	}
 	t.Cleanup(func() { _ = prog.Close() })
-	rack0.do(func() {
+	h.do(func() {
 		eth, e := net.InterfaceByName("eth0")
 		if e != nil {
 			err = e

@@ -82,6 +82,7 @@ func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news) {
 			p.sweepOnce()
 			p.endRetired()
 			full = p.warnFull(full)
+			p.t.hushed()
 			continue
 		case _, ok := <-n.links:
 			lost = !ok

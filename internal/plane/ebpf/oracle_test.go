@@ -16,8 +16,8 @@ type oracle struct {
 	flows    map[ends]*oFlow // by both directions
 	stays    map[stayKey]*oReal
 	paths    map[netip.Addr]int // what fits into a tunnel's way, where an error has said so
-	opened   netip.AddrPort // the real server of the last new connection
-	list     []*oFlow       // as flows, in the order of opening; some are over
+	opened   netip.AddrPort     // the real server of the last new connection
+	list     []*oFlow           // as flows, in the order of opening; some are over
 	marks    []model.MarkRule
 	room     int               // how many connections the table holds
 	gone     func(*oFlow) bool // whether the programs have let go of one, where the table's order decides which

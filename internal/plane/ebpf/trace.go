@@ -162,14 +162,10 @@ func (t *tables) trace(spec *ebpf.CollectionSpec, nl *netlink.Handle, q Question
 
 // tracer loads the ingress program such that it changes nothing.
 func (t *tables) tracer(spec *ebpf.CollectionSpec) (*ebpf.Program, error) {
-	shared := t.replacements()
-	for name, m := range shared {
-		spec.Maps[name].MaxEntries = m.MaxEntries()
-	}
 	if err := t.variables(spec, true); err != nil {
 		return nil, err
 	}
-	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared})
+	c, err := t.collection(spec)
 	if err != nil {
 		return nil, explain(fmt.Errorf("load the eBPF program: %w", err))
 	}
