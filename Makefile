@@ -101,6 +101,10 @@ bench-plane: ## what the eBPF plane costs: per packet and path, a stream beside 
 bench-icount: ## instructions per packet: drop, forwarding, IPVS, nftables and the eBPF plane in one boot of Debian's kernel (root, 30 min)
 	BATUTA_BENCH=icount $(GO) test -count=1 -timeout 4h -run '^TestInstructions$$' -v ./internal/lab
 
+.PHONY: bench-program
+bench-program: ## instructions of the eBPF plane's ingress program alone, path by path, on Debian's kernel (root, 2 min)
+	BATUTA_BENCH=program $(GO) test -count=1 -timeout 1h -run '^TestProgramInstructions$$' -v ./internal/lab
+
 .PHONY: fuzz-plane
 fuzz-plane: ## the eBPF plane against its model: PACKETS random packets (root; 10 million by default)
 	BATUTA_SEED=$(or $(SEED),$(shell date +%s)) BATUTA_PACKETS=$(or $(PACKETS),10000000) $(GO) test -count=1 -timeout 12h -run '^TestAgainstOracle$$' -v ./internal/plane/ebpf

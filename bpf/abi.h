@@ -9,7 +9,7 @@
 
 #include <linux/types.h>
 
-#define BATUTA_ABI 5
+#define BATUTA_ABI 6
 
 /* An address of either family: IPv4 as an IPv4-mapped one (RFC 4291, 2.5.5.2),
  * so that tables, keys and comparisons know one form only. */
@@ -268,7 +268,7 @@ struct flow {
 	__be16 cport;
 	__be16 vport;
 	__be16 rport;
-	__u16 reserved;
+	__u16 delta; /* masq: what a sum gains when real takes virt's place; never 0 */
 	__u32 real_slot;
 	__u32 real_gen;
 	__u32 at[2]; /* where its index entries are, counted from 1; 0: none */

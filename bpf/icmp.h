@@ -205,5 +205,5 @@ SEPARATE int rewrite_error(struct __sk_buff *skb, const struct packet *p, const 
 		sum += delta;
 	if (bpf_l4_csum_replace(skb, icmp_check, 0, fold32(sum), 0))
 		return -1;
-	return put_addr(skb, h->dir, &addr, delta, v6, hop);
+	return put_addr(skb, h->dir, &addr, fold16(delta), v6, hop);
 }

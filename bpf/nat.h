@@ -8,6 +8,7 @@
  * helper, which is slower and always right. */
 #pragma once
 
+#include "conn.h"
 #include "parse.h"
 
 static __always_inline __u32 fold32(__u64 sum)
@@ -22,6 +23,13 @@ static __always_inline __u16 fold16(__u64 sum)
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	return (sum & 0xffff) + (sum >> 16);
+}
+
+/* The same for a few numbers of 16 bits. */
+static __always_inline __u16 fold_few(__u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum + (sum >> 16);
 }
 
 /* check_add is a checksum after delta was added to what it covers. */
@@ -44,6 +52,11 @@ static __always_inline __u64 addr_delta(const struct addr *was, const struct add
 {
 	/* Three words more than any sum: the complement of up to four words. */
 	return fold32(addr_sum(is, v6) + (~(__u64)fold32(addr_sum(was, v6)) & 0xffffffff));
+}
+
+static __always_inline __u16 check_add_few(__u16 check, __u32 delta)
+{
+	return ~fold_few((__u16)~check + delta);
 }
 
 static __always_inline __u32 port_delta(__be16 was, __be16 is)
@@ -79,9 +92,9 @@ static __always_inline int hop_down(CTX *ctx, int v6)
 }
 
 /* put_addr writes the source (towards the client) or the destination, and
- * counts one hop if hop is 1. */
+ * counts one hop if hop is 1. delta is folded. */
 static __always_inline int put_addr(CTX *ctx, enum direction dir, const struct addr *a,
-				    __u64 delta, int v6, int hop)
+				    __u32 delta, int v6, int hop)
 {
 	void *data = data_of(ctx);
 
@@ -102,7 +115,7 @@ static __always_inline int put_addr(CTX *ctx, enum direction dir, const struct a
 			delta += (__u16)~bpf_htons(0x0100);
 			ip->ttl--;
 		}
-		ip->check = check_add(ip->check, delta);
+		ip->check = check_add_few(ip->check, delta);
 		if (dir == TO_REAL)
 			ip->daddr = addr4(a);
 		else
@@ -121,13 +134,37 @@ static __always_inline int is_partial(const struct packet *p, __u16 check)
 	return p->gso || check == pseudo || (__u16)(check - 1) >= 0xfffe; /* 0 and 0xffff are one number */
 }
 
+/* What takes the place of one of a packet's ends, masq. delta is what sums
+ * gain by the address, folded to 16 bits, and never 0. */
+struct new_end {
+	struct addr addr;
+	__be16 port;
+	__u16 delta;
+};
+
+static __always_inline void new_end(const struct hit *h, struct new_end *e)
+{
+	const struct flow *f = h->f;
+
+	if (h->dir == TO_REAL) {
+		e->addr = f->real;
+		e->port = f->rport;
+		e->delta = f->delta;
+	} else {
+		e->addr = f->virt;
+		e->port = f->vport;
+		e->delta = ~f->delta;
+		if (!e->delta)
+			e->delta = 0xffff; /* the same number */
+	}
+}
+
 /* rewrite changes destination (to the real server) or source (to the client). */
 static __always_inline int rewrite(CTX *ctx, const struct packet *p, enum direction dir,
-				   const struct addr *addr, __be16 port, int hop)
+				   const struct new_end *e, int hop)
 {
-	const struct addr *old = dir == TO_REAL ? &p->t.dst : &p->t.src;
 	__be16 old_port = dir == TO_REAL ? p->t.dport : p->t.sport;
-	__u64 delta = addr_delta(old, addr, p->v6);
+	__u32 delta = e->delta;
 	__u32 l4_at = p->l4 & 0xff, field, need;
 	void *data, *end;
 	__u8 *l4;
@@ -153,12 +190,12 @@ static __always_inline int rewrite(CTX *ctx, const struct packet *p, enum direct
 	} else if (l4 + sizeof(struct udphdr) > (__u8 *)end) {
 		return -1;
 	}
-	*(__be16 *)(l4 + (dir == TO_REAL ? 2 : 0)) = port;
+	*(__be16 *)(l4 + (dir == TO_REAL ? 2 : 0)) = e->port;
 	check = (__u16 *)(l4 + field);
 	if (p->t.proto == IPPROTO_UDP && !*check) {
 		/* No checksum, and so it stays. */
 	} else if (!OFFLOADS || !is_partial(p, *check)) {
-		__u16 sum = check_add(*check, delta + port_delta(old_port, port));
+		__u16 sum = check_add_few(*check, delta + port_delta(old_port, e->port));
 
 		if (p->t.proto == IPPROTO_UDP && !sum)
 			sum = 0xffff;
@@ -166,18 +203,18 @@ static __always_inline int rewrite(CTX *ctx, const struct packet *p, enum direct
 		/* A device's sum of the packet follows: header and transport sums
 		 * make up for what changed, IPv4's twice. */
 		if (!p->v6)
-			sum_changed(ctx, ~(__u32)delta);
+			sum_changed(ctx, ~delta);
 #if OFFLOADS
 	} else {
 		__u64 flags = p->t.proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 
-		if (bpf_l4_csum_replace(ctx, l4_at + field, 0, (__u32)delta, BPF_F_PSEUDO_HDR | flags))
+		if (bpf_l4_csum_replace(ctx, l4_at + field, 0, delta, BPF_F_PSEUDO_HDR | flags))
 			return -1;
-		if (old_port != port &&
-		    bpf_l4_csum_replace(ctx, l4_at + field, old_port, port, flags | 2))
+		if (old_port != e->port &&
+		    bpf_l4_csum_replace(ctx, l4_at + field, old_port, e->port, flags | 2))
 			return -1;
 #endif
 	}
 ip:
-	return put_addr(ctx, dir, addr, delta, p->v6, hop);
+	return put_addr(ctx, dir, &e->addr, delta, p->v6, hop);
 }

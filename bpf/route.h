@@ -11,6 +11,7 @@
 #include "maps.h"
 #include "parse.h"
 #include "table.h"
+#include "balance.h"
 
 #ifndef AF_INET
 #define AF_INET 2
@@ -186,12 +187,13 @@ static __always_inline void probe(struct way *w, __u32 at, __u32 now)
 
 /* flow_route is find_route with the connection's memory. room is what will be
  * put before the packet. */
-static __always_inline enum reason flow_route(CTX *ctx, const struct packet *p,
-					      struct route *mine, __u32 now, const struct tuple *n,
-					      __u32 room, struct way *w)
+static __always_inline enum reason flow_route(CTX *ctx, const struct packet *p, const struct hit *hit,
+					      __u32 now, __u32 room, struct way *w)
 {
+	struct route *mine = hit->slot > max_flows ? &hit->rc->route : &hit->f->route[hit->dir == TO_CLIENT];
 	struct control *c = get_control();
 	enum reason why;
+	struct tuple n;
 	__u16 stamp;
 	__u32 at;
 
@@ -207,12 +209,16 @@ static __always_inline enum reason flow_route(CTX *ctx, const struct packet *p,
 			w->mtu = mine->mtu;
 			w->ifindex = h->ifindex;
 			w->nexthop = h->nexthop;
+#ifdef BATUTA_XDP
 			w->dmac = h->dmac;
 			w->smac = h->smac;
+#endif
 			return p->segment + room > w->mtu ? REASON_TOO_BIG : REASON_NONE;
 		}
 	}
-	why = find_route(ctx, p, n, p->segment + room, w);
+	if (!ends_after(p, hit, &n))
+		return REASON_NO_ROUTE;
+	why = find_route(ctx, p, &n, p->segment + room, w);
 	if (why == REASON_NONE && w->mtu && !tracing) {
 		at = keep_hop(w, now);
 		if (at != 0xffff) {

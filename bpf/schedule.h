@@ -11,6 +11,7 @@
 
 #include "conn.h"
 #include "event.h"
+#include "nat.h"
 
 /* How many places of the ring are tried. */
 #define TRIES 64
@@ -186,6 +187,7 @@ SEPARATE enum reason try_real(__u32 slot, __u32 real, __u32 now)
 		f->real = r->addr;
 		/* A service by mark may have SCTP among others; its ports stay. */
 		f->rport = r->port && PROTO(f->word) != IPPROTO_SCTP ? r->port : f->vport;
+		f->delta = fold16(addr_delta(&f->virt, &f->real, !is4(&f->virt)));
 	} else {
 		f->real = f->virt;
 		f->rport = f->vport;
@@ -210,10 +212,13 @@ struct tries {
 
 static long try_place(__u64 i, struct tries *t)
 {
-	__u32 at = t->first + (t->start + (__u32)i) % t->count;
-	struct ring_entry *e = bpf_map_lookup_elem(&rings, &at);
-	__u32 why;
+	__u32 at = t->start + (__u32)i, why;
+	struct ring_entry *e;
 
+	if (at >= t->count) /* once around at most */
+		at -= t->count;
+	at += t->first;
+	e = bpf_map_lookup_elem(&rings, &at);
 	if (!e)
 		return 1;
 	why = try_real(t->slot, e->real, t->now);
@@ -304,6 +309,13 @@ static __always_inline __u64 hash_addr(const struct addr *a, __u32 port)
 	return mix(mix(mix(0x5bd1e995, a->d[0]), a->d[1]), port);
 }
 
+/* part is where a number of 32 bits lies among count places: much quicker than
+ * a remainder. */
+static __always_inline __u32 part(__u64 n, __u32 count)
+{
+	return n * count >> 32;
+}
+
 /* choose gives the place in the ring. */
 SEPARATE __u32 choose(struct service *s, const struct tuple *t, __u32 first, __u32 count)
 {
@@ -315,19 +327,19 @@ SEPARATE __u32 choose(struct service *s, const struct tuple *t, __u32 first, __u
 	l.choice = s->choice;
 	if (l.choice == CHOOSE_TURN) {
 		if (tracing)
-			return READ_ONCE(s->next);
-		return __sync_fetch_and_add(&s->next, 1);
+			return READ_ONCE(s->next) % count;
+		return __sync_fetch_and_add(&s->next, 1) % count;
 	}
 	if (l.choice == CHOOSE_SOURCE || l.choice == CHOOSE_DESTINATION) {
 		if (l.choice == CHOOSE_SOURCE)
 			h = hash_addr(&t->src, s->flags & SERVICE_HASH_PORT ? t->sport : 0);
 		else
 			h = hash_addr(&t->dst, 0);
-		return (__u32)(h >> 32) % count;
+		return part(h >> 32, count);
 	}
 	if (l.choice == CHOOSE_TWO) {
 		h = tracing ? 0 : (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
-		return less_loaded(first, (__u32)h % count, (__u32)(h >> 32) % count);
+		return less_loaded(first, part((__u32)h, count), part(h >> 32, count));
 	}
 	bpf_loop(times(count, LEAST_OF), least_of, &l, 0);
 	return l.best;

@@ -49,17 +49,14 @@ static __always_inline int pass(struct __sk_buff *skb, const struct packet *p, e
 
 /* refuse tells the sender what the stack would tell it, were it masq. */
 static __always_inline int refuse(struct __sk_buff *skb, const struct packet *p, enum reason why, __u32 mtu,
-				  struct tuple *n, struct way *w)
+				  struct way *w)
 {
+	struct tuple n = { .src = p->t.dst, .dst = p->t.src, .proto = p->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP };
+
 	if (why == REASON_NO_ROUTE)
 		return drop(skb, p, REASON_UNREACHABLE);
 	count_reason(skb, &p->t, why == REASON_TOO_BIG ? REASON_OVERSIZE : REASON_LAST_HOP);
-	n->src = p->t.dst;
-	n->dst = p->t.src;
-	n->sport = 0;
-	n->dport = 0;
-	n->proto = p->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
-	if (find_route(skb, p, n, ANSWER_MAX, w) != REASON_NONE ||
+	if (find_route(skb, p, &n, ANSWER_MAX, w) != REASON_NONE ||
 	    answer(skb, p, why == REASON_TOO_BIG ? ANSWER_TOO_BIG : ANSWER_TTL, mtu))
 		return TC_ACT_SHOT;
 	return send(skb, w);
@@ -83,6 +80,7 @@ static __always_inline int carry(struct __sk_buff *skb, struct packet *p, struct
 	int masq = FORWARD(h->word) == FORWARD_MASQ;
 	enum reason why = REASON_TTL;
 	struct way w = {};
+	struct new_end e = {};
 	struct tuple n;
 	__u32 room = 0;
 
@@ -99,13 +97,15 @@ static __always_inline int carry(struct __sk_buff *skb, struct packet *p, struct
 			account(skb, p, h, now);
 		return TC_ACT_UNSPEC;
 	}
-	if (!ends_after(p, h, &n))
-		return drop(skb, p, REASON_DEAD_FLOW);
-	if (FORWARD(h->word) == FORWARD_IPIP)
+	if (masq) {
+		new_end(h, &e);
+	} else if (FORWARD(h->word) == FORWARD_IPIP) {
+		if (!ends_after(p, h, &n))
+			return drop(skb, p, REASON_DEAD_FLOW);
 		room = tunnel_room(&n.dst);
+	}
 	if (p->ttl > 1)
-		why = flow_route(skb, p, h->slot > max_flows ? &h->rc->route : &f->route[h->dir == TO_CLIENT],
-				 now, &n, room, &w);
+		why = flow_route(skb, p, h, now, room, &w);
 	/* The record was ours while we read it, or it was not: a slot given to
 	 * another connection has another generation. */
 	asm volatile("" ::: "memory");
@@ -117,11 +117,10 @@ static __always_inline int carry(struct __sk_buff *skb, struct packet *p, struct
 	account(skb, p, h, now);
 	if (!masq) {
 		if (why != REASON_NONE)
-			return refuse(skb, p, why, w.mtu - room, &n, &w);
+			return refuse(skb, p, why, w.mtu - room, &w);
 		return carry_as_is(skb, p, h, &n, &w);
 	}
-	if (rewrite(skb, p, h->dir, h->dir == TO_REAL ? &n.dst : &n.src,
-		    h->dir == TO_REAL ? n.dport : n.sport, why == REASON_NONE))
+	if (rewrite(skb, p, h->dir, &e, why == REASON_NONE))
 		return drop(skb, p, REASON_REWRITE);
 	if (why != REASON_NONE)
 		return pass(skb, p, why);
@@ -224,6 +223,7 @@ SEC("tc")
 int egress(struct __sk_buff *skb)
 {
 	struct packet p = {};
+	struct new_end e = {};
 	struct quote q = {};
 	struct hit h = {};
 	__u32 now;
@@ -271,7 +271,8 @@ int egress(struct __sk_buff *skb)
 	account(skb, &p, &h, now);
 	if (h.word & FLOW_LOCAL)
 		return TC_ACT_UNSPEC;
-	if (rewrite(skb, &p, TO_CLIENT, &h.f->virt, h.f->vport, 0))
+	new_end(&h, &e);
+	if (rewrite(skb, &p, TO_CLIENT, &e, 0))
 		return drop_out(skb, &p, REASON_REWRITE);
 	return TC_ACT_UNSPEC;
 }

@@ -109,6 +109,7 @@ int quick(struct xdp_md *ctx)
 	struct service *s;
 	struct hit h = {};
 	struct way w = {};
+	struct new_end e = {};
 	struct tuple n;
 	enum reason why;
 	__u32 now, room = 0;
@@ -128,11 +129,14 @@ int quick(struct xdp_md *ctx)
 	}
 	if (h.word & FLOW_LOCAL)
 		return leave(s, &h);
-	if (!ends_after(&p, &h, &n))
-		return drop(ctx, &p, REASON_DEAD_FLOW);
-	if (FORWARD(h.word) == FORWARD_IPIP)
+	if (FORWARD(h.word) == FORWARD_MASQ) {
+		new_end(&h, &e);
+	} else if (FORWARD(h.word) == FORWARD_IPIP) {
+		if (!ends_after(&p, &h, &n))
+			return drop(ctx, &p, REASON_DEAD_FLOW);
 		room = tunnel_room(&n.dst);
-	why = flow_route(ctx, &p, h.slot > max_flows ? &h.rc->route : &h.f->route[h.dir == TO_CLIENT], now, &n, room, &w);
+	}
+	why = flow_route(ctx, &p, &h, now, room, &w);
 	if (why != REASON_NONE || !w.dmac || !bpf_map_lookup_elem(&takers, &w.ifindex))
 		return leave(s, &h);
 	/* As in tc.c: the record was ours while we read it, or it was not. */
@@ -142,7 +146,7 @@ int quick(struct xdp_md *ctx)
 
 	account(ctx, &p, &h, now);
 	if (FORWARD(h.word) == FORWARD_MASQ) {
-		if (rewrite(ctx, &p, h.dir, h.dir == TO_REAL ? &n.dst : &n.src, h.dir == TO_REAL ? n.dport : n.sport, 1))
+		if (rewrite(ctx, &p, h.dir, &e, 1))
 			return drop(ctx, &p, REASON_REWRITE);
 	} else if (hop_down(ctx, p.v6) || (FORWARD(h.word) == FORWARD_IPIP && encapsulate(ctx, &p, &n.src, &n.dst))) {
 		return drop(ctx, &p, REASON_REWRITE);

@@ -128,7 +128,7 @@ func (t *tables) explain(key model.ServiceKey, change RingChange) (e Explanation
 		}
 	}
 	t.countMoves(&e, row, uint32(slot), shares, change, func(h uint32) bool {
-		return name(before, now, int(h)%max(len(before), 1)) != name(after, then, int(h)%max(len(after), 1))
+		return name(before, now, part(h, len(before))) != name(after, then, part(h, len(after)))
 	})
 	for _, r := range now {
 		e.Shares = append(e.Shares, *shares[r.Addr])
@@ -210,6 +210,9 @@ func ringHash(a tcAddr, port uint16) uint32 {
 	}
 	return uint32(h >> 32)
 }
+
+// part is where a number lies among count places, as in bpf/schedule.h.
+func part(n uint32, count int) int { return int(uint64(n) * uint64(count) >> 32) }
 
 // String tells it in lines.
 func (e Explanation) String() string {

@@ -52,7 +52,7 @@ type sweepFlow struct {
 	Cport    uint16
 	Vport    uint16
 	Rport    uint16
-	Reserved uint16
+	Delta    uint16
 	RealSlot uint32
 	RealGen  uint32
 	At       [2]uint32
