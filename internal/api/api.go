@@ -54,6 +54,8 @@ type Peer struct {
 	Suspect  bool      `json:"suspect,omitempty"`
 	Kernel   bool      `json:"kernel,omitempty"`
 	LastBeat time.Time `json:"last_beat,omitzero"`
+	// Key is the line of authkeys that it signs with: "2 sha256"; "" while not known.
+	Key string `json:"key,omitempty"`
 	// Quarantine: it failed too often, and is given nothing back by itself until then.
 	Quarantine time.Time `json:"quarantine,omitzero"`
 	// Margin is what its beats of the last days would have allowed.

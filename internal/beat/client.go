@@ -109,6 +109,20 @@ func (c *Client) Rekey(keys model.Keyring) {
 	_ = c.order(order{Keys: &keys}) // stopped: nobody needs them
 }
 
+// Key is what this node signs with, if no original Heartbeat makes it use another.
+func (c *Client) Key() model.KeyUse {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ring := c.keys
+	if ring == nil && c.life != nil {
+		ring = &c.life.Life.Heartbeat.Keys
+	}
+	if ring == nil {
+		return model.KeyUse{}
+	}
+	return model.KeyUse{Number: ring.Send, Method: ring.Keys[ring.Send].Method}
+}
+
 // View returns a snapshot of the membership: the latest one known, if the beat
 // process does not answer.
 func (c *Client) View() model.View {

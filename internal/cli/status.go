@@ -58,7 +58,11 @@ not run, 4 this user may not ask.`,
 }
 
 func writeStatus(w io.Writer, st api.Status, now time.Time) {
-	fmt.Fprintf(w, "%s is %s; plane %s\n", st.Node, st.State, st.PlaneInfo.Name)
+	fmt.Fprintf(w, "%s is %s", st.Node, st.State)
+	if st.PlaneInfo.Name != "" {
+		fmt.Fprintf(w, "; plane %s", st.PlaneInfo.Name)
+	}
+	fmt.Fprintln(w)
 	for detail := range strings.SplitSeq(st.PlaneInfo.Detail, "; ") {
 		if detail != "" {
 			fmt.Fprintln(w, "  "+detail)
@@ -78,7 +82,11 @@ func writeStatus(w io.Writer, st api.Status, now time.Time) {
 			if p.Suspect {
 				state = "suspect"
 			}
-			fmt.Fprintf(w, "  %-20s %-7s %s\n", name, state, linksText(p.Links))
+			about := linksText(p.Links)
+			if p.Key != "" {
+				about = strings.TrimPrefix(about+", signs with key "+p.Key, ", ")
+			}
+			fmt.Fprintf(w, "  %-20s %-7s %s\n", name, state, about)
 			if m := p.Margin; m.DeadTime > 0 {
 				fmt.Fprintf(w, "  %-20s         a deadtime of %d ms would have raised no false alarm %s\n", "", time.Duration(m.DeadTime).Milliseconds(), learntText(m.Since, now))
 			}

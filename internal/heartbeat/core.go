@@ -168,6 +168,7 @@ type peer struct {
 	name   model.NodeName
 	in     inbox
 	held   []held // messages that came before one that is missing
+	key    int    // that its latest beat was signed with
 	acked  uint32 // highest of our numbers that it has acknowledged
 	uuid   string // 16 bytes, "" while not known
 	batuta bool

@@ -211,6 +211,7 @@ func (c *Core) status(now time.Time, d Datagram, p *peer, s *said) {
 		return // known already, or newer ones came first
 	}
 	p.in.statusSeq = seq
+	p.key = s.index
 	p.batuta = s.batuta
 	c.follow(now, p, s)
 	if s.state != model.NodeUnknown {
@@ -234,7 +235,7 @@ func (c *Core) status(now time.Time, d Datagram, p *peer, s *said) {
 	}
 	c.sight(model.Sighting{Kind: kind, Node: p.name, At: d.At, State: p.state, Generation: gen,
 		DeadTime: c.det.nodes[p.name].dead, Batuta: p.batuta,
-		Delay: s.delay, Margin: p.margin.Could(now), Kernel: p.kernel.proved})
+		Delay: s.delay, Margin: p.margin.Could(now), Key: model.KeyUse{Number: s.index, Method: c.auth.Method(s.index)}, Kernel: p.kernel.proved})
 }
 
 // control handles the messages of delivery itself, which are not reliable.

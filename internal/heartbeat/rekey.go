@@ -22,7 +22,14 @@ func (c *Core) rekey(now time.Time, ring model.Keyring) {
 	for i := range c.out.slots {
 		c.resign(old, &c.out.slots[i])
 	}
-	c.note(now, model.LevelNotice, "keys-changed", string(c.self), "sending with key %d (%v); %d keys are accepted", ring.Send, ring.Keys[ring.Send].Method, len(ring.Keys))
+	c.note(now, model.LevelNotice, "keys-changed", string(c.self), "sending with key %d (%v); keys accepted: %d", ring.Send, ring.Keys[ring.Send].Method, len(ring.Keys))
+	for _, n := range c.names {
+		p := c.peers[n]
+		if _, there := ring.Keys[p.key]; !there && p.listens() {
+			c.note(now, model.LevelWarning, "key-missed", string(n),
+				"node %s signs with key %d, which authkeys here has no more: nothing of that node is believed until it signs with another one; put the key back, or reload that node", n, p.key)
+		}
+	}
 }
 
 // resign makes a kept packet, which the authenticator given can open, one

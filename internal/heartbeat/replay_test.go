@@ -254,6 +254,34 @@ func TestRotation(t *testing.T) {
 	}, "2 ")
 }
 
+// A key that another node still signs with is missed at once, with a word of
+// what to do; one that nobody uses is not.
+func TestKeyThatIsMissed(t *testing.T) {
+	w := newWire(t, "a", "b")
+	old, other := model.AuthKey{Method: model.AuthSHA1, Secret: "old"}, model.AuthKey{Method: model.AuthSHA256, Secret: "new"}
+	both := map[int]model.AuthKey{1: old, 2: other}
+	for _, n := range []string{"a", "b"} {
+		w.step(n, Rekey{model.Keyring{Send: 1, Keys: both}})
+	}
+	w.carry("a", w.say("b", "status"))
+	notes := func(keys map[int]model.AuthKey, send int) (list []string) {
+		w.seen["a"] = nil
+		w.step("a", Rekey{model.Keyring{Send: send, Keys: keys}})
+		for _, e := range w.seen["a"] {
+			if n, ok := e.(Note); ok && n.Kind == "key-missed" {
+				list = append(list, n.Subject)
+			}
+		}
+		return list
+	}
+	if got := notes(map[int]model.AuthKey{1: old}, 1); len(got) != 0 {
+		t.Errorf("without the other key: %v", got)
+	}
+	if got := notes(map[int]model.AuthKey{2: other}, 2); len(got) != 1 || got[0] != "b" {
+		t.Errorf("without the key of b: %v", got)
+	}
+}
+
 // rollover takes two nodes from the first keyring to the last, one node a step
 // ahead of the other each time. In the end b signs with what auth begins with.
 func rollover(t *testing.T, steps []model.Keyring, auth string) {

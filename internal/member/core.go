@@ -337,7 +337,7 @@ func (c *Core) beat(now time.Time, n *node, s model.Sighting) {
 	before := n.State
 	n.State, n.Generation, n.DeadTime = s.State, s.Generation, model.Millis(s.DeadTime)
 	n.LastBeat, n.Batuta, n.Suspect, n.Kernel = s.At, s.Batuta, false, s.Kernel
-	n.Delay, n.Margin = model.Millis(s.Delay), s.Margin
+	n.Delay, n.Margin, n.Key = model.Millis(s.Delay), s.Margin, s.Key
 	if before != n.State {
 		c.note(now, model.LevelInfo, "node-status", string(n.Name), "Status update for node %s: status %s", n.Name, n.State)
 	}

@@ -154,6 +154,20 @@ const (
 	AuthXChaCha20 // XChaCha20-Poly1305: encrypted; between Batuta nodes only
 )
 
+// KeyUse is the line of authkeys that a node signs with. The zero value: nothing is known.
+type KeyUse struct {
+	Number int        `json:"number"`
+	Method AuthMethod `json:"method"`
+}
+
+// String is the line's beginning: "2 sha256"; "" if nothing is known.
+func (k KeyUse) String() string {
+	if k.Method == AuthNone {
+		return ""
+	}
+	return strconv.Itoa(k.Number) + " " + k.Method.String()
+}
+
 // Encrypts tells whether packets under such a key are secret, too.
 func (a AuthMethod) Encrypts() bool { return a == AuthXChaCha20 }
 

@@ -113,6 +113,7 @@ type NodeView struct {
 	Quarantine time.Time  `json:"quarantine"`        // it died too often: until then it is given nothing back; zero: no quarantine
 	Delay      Millis     `json:"delay_ms"`          // by how much its own loop was late at worst, lately
 	Margin     Margin     `json:"margin"`            // what its beats would have allowed
+	Key        KeyUse     `json:"key,omitzero"`      // what it signs with
 }
 
 // LinkView is one heartbeat path to a node.

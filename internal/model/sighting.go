@@ -45,6 +45,7 @@ type Sighting struct {
 	Batuta     bool          // it announced Batuta's extra fields
 	Delay      time.Duration // by how much its own loop was late at worst since its beat before
 	Margin     Margin        // what its beats of the last days would have allowed
+	Key        KeyUse        // what it signs with
 	Kernel     bool          // its kernel has answered: silence of its daemon alone is no death
 }
 

@@ -20,7 +20,7 @@ func (n *clusterNode) Status(context.Context) (api.Status, error) {
 	view := n.messenger.View()
 	st := api.Status{
 		Version: api.Version, Node: n.hb.Self, Mode: "classic", PID: os.Getpid(),
-		Peers: []api.Peer{}, Resources: n.crm.Resources(), Services: []model.ServiceView{},
+		Peers: []api.Peer{}, Resources: n.crm.Resources(), Services: []model.ServiceView{}, Sentences: []string{},
 	}
 	st.Packets, st.LinkPackets = n.messenger.Counters(), n.messenger.LinkPackets()
 	st.BadPackets = st.Packets.Bad
@@ -28,7 +28,10 @@ func (n *clusterNode) Status(context.Context) (api.Status, error) {
 		if !time.Now().Before(v.Quarantine) {
 			v.Quarantine = time.Time{}
 		}
-		st.Peers = append(st.Peers, api.Peer{Name: v.Name, State: v.State.String(), Self: v.Name == n.hb.Self, Ping: v.Ping, Links: v.Links,
+		if v.Name == n.hb.Self {
+			v.Key = n.messenger.Key()
+		}
+		st.Peers = append(st.Peers, api.Peer{Name: v.Name, State: v.State.String(), Self: v.Name == n.hb.Self, Ping: v.Ping, Links: notNil(v.Links), Key: v.Key.String(),
 			Suspect: v.Suspect, Kernel: v.Kernel || v.Name == n.hb.Self && n.responder != nil, LastBeat: v.LastBeat, Quarantine: v.Quarantine, Margin: v.Margin})
 	}
 	if n.plane != nil {
@@ -105,9 +108,18 @@ func sentences(st api.Status) []string {
 	if st.BadPackets > 0 {
 		later = append(later, fmt.Sprintf("%d heartbeat packets failed authentication: do all nodes have the same authkeys?", st.BadPackets))
 	}
+	own := ""
+	for _, p := range st.Peers {
+		if p.Self {
+			own = p.Key
+		}
+	}
 	for _, p := range st.Peers {
 		if p.Self {
 			continue
+		}
+		if p.Key != "" && own != "" && p.Key != own && p.State != model.NodeDead.String() {
+			later = append(later, fmt.Sprintf("node %s signs with key %s, this one with %s: both must stay in authkeys on all nodes until all sign with one", p.Name, p.Key, own))
 		}
 		switch {
 		case p.Ping && p.State != model.NodePing.String():
