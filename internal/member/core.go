@@ -3,6 +3,7 @@ package member
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -204,7 +205,7 @@ func (c *Core) View() model.View {
 		n := c.nodes[name]
 		w := n.NodeView
 		w.Links = make([]model.LinkView, 0, len(n.links))
-		for _, l := range sortedKeys(n.links) {
+		for _, l := range slices.Sorted(maps.Keys(n.links)) {
 			w.Links = append(w.Links, model.LinkView{Name: l, Up: n.links[l]})
 		}
 		v.Nodes = append(v.Nodes, w)
@@ -472,12 +473,3 @@ func (c *Core) note(now time.Time, level model.Level, kind, subject, format stri
 
 // hexMillis is a duration as the wire has it: milliseconds in hexadecimal.
 func hexMillis(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 16) }
-
-func sortedKeys(m map[string]bool) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
-}

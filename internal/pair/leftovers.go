@@ -1,6 +1,7 @@
 package pair
 
 import (
+	"slices"
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/model"
@@ -15,12 +16,7 @@ func (c *Core) vacating() bool {
 	if c.found&Foreign != None || c.found != None && c.other&Foreign != None {
 		return true
 	}
-	for _, op := range c.ops {
-		if op.release && op.set&^c.hold != None {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(c.ops, func(o operation) bool { return o.release && o.set&^c.hold != None })
 }
 
 // keep claims what could not be released: it still runs here, and must not

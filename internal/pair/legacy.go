@@ -37,12 +37,8 @@ var negotiation = []string{"starting", "resource", "ask_resources", "hb_takeover
 // legacyUp claims what is ours; communication has come up.
 func (c *Core) legacyUp(peerActive bool) {
 	c.up, c.state = true, stateStable
-	switch {
-	case c.alone() && c.cfg.Fencing && c.cfg.Peer != "":
-		c.fence()
-		return
-	case c.alone():
-		c.takeAll()
+	if c.alone() {
+		c.takeFirst()
 		return
 	}
 	if left := c.found & Foreign; left != None {
@@ -127,9 +123,7 @@ func (c *Core) answerAll() {
 	}
 }
 
-func (c *Core) yielding() bool {
-	return slices.ContainsFunc(c.ops, func(o operation) bool { return o.why == forYielding })
-}
+func (c *Core) yielding() bool { return c.busy(forYielding) }
 
 // yielded answers once the set is released. Without an answer the other does
 // not start it, so that what could not be stopped does not run twice.
@@ -166,11 +160,8 @@ func (c *Core) legacyConsider() {
 		c.takeoverAt = time.Time{}
 		c.legacyUp(true) // a Batuta node was there until now
 	}
-	if c.state == stateStable && c.due(c.giveUpAt) && len(c.ops) == 0 {
-		c.giveUpAt = time.Time{}
-		if again := c.failed & c.hold; again != None {
-			c.acquire(again, forNothing)
-		}
+	if c.state == stateStable {
+		c.startAgain()
 	}
 	if c.alone() {
 		c.asked = nil

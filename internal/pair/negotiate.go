@@ -91,13 +91,19 @@ func (c *Core) communicationUp(v model.View) {
 	c.up, c.silences = true, 0
 	c.sendStarting()
 	c.state = stateStarting
-	switch {
-	case c.alone() && c.cfg.Fencing && c.cfg.Peer != "":
-		c.fence()
-	case c.alone():
-		c.takeAll()
-	default:
+	if c.alone() {
+		c.takeFirst()
+	} else {
 		c.takeoverAt = c.now.Add(takeoverDelay)
+	}
+}
+
+// takeFirst takes everything as nobody else was there when communication came up.
+func (c *Core) takeFirst() {
+	if c.cfg.Fencing && c.cfg.Peer != "" {
+		c.fence()
+	} else {
+		c.takeAll()
 	}
 }
 
@@ -117,7 +123,6 @@ func (c *Core) died() {
 		return
 	}
 	if c.cfg.Fencing && !harmless {
-		c.other, c.otherStable, c.healing = None, false, false
 		c.fence()
 		return
 	}
@@ -245,21 +250,17 @@ func (c *Core) consider() {
 		return
 	}
 	c.takeoverAt = time.Time{}
-	if c.alone() && c.due(c.giveUpAt) && len(c.ops) == 0 {
-		c.giveUpAt = time.Time{}
-		if again := c.failed & c.hold; again != None {
-			c.acquire(again, forNothing)
-		}
+	if c.alone() {
+		c.startAgain()
 	}
 	c.unstick()
 	settled := !c.alone() && c.otherStable && c.standby == standbyNot && !c.healing
-	if settled && c.hold&c.Other() != None {
+	switch twice := c.hold & c.Other(); {
+	case settled && twice != None:
 		c.conflict()
-	} else if settled {
+		settled = !c.healing
+	case settled:
 		c.audited = false
-	}
-	if c.healing {
-		settled = false
 	}
 	if settled && len(c.ops) == 0 {
 		c.move()
@@ -267,6 +268,16 @@ func (c *Core) consider() {
 	c.adopt(settled)
 	c.yieldForPings()
 	c.askAgain()
+}
+
+// startAgain tries again what did not start and cannot be offered to anybody.
+func (c *Core) startAgain() {
+	if c.due(c.giveUpAt) && len(c.ops) == 0 {
+		c.giveUpAt = time.Time{}
+		if again := c.failed & c.hold; again != None {
+			c.acquire(again, forNothing)
+		}
+	}
 }
 
 // alone tells that nobody else can hold a resource.

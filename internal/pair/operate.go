@@ -1,6 +1,7 @@
 package pair
 
 import (
+	"slices"
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/model"
@@ -57,27 +58,25 @@ func (c *Core) begin(s Set, release bool, why reason) {
 // forget lets operations of these reasons end without consequences.
 func (c *Core) forget(why ...reason) {
 	for i := range c.ops {
-		for _, w := range why {
-			if c.ops[i].why == w {
-				c.ops[i].why = forNothing
-			}
+		if slices.Contains(why, c.ops[i].why) {
+			c.ops[i].why = forNothing
 		}
 	}
 }
 
+// busy tells whether an operation of this reason has not ended.
+func (c *Core) busy(why reason) bool {
+	return slices.ContainsFunc(c.ops, func(o operation) bool { return o.why == why })
+}
+
 // finished goes on with what an operation was for.
 func (c *Core) finished(f Finished) {
-	at := -1
-	for i, op := range c.ops {
-		if op.id == f.Op {
-			at = i
-		}
-	}
+	at := slices.IndexFunc(c.ops, func(o operation) bool { return o.id == f.Op })
 	if at < 0 {
 		return
 	}
 	op := c.ops[at]
-	c.ops = append(c.ops[:at], c.ops[at+1:]...)
+	c.ops = slices.Delete(c.ops, at, at+1)
 	if !op.release && f.Failed&c.hold != None {
 		c.failed |= f.Failed & c.hold
 		c.giveUpAt = c.now.Add(giveUpDelay)

@@ -229,19 +229,23 @@ type peerState struct {
 
 // Core is one node's half of the negotiation. Make it with New.
 type Core struct {
-	cfg         Config
+	cfg Config
+	now time.Time
+	out []Effect
+
+	// The negotiation.
 	state       state
 	up          bool // communication has come up
 	hold        Set  // what we claim
 	other       Set  // what the other claims, in its own terms
 	otherStable bool // the other says that it has settled
+	peer        peerState
+	reports     uint64 // that we have numbered
 	takeoverAt  time.Time
 	silences    int // how often it was put off
+	askAt       time.Time
 
-	peer    peerState
-	reports uint64
-	epoch   uint64 // counts takeovers, the other's that were agreed to among them
-
+	// Hand-overs.
 	standby       standby
 	standbySet    Set // in terms of the node that hands over
 	standbyAt     time.Time
@@ -251,38 +255,45 @@ type Core struct {
 	giving        Set    // what was held of the set that is being released
 	offered       bool   // the running offer is a failback
 
+	// What goes home.
 	needsFailback bool
 	quarantine    time.Time // the other is given nothing back before
 	held          bool      // that was said
-	failed        Set       // held, but a start failed
-	giveUpAt      time.Time
-	askAt         time.Time
-	healing       bool // the other was asked what it holds after a split
-	won           bool // a split was won; the loser has not yet released
-	audited       bool // a double claim was reported
-	orphanAt      time.Time
-	pingsSeen     int
-	behind        bool      // the other node sees more ping nodes, and has not got everything yet
-	yieldAt       time.Time // when to give up then
+	orphanAt      time.Time // nobody claims the other's set: when to act
 	orphanOffered bool      // once; it was not taken
-	found         Set       // left running by an earlier life
-	cleaning      bool
-	stuck         Set       // the other's, but it could not be stopped here
-	stuckAt       time.Time // when to try again
-	rejoining     bool
-	awaited       map[string]bool // own groups that the other node was asked for (legacy)
-	asked         []string        // groups that it asked us for, and has not got yet
 
+	// Scripts.
+	ops      []operation
+	lastOp   int
+	failed   Set // held, but a start failed
+	giveUpAt time.Time
+	stuck    Set       // the other's, but it could not be stopped here
+	stuckAt  time.Time // when to try again
+	found    Set       // left running by an earlier life
+	cleaning bool      // that is being released
+
+	// Splits.
+	epoch     uint64 // counts takeovers, the other's that were agreed to among them
+	healing   bool   // the other was asked what it holds
+	won       bool   // the loser has not yet released
+	rejoining bool   // we lost, and release everything
+	audited   bool   // a double claim was reported
+
+	// Fencing.
 	lives      int       // of the other node that were seen
 	fencing    bool      // the other node is to be reset before its resources are taken
 	attempting bool      // that is under way
 	fenceLife  int       // in which of its lives that began
 	fenceAt    time.Time // when to try again
 
-	ops    []operation
-	lastOp int
-	now    time.Time
-	out    []Effect
+	// Ping nodes.
+	pingsSeen int
+	behind    bool      // the other node sees more ping nodes, and has not got everything yet
+	yieldAt   time.Time // when to give up then
+
+	// auto_failback legacy.
+	awaited map[string]bool // own groups that the other node was asked for
+	asked   []string        // groups that it asked us for, and has not got yet
 }
 
 // New returns a core that waits for communication to come up.

@@ -31,49 +31,66 @@ func (c *Core) overtaken(m model.Message) bool {
 // onResource takes the other node's report of what it claims.
 func (c *Core) onResource(m model.Message) {
 	set, ok := ParseSet(m.Get("rsc_hold"))
-	if c.state == stateInit || !ok {
-		return
-	}
-	if c.overtaken(m) {
+	if c.state == stateInit || !ok || c.overtaken(m) {
 		return
 	}
 	c.peer.message = max(c.peer.message, m.Number)
 	c.peer.reported = true
-	full := m.Get("rtype") == "full"
-	if full {
-		// A retransmitted report may come after newer ones. A node that numbers its
-		// reports begins with the first after it has recognized us, so that one
-		// without a number is older than any with.
-		n := number(m)
-		if c.peer.report > 0 && n <= c.peer.report {
-			if m.Get("info") == infoHeal && (c.standby == standbyNot || n > c.standbyReport) {
-				c.question() // overtaken, but it still wants an answer
-			}
-			return
-		}
-		c.peer.report = n
+	full, stable, info := m.Get("rtype") == "full", m.Get("isstable"), m.Get("info")
+	if full && !c.latest(m) {
+		return
 	}
 	if c.state == stateStarting {
 		c.received()
 	}
-	switch {
-	case full || set == None:
+	if full || set == None {
 		c.other = set
-	default:
+	} else {
 		c.other |= set
 	}
 	c.agree(m)
-	c.peer.empty = c.other == None && m.Get("isstable") == "1"
-	info := m.Get("info")
-	if info == infoCleaning {
+	c.peer.empty = c.other == None && stable == "1"
+	switch info {
+	case infoCleaning:
 		c.peer.cleaning = true
-	}
-	if info == infoShutdown {
+	case infoShutdown:
 		// Whatever was being handed over: all of it comes with the end of the stop.
 		c.peer.stopping = true
 		c.endStandby()
 	}
-	switch m.Get("isstable") {
+	c.peerSettles(stable, full && info == "")
+	switch {
+	case info == infoKept && c.standby == standbyOther && c.dropped(m):
+		c.say(model.LevelError, "standby-failed", "%s could not release [%v] and keeps it", c.cfg.Peer, c.standbySet.Mirror())
+		c.endStandby()
+	case c.abandoned(m):
+		c.endStandby()
+	case info == infoHeal:
+		c.question()
+	case c.healing && full:
+		c.decide()
+	}
+}
+
+// latest tells that no newer report has come before this one, a retransmitted
+// one. A node that numbers its reports begins with the first after it has
+// recognized us, so that one without a number is older than any with.
+func (c *Core) latest(m model.Message) bool {
+	n := number(m)
+	if c.peer.report == 0 || n > c.peer.report {
+		c.peer.report = n
+		return true
+	}
+	if m.Get("info") == infoHeal && (c.standby == standbyNot || n > c.standbyReport) {
+		c.question() // overtaken, but it still wants an answer
+	}
+	return false
+}
+
+// peerSettles takes the word of a report on whether the other has settled;
+// plain is a full one without a comment.
+func (c *Core) peerSettles(stable string, plain bool) {
+	switch stable {
 	case "1":
 		c.peer.open = false
 		c.cleaned()
@@ -85,21 +102,9 @@ func (c *Core) onResource(m model.Message) {
 		}
 	case "0":
 		c.otherStable = false
-		c.peer.open = full && info == ""
-		if c.peer.open {
+		if c.peer.open = plain; plain {
 			c.cleaned()
 		}
-	}
-	switch {
-	case info == infoKept && c.standby == standbyOther && c.dropped(m):
-		c.say(model.LevelError, "standby-failed", "%s could not release [%v] and keeps it", c.cfg.Peer, c.standbySet.Mirror())
-		c.endStandby()
-	case c.abandoned(m):
-		c.endStandby()
-	case info == infoHeal:
-		c.question()
-	case c.healing && full:
-		c.decide()
 	}
 }
 

@@ -52,14 +52,7 @@ func (c *Core) endStandby() {
 }
 
 // releasing tells whether the accepted offer is being released now.
-func (c *Core) releasing() bool {
-	for _, op := range c.ops {
-		if op.why == forGiving {
-			return true
-		}
-	}
-	return false
-}
+func (c *Core) releasing() bool { return c.busy(forGiving) }
 
 // onAsk takes the other node's step of a hand-over.
 func (c *Core) onAsk(m model.Message) {
@@ -123,14 +116,7 @@ func (c *Core) dropped(m model.Message) bool {
 }
 
 // receiving tells whether a gift is being acquired now.
-func (c *Core) receiving() bool {
-	for _, op := range c.ops {
-		if op.why == forGift {
-			return true
-		}
-	}
-	return false
-}
+func (c *Core) receiving() bool { return c.busy(forGift) }
 
 // onOffer accepts a set from the other node, or ignores the offer as the protocol demands.
 func (c *Core) onOffer(set Set, id string, report uint64) {
