@@ -13,13 +13,19 @@ import (
 // to reset the other, and the one that is faster goes on; what comes back before
 // it was fenced is negotiated with as with any node.
 //
-// An attempt under way cannot be called off, so that there is one at a time: a
-// device that is slower than the machine comes up would reset it again and
-// again. Its confirmation counts for the life of the other node in which it was
-// begun: a later one may have begun after the reset.
+// An attempt under way cannot be called off, so that there is one at a time. Its
+// confirmation counts for the life of the other node in which it was begun: a
+// later one may have begun after the reset. Where a machine comes up between its
+// death and the reset, the reset causes the next death, for which it would be
+// reset again when it has just come up, and so on: the next attempt waits, twice
+// as long each time, so that the machine can be back before.
 
-// fenceDelay lies between two attempts (heartbeat 3.0.6).
-const fenceDelay = 5 * time.Second
+// Times of fencing.
+const (
+	fenceDelay = 5 * time.Second  // between two attempts (heartbeat 3.0.6)
+	vainMemory = 10 * time.Minute // how long it matters that an attempt hit, or will hit, a node that was back
+	maxVain    = 6                // doublings of fenceDelay for that
+)
 
 // Fence is the effect of resetting the other node's machine; Fenced follows.
 type Fence struct{ Node model.NodeName }
@@ -39,6 +45,15 @@ func (c *Core) harmless() bool { return c.peer.gone || c.peer.empty }
 // fence has the other node reset. A takeover follows when that is confirmed.
 func (c *Core) fence() {
 	c.fencing = true
+	if c.now.Sub(c.vainAt) > vainMemory {
+		c.inVain = 0
+	}
+	if c.inVain > 0 {
+		wait := fenceDelay << min(c.inVain, maxVain)
+		c.fenceAt = c.now.Add(wait)
+		c.say(model.LevelWarning, "fencing", "Resetting node %s in %v before its resources are taken over, unless it comes back: the last reset was for a node that was back already", c.cfg.Peer, wait)
+		return
+	}
 	c.say(model.LevelWarning, "fencing", "Resetting node %s before its resources are taken over", c.cfg.Peer)
 	c.tryFence()
 }
@@ -66,7 +81,7 @@ func (c *Core) fenced(f Fenced) {
 		c.sendFenced("bad")
 		return
 	}
-	c.fencing = false
+	c.fencing, c.inVain = false, 0
 	c.say(model.LevelNotice, "fenced", "node %s now reset.", c.cfg.Peer)
 	c.sendFenced("OK")
 	c.takeAll()
@@ -83,6 +98,10 @@ func (c *Core) spare() {
 		return
 	}
 	c.fencing, c.fenceAt = false, time.Time{}
+	if c.attempting {
+		c.inVain++
+		c.vainAt = c.now
+	}
 	c.say(model.LevelNotice, "fencing-ended", "%s is there again: nothing is taken over from it", c.cfg.Peer)
 	switch {
 	case c.legacy() && c.hold&Local == None:

@@ -285,6 +285,8 @@ type Core struct {
 	attempting bool      // that is under way
 	fenceLife  int       // in which of its lives that began
 	fenceAt    time.Time // when to try again
+	inVain     int       // attempts that could not be called off when it was back
+	vainAt     time.Time // the latest of these
 
 	// Ping nodes.
 	pingsSeen int

@@ -49,7 +49,7 @@ func (c *Core) onResource(m model.Message) {
 		c.other |= set
 	}
 	c.agree(m)
-	c.peer.empty = c.other == None && stable == "1"
+	c.peer.empty = c.other == None && stable == "1" && c.standby == standbyNot
 	switch info {
 	case infoCleaning:
 		c.peer.cleaning = true

@@ -148,8 +148,8 @@ func (w *world) settleBound() time.Duration {
 		bound += c.DeadPing + c.ipfailWait()
 	}
 	if c.Fence > 0 {
-		// A reset under way, what it makes the other side do, and a new beginning.
-		bound += 2*c.Fence + c.Boot + c.InitDead + c.DeadTime + 10*time.Second
+		// Resets under way when their node is back make the next wait: three rounds.
+		bound += 3*(c.Fence+c.Boot+max(c.InitDead, c.DeadTime)) + 70*time.Second
 	}
 	return bound
 }
