@@ -36,11 +36,13 @@ var negotiation = []string{"starting", "resource", "ask_resources", "hb_takeover
 
 // legacyUp claims what is ours; communication has come up.
 func (c *Core) legacyUp(peerActive bool) {
-	c.up, c.state = true, stateStable
+	c.up = true
 	if c.alone() {
+		c.state = stateStarting // while the other is being reset
 		c.takeFirst()
 		return
 	}
+	c.state = stateStable
 	if left := c.found & Foreign; left != None {
 		c.release(left, forYielding) // the other is answered when it is gone
 	} else if peerActive {
@@ -156,7 +158,7 @@ func (c *Core) legacyHealed() {
 // legacyConsider does what is due, and draws from who is there what the other
 // side, which never says, must be holding.
 func (c *Core) legacyConsider() {
-	if negotiating := c.state == stateStarting || c.state == stateReceived; negotiating && !c.rejoining && !c.cleaning {
+	if negotiating := c.state == stateStarting || c.state == stateReceived; negotiating && !c.rejoining && !c.cleaning && !c.fencing {
 		c.takeoverAt = time.Time{}
 		c.legacyUp(true) // a Batuta node was there until now
 	}
