@@ -36,6 +36,9 @@ type Status struct {
 	Sentences  []string             `json:"sentences"` // what an operator should know, most urgent first
 	PID        int                  `json:"pid"`
 	BadPackets uint64               `json:"bad_packets"` // heartbeat packets dropped because they failed authentication
+	// KernelSilent is why this machine's kernel does not answer the other nodes
+	// while this daemon is silent; "" where it does, or where that is not wanted.
+	KernelSilent string `json:"kernel_silent,omitempty"`
 	// Packets are the totals of the heartbeats, and LinkPackets what each link
 	// has dropped unseen; since the heartbeats' process began. Absent without a cluster.
 	Packets     heartbeat.Counters  `json:"packets,omitzero"`

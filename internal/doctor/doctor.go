@@ -24,6 +24,8 @@ type Facts struct {
 	Interfaces []Interface
 	Peers      []netip.Addr // addresses of the other directors
 	Heartbeat  []string     // interfaces of the heartbeats
+	Silent     string       // why the kernel does not answer other directors while the daemon is silent
+	NoBPF      bool         // /sys/fs/bpf is no BPF file system
 }
 
 // Interface is one interface of the machine.

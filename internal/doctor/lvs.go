@@ -25,6 +25,7 @@ var rules = []rule{
 	{"LVS012", model.LevelWarning, syncInTheOpen},
 	{"LVS013", model.LevelWarning, syncIDs},
 	{"LVS014", model.LevelWarning, droppingAlways},
+	{"LVS015", model.LevelNotice, silentKernel},
 	{"LVS101", model.LevelError, answersARP},
 	{"LVS102", model.LevelError, announcesHidden},
 	{"LVS103", model.LevelError, strictTunnel},
@@ -259,6 +260,21 @@ func droppingAlways(f Facts) (found []Finding) {
 		}
 	}
 	return found
+}
+
+// silentKernel: without its answers a daemon that hangs or is restarted looks
+// like a machine that is lost.
+func silentKernel(f Facts) []Finding {
+	if f.Silent == "" {
+		return nil
+	}
+	x := Finding{Text: "this machine's kernel does not answer the other directors when the daemon here is silent (" + f.Silent +
+		"): they take over at the dead time also if only the daemon hangs or is restarted"}
+	if f.NoBPF {
+		x.Text += "; mount the file system, have it mounted at each boot, and restart the daemon"
+		x.Fix = "mount -t bpf bpf /sys/fs/bpf"
+	}
+	return []Finding{x}
 }
 
 // answersARP: a real server of gate or ipip that tells the network where the

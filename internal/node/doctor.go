@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/batuta-ha/batuta/internal/api"
 	"github.com/batuta-ha/batuta/internal/doctor"
@@ -39,6 +40,7 @@ func Facts(ctx context.Context, t api.Table, st api.Status) (doctor.Facts, error
 			f.IPVS[s.Name] = s.Value
 		}
 	}
+	f.Silent, f.NoBPF = st.KernelSilent, !onBPF("/sys/fs/bpf")
 	f.Forward[model.IPv4] = setting("ipv4/ip_forward")
 	f.Forward[model.IPv6] = setting("ipv6/conf/all/forwarding")
 	for _, p := range st.Peers {
@@ -59,6 +61,12 @@ func Facts(ctx context.Context, t api.Table, st api.Status) (doctor.Facts, error
 		f.Interfaces = append(f.Interfaces, interfaceOf(l))
 	}
 	return f, nil
+}
+
+// onBPF tells whether a directory is that of a BPF file system.
+func onBPF(dir string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(dir, &st) == nil && uint32(st.Type) == unix.BPF_FS_MAGIC
 }
 
 func interfaceOf(l netlink.Link) doctor.Interface {

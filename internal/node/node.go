@@ -130,6 +130,7 @@ type clusterNode struct {
 	network   *announce.Network
 	messenger *beat.Client
 	responder *responder.Responder // nil where the kernel cannot answer
+	silent    error                // why it cannot; nil where that is not wanted
 	crm       *crm.Loop
 	roots     []*instance
 	directors *directors           // nil where no resource balances

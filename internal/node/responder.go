@@ -20,6 +20,7 @@ func (n *clusterNode) buildResponder() {
 	switch {
 	case errors.Is(err, responder.ErrNoMedium):
 	case err != nil:
+		n.silent = err
 		n.sink(model.Event{At: time.Now(), Level: model.LevelNotice, Source: "heartbeat", Kind: "kernel-answers-not", Subject: string(n.hb.Self),
 			Text: fmt.Sprintf("this machine's kernel does not answer when this daemon is silent: %v; the other nodes judge by the dead time alone", err)})
 	default:

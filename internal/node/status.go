@@ -34,6 +34,9 @@ func (n *clusterNode) Status(context.Context) (api.Status, error) {
 		st.Peers = append(st.Peers, api.Peer{Name: v.Name, State: v.State.String(), Self: v.Name == n.hb.Self, Ping: v.Ping, Links: notNil(v.Links), Key: v.Key.String(),
 			Suspect: v.Suspect, Kernel: v.Kernel || v.Name == n.hb.Self && n.responder != nil, LastBeat: v.LastBeat, Quarantine: v.Quarantine, Margin: v.Margin})
 	}
+	if n.silent != nil {
+		st.KernelSilent = n.silent.Error()
+	}
 	if n.plane != nil {
 		st.PlaneInfo = n.plane.Info()
 		st.Plane = st.PlaneInfo.Name
