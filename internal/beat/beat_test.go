@@ -2,6 +2,7 @@ package beat
 
 import (
 	"context"
+	"encoding/gob"
 	"errors"
 	"fmt"
 	"net"
@@ -16,6 +17,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/batuta-ha/batuta/internal/heartbeat"
 	"github.com/batuta-ha/batuta/internal/messenger"
@@ -359,11 +362,20 @@ func TestALinkThatCannotBeOpened(t *testing.T) {
 // an event in the middle.
 func TestReportsThatNobodyReads(t *testing.T) {
 	ctx, end := context.WithCancelCause(t.Context())
-	p := &process{some: make(chan struct{}, 1), full: end}
-	for range maxReports {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pair[0])
+	w, err := newRawWire(pair[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &process{wire: w, end: end}
+	for p.dropped == 0 { // what the socket takes does not wait
 		p.note(model.Event{Text: "a note"})
 	}
-	if len(p.reports) != maxReports/2 || p.dropped != maxReports/2 || ctx.Err() != nil {
+	if len(p.reports) != maxReports/2 || ctx.Err() != nil {
 		t.Errorf("notes alone: %d wait, %d were left out, %v", len(p.reports), p.dropped, context.Cause(ctx))
 	}
 	for len(p.reports) < maxReports {
@@ -376,6 +388,23 @@ func TestReportsThatNobodyReads(t *testing.T) {
 	if !errors.Is(context.Cause(ctx), errFull) {
 		t.Errorf("the life goes on without an event: %v", context.Cause(ctx))
 	}
+	// Somebody reads at last, and finds all of them, and how many notes are missing.
+	done := make(chan struct{})
+	go func() { defer close(done); p.finish() }()
+	events, missing := 0, 0
+	for dec := gob.NewDecoder(os.NewFile(uintptr(pair[1]), "reader")); events < maxReports/2 || missing == 0; {
+		var r report
+		if err := dec.Decode(&r); err != nil {
+			t.Fatalf("after %d events: %v", events, err)
+		}
+		switch {
+		case r.Event != nil:
+			events++
+		case r.Note != nil && r.Note.Kind == "notes-dropped":
+			missing++
+		}
+	}
+	<-done
 }
 
 func TestStandstill(t *testing.T) {

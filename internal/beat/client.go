@@ -285,7 +285,7 @@ func (c *Client) write(life *child, done <-chan struct{}) {
 	orders := []order{{Begin: true}}
 	for {
 		for i := range orders {
-			if life.wire.enc.Encode(&orders[i]) != nil {
+			if life.wire.send(&orders[i]) != nil {
 				return // it ends, or has ended
 			}
 		}
@@ -467,7 +467,7 @@ func (c *Client) open(life *child) error {
 	if err := life.wire.SetDeadline(time.Now().Add(openPatience)); err != nil {
 		return err
 	}
-	if err := life.wire.enc.Encode(&life.Life); err != nil {
+	if err := life.wire.send(&life.Life); err != nil {
 		return fmt.Errorf("the beat process did not start: %w", err)
 	}
 	for {

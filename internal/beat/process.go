@@ -11,10 +11,12 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/batuta-ha/batuta/internal/heartbeat"
 	"github.com/batuta-ha/batuta/internal/link"
@@ -39,23 +41,23 @@ const (
 	// this node falls silent. Stalls below it (a disk's flush, a collection of
 	// garbage on a busy machine) are common, and a takeover costs more than they do.
 	leastStandstill = time.Second
-	// processors are the threads that run Go at once: one decides and one reads.
+	// processors are the threads that run Go at once: one beats, and one collects
+	// garbage or reads a link that cannot be polled.
 	processors = 2
 )
 
-// process is the beat process.
+// process is the beat process. It is one goroutine, which the loop's Run has
+// after the beginning, and looks after the socket between two waits.
 type process struct {
-	wire *wire
+	wire *rawWire
 	page *page
 	life Life
 	loop *messenger.Loop
 
-	mu      sync.Mutex
-	reports []report
-	dropped int           // notes for which there was no room
-	some    chan struct{} // there are reports
-	ended   bool          // there will be no more
-	full    context.CancelCauseFunc
+	begun   bool
+	end     context.CancelCauseFunc // ends the loop
+	reports []report                // that are not encoded yet
+	dropped int                     // notes for which there was no room
 	mute    mute
 }
 
@@ -66,34 +68,34 @@ func Main() error {
 	// service; the end of this one is for the node's process to say.
 	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	runtime.GOMAXPROCS(processors)
-	socket := os.NewFile(socketFD, "socket")
-	w, err := newWire(socket)
+	w, err := newRawWire(socketFD)
 	if err != nil {
 		return fmt.Errorf("%w; %s is started by batuta run, not by hand", err, Verb)
 	}
-	defer w.Close()
-	_ = socket.Close()
 	file := os.NewFile(pageFD, "page")
 	page, err := openPage(file)
 	if err != nil {
 		return err
 	}
 	_ = file.Close()
-	p := &process{wire: w, page: page, some: make(chan struct{}, 1)}
-	if err := w.dec.Decode(&p.life); err != nil {
-		return fmt.Errorf("the life to live: %w", err)
+	p := &process{wire: w, page: page}
+	for {
+		w.wait(unix.POLLIN)
+		switch ok, err := w.decode(&p.life); {
+		case err != nil:
+			return fmt.Errorf("the life to live: %w", err)
+		case ok:
+			return p.run()
+		}
 	}
-	return p.run()
 }
 
 // run lives that life.
 func (p *process) run() error {
 	ctx, end := context.WithCancelCause(context.Background())
 	defer end(nil)
-	p.full = end
-	written := make(chan struct{})
-	go func() { defer close(written); p.write() }()
-	defer func() { p.finish(); <-written }()
+	p.end = end
+	defer p.finish()
 	if err := p.build(); err != nil {
 		p.report(report{Failed: err.Error()})
 		return nil
@@ -102,17 +104,15 @@ func (p *process) run() error {
 		p.beReal()
 	}
 	p.report(report{Opened: true})
-	begin := make(chan struct{})
-	go p.obey(begin, end)
-	select {
-	case <-begin:
-	case <-ctx.Done():
-		return nil
+	for !p.begun && ctx.Err() == nil {
+		_, events := p.Descriptor()
+		p.wire.wait(events)
+		p.Attend()
 	}
-	told := make(chan struct{})
-	go func() { defer close(told); p.tell() }()
-	err := p.loop.Run(ctx)
-	<-told
+	var err error
+	if ctx.Err() == nil {
+		err = p.loop.Run(ctx)
+	}
 	if cause := context.Cause(ctx); !errors.Is(cause, errEnd) {
 		err = errors.Join(cause, err)
 	}
@@ -162,9 +162,13 @@ func (p *process) build() error {
 		LoadAverage: loadAverage(),
 		Renewed:     func(g uint32) error { p.report(report{Renewed: g}); return nil },
 		Floors:      p.life.Floors,
-		Heard:       func(f map[model.NodeName]heartbeat.Floor) error { p.report(report{Heard: f}); return nil },
+		Heard:       func(f map[model.NodeName]heartbeat.Floor) { p.report(report{Heard: f}) },
 		Margins:     margins,
 		Mute:        p.mute.now,
+		Attendant:   p,
+		Event:       func(e model.ClusterEvent) { p.report(report{Event: &e}) },
+		Started:     func() { p.report(report{Begun: true}) },
+		Alone:       true,
 	})
 	return err
 }
@@ -201,47 +205,48 @@ func (p *process) warn(link string, err error) {
 	p.note(model.Event{At: time.Now(), Level: model.LevelWarning, Source: "heartbeat", Kind: "link-warning", Subject: link, Text: err.Error()})
 }
 
-// obey takes orders until there are no more.
-func (p *process) obey(begin chan<- struct{}, end context.CancelCauseFunc) {
+// Descriptor is the socket to the node's process.
+func (p *process) Descriptor() (fd int, events int16) {
+	events = unix.POLLIN
+	if p.wire.unsent() {
+		events |= unix.POLLOUT
+	}
+	return p.wire.fd, events
+}
+
+// Attend takes the orders that are there, and sends what could not be sent.
+func (p *process) Attend() {
 	for {
 		var o order
-		switch err := p.wire.dec.Decode(&o); {
-		case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
+		switch ok, err := p.wire.decode(&o); {
+		case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
 			// Nobody is left who could want another beat, or read why. The kernel
 			// closes the sockets; whoever comes next finds the ports free.
 			os.Exit(0)
 		case err != nil:
-			end(fmt.Errorf("%w: %w", errGone, err))
+			p.end(fmt.Errorf("%w: %w", errGone, err))
 			return
-		case o.Message != nil:
-			_ = p.loop.Send(*o.Message) // checked by the client
-		case o.Keys != nil:
-			p.loop.Rekey(*o.Keys)
-		case o.View:
-			p.report(report{Seen: &seen{p.loop.View(), p.loop.Counters(), p.loop.LinkPackets(), heartbeat.FormatMargins(p.loop.Margins())}})
-		case o.Begin:
-			close(begin)
-		case o.End:
-			end(errEnd)
+		case !ok:
+			p.write()
 			return
 		}
+		p.obey(&o)
 	}
 }
 
-// tell passes on what the loop says.
-func (p *process) tell() {
-	ready := p.loop.Ready()
-	for {
-		select {
-		case <-ready:
-			p.report(report{Begun: true})
-			ready = nil
-		case e, more := <-p.loop.Events():
-			if !more {
-				return
-			}
-			p.report(report{Event: &e})
-		}
+// obey does what an order says.
+func (p *process) obey(o *order) {
+	switch {
+	case o.Message != nil:
+		_ = p.loop.Send(*o.Message) // checked by the client
+	case o.Keys != nil:
+		p.loop.Rekey(*o.Keys)
+	case o.View:
+		p.report(report{Seen: &seen{p.loop.View(), p.loop.Counters(), p.loop.LinkPackets(), heartbeat.FormatMargins(p.loop.Margins())}})
+	case o.Begin:
+		p.begun = true
+	case o.End:
+		p.end(errEnd)
 	}
 }
 
@@ -255,57 +260,47 @@ func (p *process) loudNote(e model.Event) {
 	go fmt.Fprintln(os.Stderr, "batuta "+Verb+": "+e.Text) // whoever reads it may hang, too
 }
 
-// report puts a report in line. It does not wait: notes are left out where
-// half of the line is taken, and a life in which something else has no room ends.
+// report sends a report, or puts it in line if the reader is slow. It does not
+// wait: notes are left out where half of the line is taken, and a life in which
+// something else has no room ends.
 func (p *process) report(r report) {
-	r = stamped(r)
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	switch n := len(p.reports); {
 	case r.Note != nil && n >= maxReports/2:
 		p.dropped++
 		return
 	case n >= maxReports:
-		p.full(errFull)
+		p.end(errFull)
 		return
 	}
-	p.reports = append(p.reports, r)
-	select {
-	case p.some <- struct{}{}:
-	default:
-	}
+	p.reports = append(p.reports, stamped(r))
+	p.write()
 }
 
-// finish says that there are no more reports.
-func (p *process) finish() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.ended = true
-	select {
-	case p.some <- struct{}{}:
-	default:
-	}
-}
-
-// write is the goroutine that waits for the reader of the reports.
+// write sends what the socket takes.
 func (p *process) write() {
-	for range p.some {
-		p.mu.Lock()
-		reports, ended, dropped := p.reports, p.ended, p.dropped
-		p.reports, p.dropped = nil, 0
-		p.mu.Unlock()
-		if dropped > 0 {
-			reports = append(reports, stamped(report{Note: &model.Event{At: time.Now(), Level: model.LevelWarning, Source: "heartbeat",
-				Kind: "notes-dropped", Text: fmt.Sprintf("%d messages of the beat process were left out: this daemon did not read them in time", dropped)}}))
+	if !p.wire.flush() {
+		return
+	}
+	if n := p.dropped; n > 0 && len(p.reports) < maxReports/2 {
+		p.dropped = 0
+		p.reports = append(p.reports, stamped(report{Note: &model.Event{At: time.Now(), Level: model.LevelWarning, Source: "heartbeat",
+			Kind: "notes-dropped", Text: fmt.Sprintf("%d messages of the beat process were left out: this daemon did not read them in time", n)}}))
+	}
+	sent := 0
+	for sent < len(p.reports) {
+		p.wire.encode(&p.reports[sent])
+		sent++
+		if !p.wire.flush() {
+			break
 		}
-		for i := range reports {
-			if p.wire.enc.Encode(&reports[i]) != nil {
-				return // nobody is there; obey sees it, too
-			}
-		}
-		if ended {
-			return
-		}
+	}
+	p.reports = slices.Delete(p.reports, 0, sent)
+}
+
+// finish sends what is left to be said.
+func (p *process) finish() {
+	for p.write(); p.wire.unsent() || len(p.reports) > 0 || p.dropped > 0; p.write() {
+		p.wire.wait(unix.POLLOUT)
 	}
 }
 

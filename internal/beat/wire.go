@@ -1,11 +1,16 @@
 package beat
 
 import (
+	"bytes"
+	"encoding/binary"
 	"encoding/gob"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -59,10 +64,13 @@ type seen struct {
 	Margins  string
 }
 
-// wire is one end of the socket pair.
+// wire is the node's end of the socket pair. Orders go out with their length
+// before them, so that the other end can take them without waiting; reports
+// come as they are.
 type wire struct {
 	*net.UnixConn
-	enc *gob.Encoder // of the one goroutine that writes
+	out bytes.Buffer // of the one goroutine that writes
+	enc *gob.Encoder
 	dec *gob.Decoder // of the one that reads
 }
 
@@ -76,8 +84,111 @@ func newWire(f *os.File) (*wire, error) {
 		_ = conn.Close()
 		return nil, fmt.Errorf("socket to the other process: %T is no Unix socket", conn)
 	}
-	return &wire{UnixConn: u, enc: gob.NewEncoder(u), dec: gob.NewDecoder(u)}, nil
+	w := &wire{UnixConn: u, dec: gob.NewDecoder(u)}
+	w.enc = gob.NewEncoder(&w.out)
+	return w, nil
 }
+
+// send sends a life or an order.
+func (w *wire) send(what any) error {
+	w.out.Reset()
+	w.out.Write(make([]byte, lengthSize))
+	if err := w.enc.Encode(what); err != nil {
+		return err
+	}
+	b := w.out.Bytes()
+	binary.NativeEndian.PutUint32(b, uint32(len(b)-lengthSize))
+	_, err := w.Write(b)
+	return err
+}
+
+const (
+	lengthSize = 4       // bytes before an order
+	readSize   = 1 << 16 // bytes that are read at a time
+)
+
+// rawWire is the beat process's end. It never waits but in wait.
+type rawWire struct {
+	fd   int
+	in   []byte // read and not decoded yet
+	room []byte
+	part bytes.Buffer // what dec reads: one life or order
+	dec  *gob.Decoder
+	out  bytes.Buffer // encoded and not sent yet
+	enc  *gob.Encoder
+}
+
+// newRawWire takes a descriptor that was inherited.
+func newRawWire(fd int) (*rawWire, error) {
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err == nil && kind != unix.AF_UNIX {
+		err = errors.New("it is no Unix socket")
+	}
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("socket to the other process: %w", err)
+	}
+	unix.CloseOnExec(fd)
+	w := &rawWire{fd: fd, room: make([]byte, readSize)}
+	w.dec, w.enc = gob.NewDecoder(&w.part), gob.NewEncoder(&w.out)
+	return w, nil
+}
+
+// wait waits for one of these events (poll(2)).
+func (w *rawWire) wait(events int16) {
+	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(w.fd), Events: events}}, -1) // what is there is looked at then
+}
+
+// decode decodes the next life or order, if all of it is there. io.EOF: nobody
+// is at the other end.
+func (w *rawWire) decode(into any) (ok bool, err error) {
+	for {
+		if len(w.in) >= lengthSize {
+			n := int(binary.NativeEndian.Uint32(w.in))
+			if whole := w.in[lengthSize:]; len(whole) >= n {
+				w.part.Write(whole[:n])
+				w.in = slices.Delete(w.in, 0, lengthSize+n)
+				return true, w.dec.Decode(into)
+			}
+		}
+		n, err := unix.Read(w.fd, w.room)
+		switch {
+		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
+			return false, nil
+		case err != nil:
+			return false, err
+		case n == 0:
+			return false, io.EOF
+		}
+		w.in = append(w.in, w.room[:n]...)
+	}
+}
+
+// encode puts a report into what is to be sent.
+func (w *rawWire) encode(r *report) { _ = w.enc.Encode(r) } // into memory, of a type that gob can
+
+// flush sends what the socket takes, and tells whether that was all. If nobody
+// is there to read it, decode finds out.
+func (w *rawWire) flush() bool {
+	for w.out.Len() > 0 {
+		n, err := unix.SendmsgN(w.fd, w.out.Bytes(), nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EAGAIN):
+			return false
+		case err != nil:
+			w.out.Reset()
+		default:
+			w.out.Next(n)
+		}
+	}
+	return true
+}
+
+// unsent tells whether flush has something to send.
+func (w *rawWire) unsent() bool { return w.out.Len() > 0 }
 
 // stamped is a report with its moment. Its times are then as this moment's wall
 // clock has them: encoding takes from a time what is monotonic in it, and the

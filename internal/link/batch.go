@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
-	"syscall"
 	"time"
 	"unsafe"
 
@@ -50,26 +49,20 @@ func newBatch() *batch {
 	return b
 }
 
-// read waits for packets and takes what is there.
-func (b *batch) read(c syscall.RawConn) error {
-	var errno syscall.Errno
-	err := c.Read(func(fd uintptr) bool {
-		for i := range b.headers {
-			h := &b.headers[i]
-			h.Namelen, h.Flags = unix.SizeofSockaddrInet6, 0
-			h.SetControllen(len(b.control[i]))
-		}
-		var n uintptr
-		n, _, errno = syscall.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&b.headers)), batchSize, unix.MSG_DONTWAIT, 0, 0)
-		if errno == 0 {
-			b.have, b.next, b.now = int(n), 0, time.Now()
-		}
-		return errno != syscall.EAGAIN && errno != syscall.EINTR
-	})
-	if err == nil && errno != 0 {
-		return errno
+// read takes the packets that are there.
+func (b *batch) read(fd int) unix.Errno {
+	for i := range b.headers {
+		h := &b.headers[i]
+		h.Namelen, h.Flags = unix.SizeofSockaddrInet6, 0
+		h.SetControllen(len(b.control[i]))
 	}
-	return err
+	// It does not wait, so the runtime need not know of it.
+	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.headers)), batchSize, unix.MSG_DONTWAIT, 0, 0)
+	b.have, b.next = 0, 0
+	if errno == 0 {
+		b.have, b.now = int(n), time.Now()
+	}
+	return errno
 }
 
 // take returns the next packet of the batch, and how many the kernel has

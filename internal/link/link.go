@@ -7,6 +7,8 @@ import (
 	"errors"
 	"net/netip"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Link is one heartbeat medium of this node. Send and Receive may be called
@@ -23,6 +25,20 @@ type Link interface {
 	Receive() (Packet, error)
 	// Close ends the link and every Receive that waits.
 	Close() error
+}
+
+// Polled is a link that a loop waits for together with others, by its
+// descriptors (poll(2)), instead of with a goroutine in Receive.
+type Polled interface {
+	Link
+	// Descriptors appends what is to be waited for. It may change at any Send
+	// or Take.
+	Descriptors(room []unix.PollFd) []unix.PollFd
+	// Take returns the next datagram that is there, or ErrNone. Any other error
+	// is as Receive returns it. The data are valid until the next call.
+	Take() (Packet, error)
+	// Paced is what Pace was told last, which the loop that waits has to see to.
+	Paced() time.Duration
 }
 
 // Guarded is a link whose kernel side can be told what to drop in a flood.
@@ -57,5 +73,9 @@ type Packet struct {
 	At   time.Time      // when the kernel received it if it says so, else when it was read
 }
 
-// ErrClosed is returned by Receive after Close.
-var ErrClosed = errors.New("link is closed")
+var (
+	// ErrClosed is returned by Receive after Close.
+	ErrClosed = errors.New("link is closed")
+	// ErrNone is returned by Take when nothing has come.
+	ErrNone = errors.New("nothing has come")
+)

@@ -1,7 +1,6 @@
 package link
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -9,7 +8,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -68,35 +66,41 @@ type sockets struct {
 // interface that vanished.
 const reopenAfter = 250 * time.Millisecond
 
+// receiveLook is how often Receive looks whether its socket is still the same,
+// in milliseconds.
+const receiveLook = 50
+
 // udp is a medium over UDP: one socket to send, one to receive.
 type udp struct {
 	medium model.Medium
 	opt    Options
 	how    sockets
 
-	batch   *batch // of the one goroutine that receives, and the socket that it is of
-	reads   *net.UDPConn
-	raw     syscall.RawConn
+	batch   *batch // of the one goroutine that receives
 	dropped atomic.Uint64
 	pace    atomic.Int64 // time.Duration; see Pace
 
 	mu     sync.Mutex
-	in     *net.UDPConn // replaced when the interface comes back
-	out    *net.UDPConn
-	sieve  *sieve   // nil at first, and where it cannot be had
-	known  []Sender // in a flood; nil: there is none
-	shut   bool     // others than these get through in a share only
+	in     int // descriptors, -1 after Close; replaced when the interface comes back
+	out    int
+	to     unix.Sockaddr // where datagrams go
+	sieve  *sieve        // nil at first, and where it cannot be had
+	known  []Sender      // in a flood; nil: there is none
+	shut   bool          // others than these get through in a share only
 	tried  time.Time
 	closed atomic.Bool
 }
 
-var _ Guarded = (*udp)(nil)
+var (
+	_ Guarded = (*udp)(nil)
+	_ Polled  = (*udp)(nil)
+)
 
 func openUDP(m model.Medium, opt Options, how sockets) (Link, error) {
 	if !m.Peer.IsValid() || m.Peer.Port() == 0 || m.Kind == model.Broadcast && !m.Peer.Addr().Is4() {
 		return nil, fmt.Errorf("%s %s: %v is not an address with a port", m.Kind, m.Interface, m.Peer)
 	}
-	u := &udp{medium: m, opt: opt, how: how}
+	u := &udp{medium: m, opt: opt, how: how, batch: newBatch()}
 	var err error
 	u.in, u.out, err = u.open()
 	if err != nil {
@@ -108,57 +112,68 @@ func openUDP(m model.Medium, opt Options, how sockets) (Link, error) {
 	return u, nil
 }
 
-// open makes the pair of sockets.
-func (u *udp) open() (in, out *net.UDPConn, err error) {
+// open makes the pair of sockets. They are not the runtime's, whose poller
+// would be woken by each packet.
+func (u *udp) open() (in, out int, err error) {
 	if u.medium.Interface != "" {
 		if _, err := net.InterfaceByName(u.medium.Interface); err != nil {
-			return nil, nil, fmt.Errorf("no interface of that name: %w", err)
+			return -1, -1, fmt.Errorf("no interface of that name: %w", err)
 		}
 	}
+	u.to = u.peer()
 	if u.how.asks {
 		in, err = u.socket(u.how.send, append(u.how.onSend, answersOnly))
 		return in, in, err
 	}
 	if in, err = u.socket(u.how.receive, append(u.how.onReceive, stamp, roomy, framesOnly)); err != nil {
-		return nil, nil, fmt.Errorf("cannot receive on %v: %w", u.how.receive, err)
+		return -1, -1, fmt.Errorf("cannot receive on %v: %w", u.how.receive, err)
 	}
 	if out, err = u.socket(u.how.send, u.how.onSend); err != nil {
-		_ = in.Close()
-		return nil, nil, fmt.Errorf("cannot send: %w", err)
+		_ = unix.Close(in)
+		return -1, -1, fmt.Errorf("cannot send: %w", err)
 	}
 	return in, out, nil
 }
 
 // socket makes one socket, bound to the device where that is permitted.
-func (u *udp) socket(at netip.AddrPort, options []func(fd int) error) (*net.UDPConn, error) {
-	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		var inner error
-		err := c.Control(func(fd uintptr) {
-			for _, set := range options {
-				if inner = set(int(fd)); inner != nil {
-					return
-				}
-			}
-			if u.medium.Interface == "" {
-				return
-			}
-			if err := unix.BindToDevice(int(fd), u.medium.Interface); errors.Is(err, unix.EPERM) {
-				u.opt.warn("%s %s: not permitted to bind the socket to the interface (needs CAP_NET_RAW): packets of other interfaces are heard too", u.medium.Kind, u.medium.Interface)
-			} else if err != nil {
-				inner = fmt.Errorf("binding to the interface: %w", err)
-			}
-		})
-		return errors.Join(err, inner)
-	}}
-	network := "udp4"
+func (u *udp) socket(at netip.AddrPort, options []func(fd int) error) (fd int, err error) {
+	family := unix.AF_INET
 	if u.medium.Peer.Addr().Is6() {
-		network = "udp6"
+		family = unix.AF_INET6
+		options = append([]func(int) error{only6}, options...)
 	}
-	pc, err := lc.ListenPacket(context.Background(), network, at.String())
-	if err != nil {
-		return nil, err
+	if fd, err = unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0); err != nil {
+		return -1, fmt.Errorf("socket: %w", err)
 	}
-	return pc.(*net.UDPConn), nil
+	defer func() {
+		if err != nil {
+			_ = unix.Close(fd)
+		}
+	}()
+	for _, set := range options {
+		if err := set(fd); err != nil {
+			return -1, err
+		}
+	}
+	if u.medium.Interface != "" {
+		if err := unix.BindToDevice(fd, u.medium.Interface); errors.Is(err, unix.EPERM) {
+			u.opt.warn("%s %s: not permitted to bind the socket to the interface (needs CAP_NET_RAW): packets of other interfaces are heard too", u.medium.Kind, u.medium.Interface)
+		} else if err != nil {
+			return -1, fmt.Errorf("binding to the interface: %w", err)
+		}
+	}
+	if err := unix.Bind(fd, sockaddr(at)); err != nil {
+		return -1, fmt.Errorf("bind %v: %w", at, err)
+	}
+	return fd, nil
+}
+
+// sockaddr is an address as the kernel takes it. A zone is an interface's name.
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+	}
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: uint32(interfaceIndex(a.Addr().Zone()))}
 }
 
 func (u *udp) Name() string { return u.medium.Name }
@@ -167,22 +182,16 @@ func (u *udp) Name() string { return u.medium.Name }
 // beat or a retransmission makes up for it.
 func (u *udp) Send(b []byte) error {
 	u.mu.Lock()
-	out, closed := u.out, u.closed.Load()
-	u.mu.Unlock()
-	if closed {
+	defer u.mu.Unlock()
+	if u.closed.Load() {
 		return fmt.Errorf("link %s: %w", u.medium.Name, ErrClosed)
 	}
-	raw, err := out.SyscallConn()
+	err := unix.Sendto(u.out, b, unix.MSG_DONTWAIT, u.to)
 	if err == nil {
-		to := u.peer()
-		var sent error
-		err = raw.Write(func(fd uintptr) bool {
-			sent = unix.Sendto(int(fd), b, unix.MSG_DONTWAIT, to)
-			return true
-		})
-		err = errors.Join(err, sent)
+		return nil
 	}
-	if err != nil && gone(err) {
+	err = fmt.Errorf("sendto: %w", err)
+	if gone(err) {
 		u.reopen()
 	}
 	return err
@@ -192,19 +201,18 @@ func (u *udp) Send(b []byte) error {
 // (fe80::/10, ff02::/16) needs no zone: the socket is bound to the interface,
 // and where that is not permitted its number is given here.
 func (u *udp) peer() unix.Sockaddr {
-	addr, port := u.medium.Peer.Addr(), int(u.medium.Peer.Port())
-	if addr.Is4() {
-		return &unix.SockaddrInet4{Port: port, Addr: addr.As4()}
+	addr := u.medium.Peer.Addr()
+	if addr.Is6() && (addr.IsLinkLocalUnicast() || addr.IsLinkLocalMulticast()) {
+		addr = addr.WithZone(u.medium.Interface)
 	}
-	to := &unix.SockaddrInet6{Port: port, Addr: addr.As16()}
-	if addr.IsLinkLocalUnicast() || addr.IsLinkLocalMulticast() {
-		to.ZoneId = uint32(interfaceIndex(u.medium.Interface))
-	}
-	return to
+	return sockaddr(netip.AddrPortFrom(addr, u.medium.Peer.Port()))
 }
 
 // interfaceIndex is the interface's number of the moment; 0 when it is gone.
 func interfaceIndex(name string) int {
+	if name == "" {
+		return 0
+	}
 	i, err := net.InterfaceByName(name)
 	if err != nil {
 		return 0
@@ -219,11 +227,9 @@ func gone(err error) bool {
 		errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EADDRNOTAVAIL)
 }
 
-// reopen replaces both sockets if the interface is there, now and then.
+// reopen replaces both sockets if the interface is there, now and then. u.mu is held.
 func (u *udp) reopen() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.closed.Load() || time.Since(u.tried) < reopenAfter {
+	if time.Since(u.tried) < reopenAfter {
 		return
 	}
 	u.tried = time.Now()
@@ -231,11 +237,19 @@ func (u *udp) reopen() {
 	if err != nil {
 		return
 	}
-	oldIn, oldOut := u.in, u.out
+	_ = u.shutDown()
 	u.in, u.out = in, out
 	u.guard()
-	_ = oldIn.Close() // wakes Receive, which goes on with the new one
-	_ = oldOut.Close()
+}
+
+// shutDown closes both sockets. u.mu is held.
+func (u *udp) shutDown() error {
+	err := unix.Close(u.in)
+	if u.out != u.in {
+		err = errors.Join(err, unix.Close(u.out))
+	}
+	u.in, u.out = -1, -1
+	return err
 }
 
 // Sift implements Guarded. Where the filter that looks at numbers cannot be
@@ -277,74 +291,82 @@ func (u *udp) Expect(k Sender) {
 
 // guard attaches the filter of the moment to the receiving socket. u.mu is held.
 func (u *udp) guard() {
-	raw, err := u.in.SyscallConn()
-	if err != nil || u.how.asks {
-		return
+	switch {
+	case u.how.asks:
+	case u.known != nil && u.sieve != nil && u.sieve.know(u.known, u.shut) == nil && u.sieve.attach(u.in) == nil:
+	case u.known != nil && u.shut:
+		_ = preferring(u.in, u.known)
+	default:
+		_ = framesOnly(u.in)
 	}
-	_ = raw.Control(func(fd uintptr) {
-		switch {
-		case u.known != nil && u.sieve != nil && u.sieve.know(u.known, u.shut) == nil && u.sieve.attach(int(fd)) == nil:
-		case u.known != nil && u.shut:
-			_ = preferring(int(fd), u.known)
-		default:
-			_ = framesOnly(int(fd))
-		}
-	})
 }
 
-// Pace has Receive wait so long before it reads again, if it has read all there was.
+// Pace has the reader wait so long before it reads again, if it has read all there was.
 func (u *udp) Pace(d time.Duration) { u.pace.Store(int64(d)) }
+
+// Paced implements Polled.
+func (u *udp) Paced() time.Duration { return time.Duration(u.pace.Load()) }
 
 // Dropped counts what the kernel dropped of what came to the port.
 func (u *udp) Dropped() uint64 { return u.dropped.Load() }
 
-// Receive reads from whatever socket is current. It is for one goroutine.
-func (u *udp) Receive() (Packet, error) {
-	for {
-		if u.batch != nil && !u.closed.Load() {
-			if p, dropped, ok := u.batch.take(); ok {
-				u.dropped.Add(uint64(dropped))
-				return p, nil
-			}
+// Descriptors implements Polled.
+func (u *udp) Descriptors(room []unix.PollFd) []unix.PollFd {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return append(room, unix.PollFd{Fd: int32(u.in), Events: unix.POLLIN})
+}
+
+// Take implements Polled. It is for one goroutine.
+func (u *udp) Take() (Packet, error) {
+	for !u.closed.Load() {
+		if p, dropped, ok := u.batch.take(); ok {
+			u.dropped.Add(uint64(dropped))
+			return p, nil
+		}
+		if have := u.batch.have; have > 0 && have < batchSize {
+			u.batch.have, u.batch.next = 0, 0
+			return Packet{}, ErrNone // that was all
 		}
 		u.mu.Lock()
-		in, closed := u.in, u.closed.Load()
+		err := unix.EBADF
+		if u.in >= 0 {
+			err = u.batch.read(u.in)
+		}
 		u.mu.Unlock()
-		if closed {
-			return Packet{}, ErrClosed
-		}
-		if in != u.reads {
-			raw, err := in.SyscallConn()
-			if err != nil {
-				return Packet{}, fmt.Errorf("link %s: %w", u.medium.Name, err)
-			}
-			u.batch, u.reads, u.raw = newBatch(), in, raw
-		}
-		if pace := time.Duration(u.pace.Load()); pace > 0 && u.batch.have < batchSize {
-			time.Sleep(pace)
-		}
-		switch err := u.batch.read(u.raw); {
-		case err == nil:
-		case errors.Is(err, net.ErrClosed), errors.Is(err, unix.ECONNREFUSED):
-			// Replaced, closed, or a dead peer's kernel answered: look again.
-			continue
+		switch err {
+		case 0, unix.ECONNREFUSED: // a dead peer's kernel answered: look again
+		case unix.EAGAIN, unix.EINTR:
+			return Packet{}, ErrNone
 		default:
 			return Packet{}, fmt.Errorf("link %s: %w", u.medium.Name, err)
 		}
+	}
+	return Packet{}, ErrClosed
+}
+
+// Receive reads from whatever socket is current. It is for one goroutine.
+func (u *udp) Receive() (Packet, error) {
+	for {
+		p, err := u.Take()
+		if !errors.Is(err, ErrNone) {
+			return p, err
+		}
+		if pace := u.Paced(); pace > 0 {
+			time.Sleep(pace)
+		}
+		var room [1]unix.PollFd
+		_, _ = unix.Poll(u.Descriptors(room[:0]), receiveLook) // to be looked at anew in any case
 	}
 }
 
 func (u *udp) Close() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.closed.Load() {
+	if u.closed.Swap(true) {
 		return nil
 	}
-	u.closed.Store(true)
-	if u.how.asks {
-		return u.in.Close()
-	}
-	err := errors.Join(u.in.Close(), u.out.Close())
+	err := u.shutDown()
 	if u.sieve != nil {
 		err = errors.Join(err, u.sieve.Close())
 	}
@@ -364,6 +386,7 @@ var (
 	broadcast = setInt(unix.SOL_SOCKET, unix.SO_BROADCAST, 1, "SO_BROADCAST")
 	dontRoute = setInt(unix.SOL_SOCKET, unix.SO_DONTROUTE, 1, "SO_DONTROUTE")
 	lowDelay  = setInt(unix.IPPROTO_IP, unix.IP_TOS, 0x10, "IP_TOS")
+	only6     = setInt(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1, "IPV6_V6ONLY")
 	lowDelay6 = setInt(unix.IPPROTO_IPV6, unix.IPV6_TCLASS, 0x10, "IPV6_TCLASS")
 	// stamp asks the kernel when each packet came, so that a late reader still
 	// knows. Without it the time of reading is used: no error.

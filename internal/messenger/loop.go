@@ -34,15 +34,24 @@ type Config struct {
 	// Renewed stores the generation that this node goes on with when the
 	// stored one had been lost; see StoreGeneration. May be nil.
 	Renewed func(generation uint32) error
-	// Floors is what an earlier life heard of the others; Heard stores what
-	// this one has, off the loop. See LoadFloors. Both may be nil.
+	// Floors is what an earlier life heard of the others; Heard has what this
+	// one has stored, without waiting for a disk. See LoadFloors. Both may be nil.
 	Floors map[model.NodeName]heartbeat.Floor
-	Heard  func(map[model.NodeName]heartbeat.Floor) error
+	Heard  func(map[model.NodeName]heartbeat.Floor)
 	// Margins is what an earlier life learnt of the others' beats; may be nil.
 	Margins map[model.NodeName]heartbeat.Margin
 	// Mute is asked before anything is sent; true: nothing is, as if the wires
 	// were cut. May be nil.
 	Mute func(now time.Time) bool
+
+	// Attendant, if set, is looked after by the loop. All methods of the Loop
+	// are then for it alone. Event takes what Events would have, and Started is
+	// called when the first messages are out; both may be nil.
+	Attendant Attendant
+	Event     func(model.ClusterEvent)
+	Started   func()
+	// Alone says that the process does nothing else; see ppoll.
+	Alone bool
 }
 
 // ErrStopped is returned by Send after the loop has ended.
@@ -53,8 +62,9 @@ const (
 	linkBackoff = 100 * time.Millisecond // after a link failed to receive
 )
 
-// Loop is one node's messenger: one goroutine decides, one for each link
-// reads, one hands out events.
+// Loop is one node's messenger. One goroutine waits, reads, decides and sends;
+// there is one more for each link that is not link.Polled, and, unless
+// Config.Event takes them, one that hands out events.
 type Loop struct {
 	cfg   Config
 	ready chan struct{}
@@ -69,14 +79,14 @@ type Loop struct {
 	stopped bool
 
 	wake     chan struct{} // something is pending
+	poller   *poller       // nil: no link can be polled, and wake is waited for
 	evented  chan struct{} // something is waiting
 	arrivals chan arrival
 	doors    map[link.Link]*door           // of Links
 	ring     atomic.Pointer[model.Keyring] // for the doors
 	events   chan model.ClusterEvent
-	floors   map[model.NodeName]heartbeat.Floor      // the loop's alone
-	toKeep   chan map[model.NodeName]heartbeat.Floor // the newest floors, to be stored
-	failing  map[link.Link]bool                      // links whose latest Send failed
+	floors   map[model.NodeName]heartbeat.Floor // the loop's alone
+	failing  map[link.Link]bool                 // links whose latest Send failed
 }
 
 // arrival is a packet and where it came from.
@@ -93,7 +103,7 @@ func New(cfg Config) (*Loop, error) {
 	}
 	l := &Loop{cfg: cfg, ready: make(chan struct{}), wake: make(chan struct{}, 1), evented: make(chan struct{}, 1),
 		arrivals: make(chan arrival, drainLimit), events: make(chan model.ClusterEvent), failing: map[link.Link]bool{},
-		floors: maps.Clone(cfg.Floors), toKeep: make(chan map[model.NodeName]heartbeat.Floor, 1)}
+		floors: maps.Clone(cfg.Floors)}
 	if l.floors == nil {
 		l.floors = map[model.NodeName]heartbeat.Floor{}
 	}
@@ -108,6 +118,21 @@ func New(cfg Config) (*Loop, error) {
 	l.doors = map[link.Link]*door{}
 	for _, k := range cfg.Links {
 		l.doors[k] = newDoor(k, &l.ring, l.note)
+	}
+	for _, k := range l.links() {
+		p, ok := k.(link.Polled)
+		if !ok {
+			continue
+		}
+		if l.poller == nil {
+			if l.poller, err = newPoller(cfg.Attendant, cfg.Alone); err != nil {
+				return nil, err
+			}
+		}
+		l.poller.links = append(l.poller.links, polled{Polled: p, door: l.doors[k]})
+	}
+	if l.poller == nil && cfg.Attendant != nil {
+		return nil, errors.New("heartbeat: an attendant needs a link that can be polled")
 	}
 	return l, nil
 }
@@ -170,7 +195,7 @@ func (l *Loop) Send(m model.Message) error {
 		return ErrStopped
 	}
 	l.pending = append(l.pending, m)
-	signal(l.wake)
+	l.rouse()
 	return nil
 }
 
@@ -180,8 +205,21 @@ func (l *Loop) Rekey(keys model.Keyring) {
 	defer l.queue.Unlock()
 	l.keys = &keys
 	l.ring.Store(&keys)
-	signal(l.wake)
+	l.rouse()
 }
+
+// rouse wakes the loop. An attendant need not: it is part of the loop's turn.
+func (l *Loop) rouse() {
+	switch {
+	case l.poller == nil:
+		signal(l.wake)
+	case l.cfg.Attendant == nil:
+		l.poller.ring()
+	}
+}
+
+// links are all of them.
+func (l *Loop) links() []link.Link { return slices.Concat(l.cfg.Links, l.cfg.Pings, l.cfg.Asking) }
 
 // Sendable says what of a message the wire cannot carry.
 func Sendable(m model.Message) error {
@@ -201,12 +239,14 @@ func Sendable(m model.Message) error {
 func (l *Loop) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	inner, stop := context.WithCancel(context.Background())
-	links := slices.Concat(l.cfg.Links, l.cfg.Pings, l.cfg.Asking)
-	for _, k := range links {
-		wg.Go(func() { l.read(inner, k) })
+	for _, k := range l.links() {
+		if _, ok := k.(link.Polled); !ok {
+			wg.Go(func() { l.read(inner, k) })
+		}
 	}
-	wg.Go(func() { l.hand(inner) })
-	wg.Go(func() { l.keep(inner) })
+	if l.cfg.Event == nil {
+		wg.Go(func() { l.hand(inner) })
+	}
 	l.decide(ctx)
 	l.queue.Lock()
 	l.stopped = true
@@ -214,10 +254,13 @@ func (l *Loop) Run(ctx context.Context) error {
 	l.sendPending()
 	stop()
 	var err error
-	for _, k := range links {
+	for _, k := range l.links() {
 		err = errors.Join(err, k.Close())
 	}
 	wg.Wait()
+	if l.poller != nil {
+		err = errors.Join(err, l.poller.close())
+	}
 	return err
 }
 
@@ -227,23 +270,60 @@ func (l *Loop) Run(ctx context.Context) error {
 func (l *Loop) decide(ctx context.Context) {
 	l.do(l.core.Start)
 	close(l.ready)
+	if l.cfg.Started != nil {
+		l.cfg.Started()
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for {
-		timer.Reset(time.Until(l.next()))
-		select {
-		case <-ctx.Done():
+	if l.poller != nil {
+		rung := make(chan struct{})
+		defer func(unneeded func() bool) {
+			if !unneeded() {
+				<-rung // it is still there then
+			}
+		}(context.AfterFunc(ctx, func() { l.poller.ring(); close(rung) }))
+	}
+	for ctx.Err() == nil {
+		if l.poller != nil {
+			l.poll(l.next())
+		} else if !l.sleep(ctx, timer, l.next()) {
 			return
-		case a := <-l.arrivals:
-			l.receive(a)
-		case <-l.wake:
-		case <-timer.C:
 		}
-		l.drain()
-		l.sendPending()
-		if !time.Now().Before(l.next()) {
-			l.do(l.core.Tick)
+		l.turn()
+	}
+}
+
+// sleep waits for goroutines.
+func (l *Loop) sleep(ctx context.Context, timer *time.Timer, until time.Time) bool {
+	timer.Reset(time.Until(until))
+	select {
+	case <-ctx.Done():
+		return false
+	case a := <-l.arrivals:
+		l.receive(a)
+	case <-l.wake:
+	case <-timer.C:
+	}
+	return true
+}
+
+// poll waits for links, and takes what has come by them.
+func (l *Loop) poll(until time.Time) {
+	l.poller.wait(time.Now(), until)
+	now := time.Now()
+	l.poller.take(now, func(k *polled, p link.Packet) {
+		if k.door == nil || k.door.admit(now, p) {
+			l.receive(arrival{k.Name(), k.door, p})
 		}
+	})
+}
+
+// turn takes what goroutines have read or want sent, and lets time pass.
+func (l *Loop) turn() {
+	l.drain()
+	l.sendPending()
+	if !time.Now().Before(l.next()) {
+		l.do(l.core.Tick)
 	}
 }
 
@@ -310,11 +390,7 @@ func (l *Loop) do(step func(now time.Time) Output) {
 		for _, h := range out.Heard {
 			l.floors[h.Node] = h.Floor
 		}
-		select {
-		case <-l.toKeep: // an older one that was not stored yet
-		default:
-		}
-		l.toKeep <- maps.Clone(l.floors)
+		l.cfg.Heard(maps.Clone(l.floors))
 	}
 	if len(out.Datagrams) > 0 && l.cfg.Mute != nil && l.cfg.Mute(now) {
 		out.Datagrams, out.Asks, out.Probes = nil, nil, nil
@@ -339,6 +415,12 @@ func (l *Loop) do(step func(now time.Time) Output) {
 	}
 	for _, n := range out.Notes {
 		l.note(n)
+	}
+	if l.cfg.Event != nil {
+		for _, e := range out.Events {
+			l.cfg.Event(e)
+		}
+		return
 	}
 	if len(out.Events) > 0 {
 		l.queue.Lock()
@@ -394,22 +476,8 @@ func (l *Loop) read(ctx context.Context, k link.Link) {
 		case <-ctx.Done():
 			return
 		}
-	}
-}
-
-// keep is the goroutine that stores floors: a slow disk must not delay beats.
-func (l *Loop) keep(ctx context.Context) {
-	for failed := false; ; {
-		select {
-		case <-ctx.Done():
-			return
-		case floors := <-l.toKeep:
-			err := l.cfg.Heard(floors)
-			if err != nil && !failed {
-				l.note(model.Event{At: time.Now(), Level: model.LevelError, Source: "heartbeat", Kind: "floors-not-stored", Subject: string(l.cfg.Heartbeat.Self),
-					Text: fmt.Sprintf("what was heard of the others could not be stored: %v; after a restart old packets could be played to this node", err)})
-			}
-			failed = err != nil
+		if l.poller != nil {
+			l.poller.ring()
 		}
 	}
 }
