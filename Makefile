@@ -86,7 +86,7 @@ bench-failover: build ## how long nobody has the address, beside keepalived and 
 	BATUTA_BENCH=failover $(GO) test -count=1 -timeout 3h -run '^TestBenchFailover$$' -v ./internal/lab
 
 .PHONY: bench-garbage
-bench-garbage: build ## what a flood of garbage on the heartbeat port costs a node (root, 4 min; RATE=200000 SECONDS=8 ONLY=peer REALTIME=1)
+bench-garbage: build ## what a flood of garbage on the heartbeat port costs a node (root, 4 min; RATE=200000 SECONDS=8 ONLY=peer REALTIME=1 METHOD=xchacha20)
 	BATUTA_BENCH=garbage SECONDS=$(or $(SECONDS),8) $(GO) test -count=1 -timeout 30m -run '^TestBenchGarbage$$' -v ./internal/lab
 
 .PHONY: bench-beat

@@ -352,6 +352,9 @@ func (c *Core) bad(now time.Time, link string, err error) {
 // above what was heard, and somebody has to be told.
 func (c *Core) replayed(now time.Time, p *peer, gen uint32) {
 	c.count.Replayed++
+	if gen < p.in.generation {
+		c.voucher.Merit = Old
+	}
 	if !p.lastReplay.IsZero() && now.Sub(p.lastReplay) < complaintPeriod {
 		return
 	}

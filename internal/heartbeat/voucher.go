@@ -19,7 +19,8 @@ type Merit uint8
 // Merits. A recording is in vain unless it is as new as what the sender says;
 // then it brings the same as the copy by another link.
 const (
-	InVain   Merit = iota // dropped, or known for long; the rest of the voucher is not set
+	InVain   Merit = iota // dropped; the rest of the voucher is not set
+	Old                   // heard long ago, or of an earlier life: these bytes will never be of use; the rest is not set
 	Heeded                // a message of delivery or an answer; the rest is not set
 	Again                 // heard a moment ago: by another link, as a rule
 	Original              // nobody else has brought this message
@@ -36,6 +37,7 @@ func (c *Core) vouch(p *peer, v verdict, seq uint32) {
 	merit := Original
 	if v == repeat || v == refuse {
 		if merit = Again; !p.in.tracking || uint64(seq)+recent < uint64(p.in.last) {
+			c.voucher.Merit = Old
 			return
 		}
 	}

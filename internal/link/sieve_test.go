@@ -3,6 +3,7 @@ package link
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -23,6 +24,7 @@ type sieved struct {
 	sieve   *sieve
 	to      *net.UDPConn
 	senders map[string]*net.UDPConn
+	about   string // what is being tried
 	buf     [64 << 10]byte
 }
 
@@ -43,7 +45,10 @@ func newSieved(t *testing.T, host string, senders ...string) *sieved {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = raw.Control(func(fd uintptr) { err = s.sieve.attach(int(fd)) })
+	_ = raw.Control(func(fd uintptr) {
+		// Room for all that a test sends, should the kernel put it off.
+		err = errors.Join(s.sieve.attach(int(fd)), unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20))
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +91,7 @@ func (s *sieved) wait() []byte {
 			return packet
 		}
 	}
-	s.t.Fatal("a packet does not come")
+	s.t.Fatalf("a packet does not come, %s", s.about)
 	return nil
 }
 
@@ -197,6 +202,7 @@ func TestSieve(t *testing.T) {
 			if c.from == "" {
 				continue
 			}
+			s.about = c.name
 			if got := s.share(c.from, c.packet); c.name != "no number in the number" && got != c.want {
 				t.Errorf("%s, %s: %s admitted, want %s", family.host, c.name, got, c.want)
 			}

@@ -58,6 +58,8 @@ type door struct {
 	vain, strangeVain atomic.Int64 // what the loop found useless, and those of strangers
 	sifting           atomic.Bool  // flooded is set
 
+	old atomic.Pointer[oldPackets] // what is of no use any more; nil before the first flood
+
 	bad, twins atomic.Uint64
 
 	age  atomic.Int64 // of the latest packet when it was read, if a flood made it wait
@@ -80,6 +82,14 @@ type flood struct {
 	before uint64 // packets dropped until then
 	goes   bool   // its end is to be noted, too
 }
+
+// oldPackets are hashes of packets whose bytes will never be of use: recordings
+// of minutes, which cost no more than being read when they are played again.
+// Where the kernel cannot look at numbers (in encrypted messages, without eBPF)
+// it is all that helps against them.
+type oldPackets [1 << 16]atomic.Uint64
+
+func (o *oldPackets) at(hash uint64) *atomic.Uint64 { return &o[hash%uint64(len(o))] }
 
 type seen struct {
 	hash uint64
@@ -104,7 +114,8 @@ func (d *door) admit(now time.Time, p link.Packet) bool {
 	}
 	hash := maphash.Bytes(d.seed, p.Data)
 	s := &d.seen[hash%uint64(len(d.seen))]
-	if s.hash == hash && now.Sub(s.at) < twinPeriod {
+	old := d.old.Load()
+	if s.hash == hash && now.Sub(s.at) < twinPeriod || old != nil && old.at(hash).Load() == hash {
 		d.twins.Add(1)
 		d.refuse(now, 1, d.stranger(p.From.Addr()))
 		return false
@@ -164,6 +175,9 @@ func (d *door) note(now time.Time, level model.Level, kind, format string, args 
 // sift tells the kernel what to drop from now on.
 func (d *door) sift(now time.Time, shut bool) {
 	d.flooded, d.shut, d.since.useless, d.since.strange = now, shut, 0, 0
+	if d.old.Load() == nil {
+		d.old.Store(&oldPackets{})
+	}
 	d.sifting.Store(true)
 	d.link.Sift(d.senders(), shut)
 }
@@ -201,8 +215,13 @@ func (d *door) unread(now time.Time) time.Duration {
 	return max(0, min(time.Duration(d.age.Load()), mostUnread))
 }
 
-// learn takes what became of a packet from that address.
-func (d *door) learn(from netip.Addr, v heartbeat.Voucher) {
+// learn takes what became of a packet.
+func (d *door) learn(p link.Packet, v heartbeat.Voucher) {
+	from := p.From.Addr()
+	if old := d.old.Load(); old != nil && v.Merit == heartbeat.Old {
+		hash := maphash.Bytes(d.seed, p.Data)
+		old.at(hash).Store(hash)
+	}
 	if d.link == nil || !from.IsValid() || v.Merit == heartbeat.Heeded {
 		return
 	}
@@ -222,7 +241,7 @@ func (d *door) enter(from netip.Addr, v heartbeat.Voucher) (news link.Sender, va
 	i := slices.IndexFunc(d.known, func(s sender) bool { return s.Addr == from })
 	fresh := link.Sender{Addr: from, Generation: v.Generation, Number: v.Number}
 	switch {
-	case v.Merit == heartbeat.InVain:
+	case v.Merit == heartbeat.InVain || v.Merit == heartbeat.Old:
 		return news, true
 	case i < 0:
 		s := sender{Sender: fresh, node: v.Node}

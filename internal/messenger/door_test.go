@@ -86,7 +86,7 @@ func (s *doorStage) comes(from string, data []byte) bool {
 
 // says is what the core makes of a message of that node.
 func (s *doorStage) says(from string, merit heartbeat.Merit, node model.NodeName, generation, number uint32) {
-	s.learn(netip.MustParseAddr(from), heartbeat.Voucher{Merit: merit, Node: node, Generation: generation, Number: number})
+	s.learn(link.Packet{From: netip.AddrPortFrom(netip.MustParseAddr(from), 694)}, heartbeat.Voucher{Merit: merit, Node: node, Generation: generation, Number: number})
 }
 
 // In a flood from elsewhere the kernel is asked to prefer those from whom
@@ -163,6 +163,30 @@ func TestDoorAndRecordings(t *testing.T) {
 	s.comes("10.1.0.2:694", s.message(false))
 	if d := cmp.Diff([]string{"from 10.1.0.2:7:500"}, g.asked); d != "" {
 		t.Errorf("the kernel was asked to let through (-want +got)\n%s", d)
+	}
+}
+
+// What is old for good is read once in a flood, however often it is played.
+func TestDoorAndOldPackets(t *testing.T) {
+	s := newDoorStage(t, &guarded{})
+	s.says("10.1.0.2", heartbeat.Original, "a", 7, 500)
+	var recorded []link.Packet
+	for range 2 * floodLimit {
+		recorded = append(recorded, link.Packet{Data: s.message(false), From: netip.MustParseAddrPort("10.1.0.2:694")})
+	}
+	play := func() (admitted int) {
+		s.now = s.now.Add(time.Second)
+		for _, p := range recorded {
+			if s.admit(s.now, p) {
+				admitted++
+				s.learn(p, heartbeat.Voucher{Merit: heartbeat.Old})
+			}
+		}
+		return admitted
+	}
+	first, second := play(), play()
+	if third := play(); first != len(recorded) || second >= first || third != 0 {
+		t.Errorf("of %d recordings admitted: %d, then %d, then %d", len(recorded), first, second, third)
 	}
 }
 

@@ -355,7 +355,7 @@ func (l *Loop) receive(a arrival) {
 	l.do(func(now time.Time) Output {
 		out := l.core.Receive(now, a.link, a.Data, a.At)
 		if a.door != nil {
-			a.door.learn(a.From.Addr(), out.Voucher)
+			a.door.learn(a.Packet, out.Voucher)
 		}
 		return out
 	})
