@@ -86,7 +86,8 @@ static __always_inline int leave(struct service *s, const struct hit *h)
 	if (!s || h->slot < max_flows)
 		return XDP_PASS;
 	h->rc->count.connections--;
-	if (s->choice == CHOOSE_TURN)
+	/* A persistent client's real server is remembered by now: tc takes no turn. */
+	if (s->choice == CHOOSE_TURN && !(s->flags & SERVICE_STAYS))
 		__sync_fetch_and_add(&s->next, -1);
 	return XDP_PASS;
 }
