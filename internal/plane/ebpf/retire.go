@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -195,24 +196,31 @@ type rows[T any] struct {
 	columns []column
 }
 
-// openArray opens an array of struct typ, as its maker told the kernel its
-// layout; now is that of this program.
-func openArray[T any](r *Retired, to *rows[T], now *btf.Spec, name, typ string) error {
-	m := r.maps[name]
+// layoutOf is struct typ as the maker of a map told the kernel; now is that of
+// this program.
+func layoutOf[T any](m *ebpf.Map, now *btf.Spec, typ string) (l rows[T], err error) {
 	handle, err := m.Handle()
 	if err != nil {
-		return fmt.Errorf("the layout of %s (the capability SYS_ADMIN is needed to ask for it): %w", m, err)
+		return l, fmt.Errorf("the layout of %s (the capability SYS_ADMIN is needed to ask for it): %w", m, err)
 	}
 	defer func() { _ = handle.Close() }()
 	spec, err := handle.Spec(nil)
 	if err != nil {
-		return fmt.Errorf("the layout of %s: %w", m, err)
+		return l, fmt.Errorf("the layout of %s: %w", m, err)
 	}
 	var was, is *btf.Struct
 	if err := errors.Join(spec.TypeByName(typ, &was), now.TypeByName(typ, &is)); err != nil {
-		return fmt.Errorf("the layout of %s: %w", m, err)
+		return l, fmt.Errorf("the layout of %s: %w", m, err)
 	}
-	to.columns, to.size = columns(was, is), int(was.Size)
+	return rows[T]{columns: columns(was, is), size: int(was.Size)}, nil
+}
+
+// openArray opens an array of struct typ.
+func openArray[T any](r *Retired, to *rows[T], now *btf.Spec, name, typ string) (err error) {
+	m := r.maps[name]
+	if *to, err = layoutOf[T](m, now, typ); err != nil {
+		return err
+	}
 	if to.size != int(m.ValueSize()) {
 		return fmt.Errorf("%s: elements of %d bytes, not %d: %w", m, m.ValueSize(), to.size, ErrOtherVersion)
 	}
@@ -227,9 +235,11 @@ func openArray[T any](r *Retired, to *rows[T], now *btf.Spec, name, typ string) 
 func (r rows[T]) len() int { return len(r.raw) / max(r.size, 1) }
 
 // at is a row in the layout of now. What its version did not have is zero.
-func (r rows[T]) at(i int) (t T) {
+func (r rows[T]) at(i int) (t T) { return r.read(r.raw[i*r.size : (i+1)*r.size]) }
+
+// read is a row by itself.
+func (r rows[T]) read(from []byte) (t T) {
 	to := bytesOf(&t)
-	from := r.raw[i*r.size : (i+1)*r.size]
 	for _, c := range r.columns {
 		copy(to[c.to:c.to+c.n], from[c.from:])
 	}
@@ -347,9 +357,64 @@ func (p *Plane) inherit(old *Retired) error {
 	if refused != nil {
 		p.event(model.LevelError, "not-inherited", fmt.Sprintf("of the table of the version before: %v", refused))
 	}
-	p.event(model.LevelNotice, "table-inherited", fmt.Sprintf("the table of another version in %s was taken over; %d open connections go on beside it until they end",
-		p.o.Dir, old.Connections()))
+	bound, err := p.inheritStays(old)
+	if err != nil { // their clients are served, by whichever comes next
+		p.event(model.LevelError, "not-inherited", fmt.Sprintf("which clients have which real server: %v", err))
+	}
+	p.event(model.LevelNotice, "table-inherited", fmt.Sprintf("the table of another version in %s was taken over; %d open connections go on beside it until they end, %d clients keep their real servers",
+		p.o.Dir, old.Connections(), bound))
 	return old.Release()
+}
+
+// inheritStays takes over which client of a persistent service has which real
+// server, and for how long. What is bound anew meanwhile stays so. An old
+// connection no longer prolongs its client's binding.
+func (p *Plane) inheritStays(old *Retired) (n int, err error) {
+	spec, err := loadTc()
+	if err != nil {
+		return 0, err
+	}
+	m := old.maps[tcMapStays]
+	keys, err1 := layoutOf[tcStayKey](m, spec.Types, "stay_key")
+	values, err2 := layoutOf[tcStay](m, spec.Types, "stay")
+	if err := errors.Join(err1, err2); err != nil {
+		return 0, err
+	}
+	if keys.size != int(m.KeySize()) || values.size != int(m.ValueSize()) {
+		return 0, fmt.Errorf("%s: %w", m, ErrOtherVersion)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	cpus := old.realCPUs.len() / max(old.reals.len(), 1)
+	now := ticksNow()
+	rawKey, rawValue := make([]byte, keys.size), make([]byte, values.size)
+	it := m.Iterate()
+	for it.Next(&rawKey, &rawValue) {
+		k, v := keys.read(rawKey), values.read(rawValue)
+		if int(k.Service) >= old.services.len() || int(v.Real) >= old.reals.len() ||
+			int32(v.Expires-now) <= 0 || old.realCPUs.at(int(v.Real)*cpus).Gen != v.RealGen {
+			continue
+		}
+		was, wasReal := old.services.at(int(k.Service)), old.reals.at(int(v.Real))
+		s := p.state.services[keyOfWire(was.Key)]
+		if s == nil {
+			continue // refused
+		}
+		at := slices.IndexFunc(s.reals, func(r *real) bool { return r.Addr == realOf(&wasReal).Addr })
+		if at < 0 {
+			continue
+		}
+		r := s.reals[at]
+		k.Service, v.Real, v.RealGen = s.slot, r.slot, atomic.LoadUint32(&p.t.realCPUs[int(r.slot)*p.t.cpus].Gen)
+		switch err := p.t.Stays.Update(k, v, ebpf.UpdateNoExist); {
+		case err == nil:
+			n++
+		case errors.Is(err, ebpf.ErrKeyExist):
+		default: // full: the others are served without being remembered
+			return n, err
+		}
+	}
+	return n, it.Err()
 }
 
 // endRetired takes tables away whose connections have all ended.

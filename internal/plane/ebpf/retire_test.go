@@ -172,6 +172,32 @@ func TestUpgradeFromAnEarlierVersion(t *testing.T) {
 	}
 }
 
+// Clients of persistent services keep their real servers when the table gets
+// another layout.
+func TestBindingsSurviveAnotherLayout(t *testing.T) {
+	requireRoot(t)
+	o := testOptions()
+	service := addService(model.TCP, vip(0, 80), "rr")
+	service.Service.Persistence = model.Persistence{Enabled: true, Timeout: 5 * time.Minute}
+	answering(t, rack0, netip.MustParseAddrPort("10.240.0.20:8000"))
+	answering(t, rack1, netip.MustParseAddrPort("10.241.0.20:8000"))
+	startOlder(t, o, "testdata/abi2/tc.o", service, addReal(model.TCP, vip(0, 80), "10.240.0.20:8000", 1), addReal(model.TCP, vip(0, 80), "10.241.0.20:8000", 1))
+	ask := func() (said string) {
+		client.do(func() { said, _ = askOnce(t, "tcp", vip(0, 80)) })
+		return said
+	}
+	before := ask()
+	p := open(t, o)
+	for range 4 { // in turn it would be the other's, at the latest with the second
+		if said := ask(); said != before {
+			t.Errorf("after the update %q, before it %q", said, before)
+		}
+	}
+	if n := len(p.retired); n != 1 {
+		t.Errorf("%d tables were set aside, want 1", n)
+	}
+}
+
 // Another plane takes over: what is open goes on, what is new passes by to the
 // director's own stack.
 func TestRetire(t *testing.T) {
