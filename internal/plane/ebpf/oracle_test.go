@@ -474,6 +474,9 @@ func (o *oracle) learn(p packet) {
 			real = real || r.Addr.Addr() == q.dst.Addr()
 		}
 	}
+	for _, r := range o.marks { // a rule's single address counts, whether its service is there or not
+		virtual = virtual || r.Destination.IsSingleIP() && r.Destination.Addr() == q.about.dst.Addr()
+	}
 	if have := o.paths[q.dst.Addr()]; real && (virtual || marked) && (have == 0 || have > size) {
 		o.paths[q.dst.Addr()] = size
 	}
