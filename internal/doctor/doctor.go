@@ -26,6 +26,7 @@ type Facts struct {
 	Heartbeat  []string     // interfaces of the heartbeats
 	Silent     string       // why the kernel does not answer other directors while the daemon is silent
 	NoBPF      bool         // /sys/fs/bpf is no BPF file system
+	EBPF       *EBPF        // nil where another plane balances, or none
 }
 
 // Interface is one interface of the machine.
@@ -50,7 +51,11 @@ type Finding struct {
 // order is the same for the same facts.
 func Examine(f Facts) []Finding {
 	var found []Finding
-	for _, r := range rules {
+	all := rules
+	if f.EBPF != nil {
+		all = slices.Concat(rules, ebpfRules)
+	}
+	for _, r := range all {
 		for _, x := range r.find(f) {
 			x.Code, x.Level = r.code, r.level
 			found = append(found, x)

@@ -41,6 +41,9 @@ func Facts(ctx context.Context, t api.Table, st api.Status) (doctor.Facts, error
 		}
 	}
 	f.Silent, f.NoBPF = st.KernelSilent, !onBPF("/sys/fs/bpf")
+	if t.Plane.Name == "ebpf" {
+		f.EBPF = ebpfFacts(ctx, t.Services)
+	}
 	f.Forward[model.IPv4] = setting("ipv4/ip_forward")
 	f.Forward[model.IPv6] = setting("ipv6/conf/all/forwarding")
 	for _, p := range st.Peers {

@@ -468,13 +468,13 @@ func (o *oracle) learn(p packet) {
 	}
 	real, virtual, marked := false, false, false
 	for _, s := range o.services {
-		marked = marked || s.Key.IsMark()
 		virtual = virtual || !s.Key.IsMark() && s.Key.Addr.Addr() == q.about.dst.Addr()
 		for _, r := range s.reals {
 			real = real || r.Addr.Addr() == q.dst.Addr()
 		}
 	}
 	for _, r := range o.marks { // a rule's single address counts, whether its service is there or not
+		marked = marked || o.services[r.Key()] != nil && r.Interface != "nowhere"
 		virtual = virtual || r.Destination.IsSingleIP() && r.Destination.Addr() == q.about.dst.Addr()
 	}
 	if have := o.paths[q.dst.Addr()]; real && (virtual || marked) && (have == 0 || have > size) {

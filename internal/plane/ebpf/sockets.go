@@ -21,6 +21,9 @@ type sockets struct {
 	why   string // why there are none; "" if there are
 }
 
+// socketPrefix begins the names of their pins.
+const socketPrefix = "socket-"
+
 // socketHooks says which program is for what.
 var socketHooks = []struct {
 	name  string
@@ -78,7 +81,7 @@ func (s *sockets) attach(o Options, t *tables) error {
 	}
 	defer c.Close()
 	for _, h := range socketHooks {
-		pin := filepath.Join(o.Dir, "links", "socket-"+h.name)
+		pin := filepath.Join(o.Dir, "links", socketPrefix+h.name)
 		l, err := adoptLink(pin, 0, c.Programs[h.name])
 		if err == nil && l == nil {
 			if l, err = link.AttachCgroup(link.CgroupOptions{Path: group, Attach: h.where, Program: c.Programs[h.name]}); err == nil {
@@ -157,7 +160,7 @@ func (s *sockets) close() {
 // removeSockets takes the programs off that are pinned in a directory of
 // links, at once: without a pin alone the kernel does it when it finds time.
 func removeSockets(dir string) error {
-	pins, err := filepath.Glob(filepath.Join(dir, "socket-*"))
+	pins, err := filepath.Glob(filepath.Join(dir, socketPrefix+"*"))
 	for _, pin := range pins {
 		l, e := link.LoadPinnedLink(pin, nil)
 		if e == nil {
