@@ -474,7 +474,7 @@ func (o *oracle) learn(p packet) {
 		}
 	}
 	for _, r := range o.marks { // a rule's single address counts, whether its service is there or not
-		marked = marked || o.services[r.Key()] != nil && r.Interface != "nowhere"
+		marked = marked || o.services[r.Key()] != nil
 		virtual = virtual || r.Destination.IsSingleIP() && r.Destination.Addr() == q.about.dst.Addr()
 	}
 	if have := o.paths[q.dst.Addr()]; real && (virtual || marked) && (have == 0 || have > size) {

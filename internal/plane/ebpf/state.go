@@ -309,6 +309,16 @@ func (t *tables) begin(slot uint32) {
 	}
 }
 
+// forgetRoute lets datagrams of one-packet services look for their way anew:
+// that of the row's last real server, or of its last forwarding method, would
+// hold for up to a second.
+func (t *tables) forgetRoute(slot uint32) {
+	per := t.realCPUs[int(slot)*t.cpus : (int(slot)+1)*t.cpus]
+	for i := range per {
+		per[i].Route.Stamp = 0
+	}
+}
+
 // realCounters sums a row over the processors.
 func (t *tables) realCounters(slot uint32) (c model.Counters) {
 	for i := range t.cpus {

@@ -221,6 +221,9 @@ func (p *Plane) setReal(v *service, want model.RealServer, local bool) error {
 	r := v.reals[at]
 	r.RealServer, r.local = want, local
 	row := &p.t.reals[r.slot]
+	if !have || row.Forward != uint8(r.Forward) {
+		p.t.forgetRoute(r.slot)
+	}
 	row.Addr, row.Port = wireAddr(r.Addr.Addr()), wirePort(r.Addr.Port())
 	row.Forward, row.Flags = uint8(r.Forward), 0
 	if local {
