@@ -9,7 +9,7 @@
 
 #include <linux/types.h>
 
-#define BATUTA_ABI 6
+#define BATUTA_ABI 7
 
 /* An address of either family: IPv4 as an IPv4-mapped one (RFC 4291, 2.5.5.2),
  * so that tables, keys and comparisons know one form only. */
@@ -17,7 +17,7 @@ struct addr {
 	__u64 d[2];
 };
 
-/* Direction of a packet within a connection; indexes flow.route and flow.at. */
+/* Direction of a packet within a connection; indexes flow.route. */
 enum direction {
 	TO_REAL = 0,
 	TO_CLIENT = 1,
@@ -271,7 +271,6 @@ struct flow {
 	__u16 delta; /* masq: what a sum gains when real takes virt's place; never 0 */
 	__u32 real_slot;
 	__u32 real_gen;
-	__u32 at[2]; /* where its index entries are, counted from 1; 0: none */
 	struct route route[2];
 };
 
@@ -408,7 +407,7 @@ _Static_assert(sizeof(struct ring_entry) == 8, "ring_entry");
 _Static_assert(sizeof(struct real) == 128, "real");
 _Static_assert(sizeof(struct real_cpu) == 64, "real_cpu");
 _Static_assert(sizeof(struct hop) == 64, "hop");
-_Static_assert(sizeof(struct flow) == 96, "flow");
+_Static_assert(sizeof(struct flow) == 88, "flow");
 _Static_assert(sizeof(struct tuple) == 40, "tuple");
 _Static_assert(sizeof(struct bucket) == 64, "bucket");
 _Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");

@@ -93,19 +93,18 @@ static __always_inline int alive(__u32 real, __u32 gen)
 SEPARATE int end_flow(__u32 slot, __u32 gen)
 {
 	struct flow *f = bpf_map_lookup_elem(&flows, &slot);
-	__u32 real, real_gen, word, to_real, to_client;
+	__u32 real, real_gen, word;
 
 	if (!f)
 		return 0;
 	real = f->real_slot;
 	real_gen = f->real_gen;
-	to_real = f->at[TO_REAL];
-	to_client = f->at[TO_CLIENT];
 	if (__sync_val_compare_and_swap(&f->gen, gen, gen + 1) != gen)
 		return 0;
 	word = __sync_lock_test_and_set(&f->word, 0); /* nobody moves it on from here */
-	unplace(to_real, slot);
-	unplace(to_client, slot | INDEX_TO_CLIENT);
+	unplace(ends_hash(&f->client, &f->virt, f->cport, f->vport, PROTO(word)), slot);
+	if (FORWARD(word) == FORWARD_MASQ || (word & FLOW_LOCAL))
+		unplace(ends_hash(&f->real, &f->client, f->rport, f->cport, PROTO(word)), slot | INDEX_TO_CLIENT);
 	if (alive(real, real_gen)) {
 		if (STATE(word) == FLOW_ESTABLISHED)
 			count_connections(real, -1, 0);

@@ -36,11 +36,12 @@ struct way {
  * carry. */
 static __always_inline __u32 narrowed(const struct tuple *n)
 {
+	struct addr dst = n->dst; /* a key on the stack: older verifiers take no other */
 	struct path *p;
 
 	if (n->proto != IPPROTO_IPIP && n->proto != IPPROTO_IPV6)
 		return 0;
-	p = bpf_map_lookup_elem(&paths, &n->dst);
+	p = bpf_map_lookup_elem(&paths, &dst);
 	return p && (__s32)(p->expires - ticks()) > 0 ? p->mtu : 0;
 }
 

@@ -136,7 +136,8 @@ static __always_inline int finished(const struct flow *f, __u32 now)
 static __always_inline int claim(struct flow *f, __u32 slot, __u32 now)
 {
 	__u64 hash = ends_hash(&f->real, &f->client, f->rport, f->cport, PROTO(f->word)), e;
-	__u32 at = PLACE_TWIN, other, gen;
+	enum place at = PLACE_TWIN;
+	__u32 other, gen;
 	struct flow *old;
 
 	if (slot != max_flows) { /* not tracing */
@@ -155,10 +156,7 @@ static __always_inline int claim(struct flow *f, __u32 slot, __u32 now)
 	end_flow(other, gen);
 	at = place(hash, slot | INDEX_TO_CLIENT);
 out:
-	if (at == PLACE_FULL || at == PLACE_TWIN)
-		return -1;
-	f->at[TO_CLIENT] = at;
-	return 0;
+	return at == PLACE_MADE ? 0 : -1;
 }
 
 /* try_real gives the record to a real server, or says why not. */
@@ -178,7 +176,6 @@ SEPARATE enum reason try_real(__u32 slot, __u32 real, __u32 now)
 		return REASON_OVERLOADED;
 	f->real_slot = real;
 	f->real_gen = gen;
-	f->at[TO_CLIENT] = 0;
 	word = (f->word & 0x00ffffff & ~FLOW_LOCAL) | (__u32)r->forward << 24;
 	if (r->flags & REAL_LOCAL)
 		word |= FLOW_LOCAL;
@@ -503,7 +500,8 @@ static __always_inline enum reason open_flow(CTX *ctx, const struct packet *p, s
 {
 	enum reason why;
 	struct flow *f;
-	__u32 at = 0;
+	enum place at;
+	__u64 hash = 0;
 
 	if (!(__u32)READ_ONCE(s->ring))
 		return REASON_NO_REAL;
@@ -535,12 +533,12 @@ static __always_inline enum reason open_flow(CTX *ctx, const struct packet *p, s
 	/* All entries are made before the generation is: until then nobody
 	 * follows them, and what has all is alive at once. */
 	if (h->slot < max_flows) {
-		at = place(tuple_hash(&p->t), h->slot);
-		if (at == PLACE_FULL || at == PLACE_TWIN) {
+		hash = tuple_hash(&p->t);
+		at = place(hash, h->slot);
+		if (at != PLACE_MADE) {
 			bpf_map_push_elem(&free_slots, &h->slot, 0);
 			return at == PLACE_FULL ? REASON_TABLE_FULL : REASON_RACE;
 		}
-		f->at[TO_REAL] = at;
 	}
 	why = schedule(ctx, &p->t, s, h->slot, now);
 	h->word = f->word;
@@ -553,7 +551,7 @@ static __always_inline enum reason open_flow(CTX *ctx, const struct packet *p, s
 		return !why && !h->rc ? REASON_NO_REAL : why;
 	}
 	if (why != REASON_NONE || !h->rc) {
-		unplace(at, h->slot);
+		unplace(hash, h->slot);
 		bpf_map_push_elem(&free_slots, &h->slot, 0);
 		return why != REASON_NONE ? why : REASON_NO_REAL;
 	}

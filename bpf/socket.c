@@ -83,8 +83,6 @@ static __always_inline enum reason open_socket(const struct tuple *t, struct ser
 	f->cport = t->sport;
 	f->virt = t->dst;
 	f->vport = t->dport;
-	f->at[TO_REAL] = 0;
-	f->at[TO_CLIENT] = 0;
 	gen = f->gen + 1;
 	why = schedule(0, t, s, slot, now);
 	if (why != REASON_NONE)

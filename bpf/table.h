@@ -97,16 +97,18 @@ static __always_inline __u64 count_tag(struct bucket *b, __u32 tag)
 	return n;
 }
 
-#define PLACE_FULL 0
-#define PLACE_TWIN 0xffffffffu
+enum place {
+	PLACE_MADE,
+	PLACE_FULL,
+	PLACE_TWIN,
+};
 
-/* place enters a tuple's hash with a record's slot and direction. It gives
- * the place, counted from 1, or why there is none: another tuple's entry with
- * the same tag counts as a twin too. Two processors that enter one tuple at
+/* place enters a tuple's hash with a record's slot and direction, or says why
+ * not: another tuple's entry with the same tag counts as a twin too. Two processors that enter one tuple at
  * the same moment may both find a twin, never none. */
-SEPARATE __u32 place(__u64 hash, __u32 slot)
+SEPARATE enum place place(__u64 hash, __u32 slot)
 {
-	__u32 tag = tag_of(hash), first = first_bucket(hash), at = first;
+	__u32 tag = tag_of(hash), first = first_bucket(hash);
 	__u64 entry = (__u64)tag << 32 | slot;
 	struct bucket *one, *two, *b;
 	__u32 other = second_bucket(first, tag);
@@ -120,7 +122,6 @@ SEPARATE __u32 place(__u64 hash, __u32 slot)
 		return PLACE_TWIN;
 	for (half = 0; half < 2; half++) {
 		b = half ? two : one;
-		at = half ? other : first;
 		for (i = 0; i < 8; i++) {
 			if (READ_ONCE(b->entry[i]) ||
 			    __sync_val_compare_and_swap(&b->entry[i], 0, entry))
@@ -129,25 +130,31 @@ SEPARATE __u32 place(__u64 hash, __u32 slot)
 				__sync_val_compare_and_swap(&b->entry[i], entry, 0);
 				return PLACE_TWIN;
 			}
-			return at * 8 + i + 1;
+			return PLACE_MADE;
 		}
 	}
 	return PLACE_FULL;
 }
 
-/* unplace removes the entry at a place, if it is that slot's. */
-static __always_inline void unplace(__u32 at, __u32 slot)
+static __always_inline int empty(__u32 at, __u64 entry)
 {
-	__u32 bucket = (at - 1) >> 3, i = (at - 1) & 7;
-	struct bucket *b;
-	__u64 e;
+	struct bucket *b = bpf_map_lookup_elem(&flow_index, &at);
+	int i;
 
-	if (!at)
-		return;
-	b = bpf_map_lookup_elem(&flow_index, &bucket);
 	if (!b)
-		return;
-	e = READ_ONCE(b->entry[i]);
-	if ((__u32)e == slot)
-		__sync_val_compare_and_swap(&b->entry[i], e, 0);
+		return 0;
+#pragma clang loop unroll(disable)
+	for (i = 0; i < 8; i++)
+		if (READ_ONCE(b->entry[i]) == entry)
+			return __sync_val_compare_and_swap(&b->entry[i], entry, 0) == entry;
+	return 0;
+}
+
+/* unplace removes what place entered, if it is there. */
+SEPARATE int unplace(__u64 hash, __u32 slot)
+{
+	__u32 tag = tag_of(hash), first = first_bucket(hash);
+	__u64 entry = (__u64)tag << 32 | slot;
+
+	return empty(first, entry) || empty(second_bucket(first, tag), entry);
 }

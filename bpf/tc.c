@@ -80,8 +80,10 @@ static __always_inline int carry(struct __sk_buff *skb, struct packet *p, struct
 	int masq = FORWARD(h->word) == FORWARD_MASQ;
 	enum reason why = REASON_TTL;
 	struct way w = {};
-	struct new_end e = {};
-	struct tuple n;
+	union { /* the programs' stack is small */
+		struct new_end end;  /* masq */
+		struct tuple ends; /* ipip */
+	} to = {};
 	__u32 room = 0;
 
 	if (tracing) {
@@ -98,11 +100,11 @@ static __always_inline int carry(struct __sk_buff *skb, struct packet *p, struct
 		return TC_ACT_UNSPEC;
 	}
 	if (masq) {
-		new_end(h, &e);
+		new_end(h, &to.end);
 	} else if (FORWARD(h->word) == FORWARD_IPIP) {
-		if (!ends_after(p, h, &n))
+		if (!ends_after(p, h, &to.ends))
 			return drop(skb, p, REASON_DEAD_FLOW);
-		room = tunnel_room(&n.dst);
+		room = tunnel_room(&to.ends.dst);
 	}
 	if (p->ttl > 1)
 		why = flow_route(skb, p, h, now, room, &w);
@@ -118,9 +120,9 @@ static __always_inline int carry(struct __sk_buff *skb, struct packet *p, struct
 	if (!masq) {
 		if (why != REASON_NONE)
 			return refuse(skb, p, why, w.mtu - room, &w);
-		return carry_as_is(skb, p, h, &n, &w);
+		return carry_as_is(skb, p, h, &to.ends, &w);
 	}
-	if (rewrite(skb, p, h->dir, &e, why == REASON_NONE))
+	if (rewrite(skb, p, h->dir, &to.end, why == REASON_NONE))
 		return drop(skb, p, REASON_REWRITE);
 	if (why != REASON_NONE)
 		return pass(skb, p, why);

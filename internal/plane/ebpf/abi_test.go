@@ -21,7 +21,7 @@ func TestSizes(t *testing.T) {
 		"ring_entry":   {8, unsafe.Sizeof(tcRingEntry{})},
 		"real":         {128, unsafe.Sizeof(tcReal{})},
 		"real_cpu":     {64, unsafe.Sizeof(tcRealCpu{})},
-		"flow":         {96, unsafe.Sizeof(tcFlow{})},
+		"flow":         {88, unsafe.Sizeof(tcFlow{})},
 		"tuple":        {40, unsafe.Sizeof(tcTuple{})},
 		"bucket":       {64, unsafe.Sizeof(tcBucket{})},
 		"hop":          {64, unsafe.Sizeof(tcHop{})},

@@ -55,7 +55,6 @@ type sweepFlow struct {
 	Delta    uint16
 	RealSlot uint32
 	RealGen  uint32
-	At       [2]uint32
 	Route    [2]struct {
 		_     structs.HostLayout
 		Hop   uint16

@@ -107,7 +107,6 @@ type tcFlow struct {
 	Delta    uint16
 	RealSlot uint32
 	RealGen  uint32
-	At       [2]uint32
 	Route    [2]tcRoute
 }
 
