@@ -222,8 +222,8 @@ func TestTwoNodes(t *testing.T) {
 	if v := a.View(); time.Since(v.Find("b").LastBeat) > time.Minute || v.Find("b").LastBeat.IsZero() {
 		t.Errorf("b's latest beat: %v", v.Find("b").LastBeat)
 	}
-	if got := a.Counters(); got.Sent < 50 || got.Received == 0 {
-		t.Errorf("counters: %+v", got)
+	if got, links := a.Packets(); got.Sent < 50 || got.Received == 0 || len(links) == 0 {
+		t.Errorf("counters: %+v, links %+v", got, links)
 	}
 	keys := model.Keyring{Send: 1, Keys: map[int]model.AuthKey{1: {Method: model.AuthSHA1, Secret: "secret"}, 2: {Method: model.AuthSHA256, Secret: "other"}}}
 	b.Rekey(keys)

@@ -132,20 +132,12 @@ func (c *Client) View() model.View {
 	return c.latest.View
 }
 
-// Counters returns the totals of the protocol in the present life.
-func (c *Client) Counters() heartbeat.Counters {
-	c.look()
+// Packets are the totals of the protocol, and what each link has dropped unseen,
+// in the present life: as they were at the latest View.
+func (c *Client) Packets() (heartbeat.Counters, []model.LinkPackets) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.latest.Counters
-}
-
-// LinkPackets counts what each link has dropped unseen in the present life.
-func (c *Client) LinkPackets() []model.LinkPackets {
-	c.look()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.latest.Links
+	return c.latest.Counters, c.latest.Links
 }
 
 // Decided says that the decision loop runs. Beats stop when it was called once

@@ -98,7 +98,7 @@ func (s *sieved) wait() []byte {
 // share tells how many of some packets get through, in words.
 func (s *sieved) share(from string, packet []byte) string {
 	s.t.Helper()
-	const packets = 2000 // of which one in 64 is 31
+	const packets = 1500 // of which one in 64 is 23
 	n := 0
 	for range packets {
 		s.send(from, packet)
@@ -189,7 +189,6 @@ func TestSieve(t *testing.T) {
 			{"two numbers: the first counts", family.known, message(t, net, twice), "all"},
 			{"numbers after many fields", family.known, message(t, net, append(many, beat("7", "1")...)), "few"},
 			{"without a generation", family.known, message(t, net, beat("", "1")), "all"},
-			{"no number in the number", family.known, message(t, net, beat("7", "x")), "all"},
 			{"the text encoding", family.known, message(t, heartbeat.Text, beat("7", "1")), "all"},
 			{"no message", family.known, []byte("hello, this is no message at all"), "none"},
 			{"hardly anything", family.known, []byte("##"), "none"},
@@ -203,7 +202,7 @@ func TestSieve(t *testing.T) {
 				continue
 			}
 			s.about = c.name
-			if got := s.share(c.from, c.packet); c.name != "no number in the number" && got != c.want {
+			if got := s.share(c.from, c.packet); got != c.want {
 				t.Errorf("%s, %s: %s admitted, want %s", family.host, c.name, got, c.want)
 			}
 		}
@@ -269,7 +268,7 @@ func TestSieveOfRandomMessages(t *testing.T) {
 	r := rand.New(rand.NewPCG(binary.LittleEndian.Uint64(seed[:]), 0))
 	old, what := 0, ""
 	defer func() { t.Logf("the latest: %s", what) }()
-	const packets = 5000
+	const packets = 2000
 	for range packets {
 		generation, number := 1+r.Uint32N(1<<31), r.Uint32N(1<<31)
 		if err := s.sieve.expect(Sender{Addr: netip.MustParseAddr("127.0.0.2"), Generation: generation, Number: number}); err != nil {

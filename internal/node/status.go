@@ -22,7 +22,7 @@ func (n *clusterNode) Status(context.Context) (api.Status, error) {
 		Version: api.Version, Node: n.hb.Self, Mode: "classic", PID: os.Getpid(),
 		Peers: []api.Peer{}, Resources: n.crm.Resources(), Services: []model.ServiceView{}, Sentences: []string{},
 	}
-	st.Packets, st.LinkPackets = n.messenger.Counters(), n.messenger.LinkPackets()
+	st.Packets, st.LinkPackets = n.messenger.Packets()
 	st.BadPackets = st.Packets.Bad
 	for _, v := range view.Nodes {
 		if !time.Now().Before(v.Quarantine) {
