@@ -15,10 +15,11 @@ const (
 	KindARP           // an address that is announced and not held: built in
 	KindMail          // a mail at each move: built in
 	KindDelay         // nothing but time: built in
+	KindPorts         // ports that are closed while a group moves: built in
 )
 
 func (k Kind) String() string {
-	return [...]string{"unset", "address", "director", "script", "source", "arp", "mail", "delay"}[min(int(k), 7)]
+	return [...]string{"unset", "address", "director", "script", "source", "arp", "mail", "delay", "ports"}[min(int(k), 8)]
 }
 
 // Kinds lists the agents of haresources that are built in; every other name is
@@ -32,6 +33,7 @@ var Kinds = map[string]Kind{
 	"SendArp":    KindARP,
 	"MailTo":     KindMail,
 	"Delay":      KindDelay,
+	"portblock":  KindPorts,
 }
 
 // KindOf tells what carries out the resource.

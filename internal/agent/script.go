@@ -105,6 +105,13 @@ func (s *script) find() (string, error) {
 	return "", fmt.Errorf("resource %s: no executable file %s in %s, and no systemd unit of that name; install it there", s.res.Text, s.res.Agent, strings.Join(dirs, " or "))
 }
 
+// HasScript tells whether resource.d of that configuration directory has a
+// script for the resource.
+func HasScript(r model.Resource, had string) bool {
+	_, err := (&script{r, ScriptOptions{HaD: had, InitD: os.DevNull}}).find()
+	return err == nil
+}
+
 // call runs the script to its end and returns what it printed. The end of ctx
 // kills it with all its children.
 func (s *script) call(ctx context.Context, action string) ([]byte, error) {

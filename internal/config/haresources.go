@@ -93,6 +93,9 @@ func resource(p *problems, w word) model.Resource {
 			p.error(w.after(len(w.text)-len(arg)+at), fmt.Sprintf("%s: %v", r.Agent, err), "write "+r.Agent+"::"+AddressUsage)
 		}
 	}
+	if r.Agent == "portblock" {
+		reportPortBlock(p, w, r)
+	}
 	return r
 }
 

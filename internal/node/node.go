@@ -335,6 +335,13 @@ func (n *clusterNode) agentFor(r model.Resource) (agent.Agent, error) {
 		return n.mailNotice(r)
 	case agent.KindDelay:
 		return agent.Delay(r)
+	case agent.KindPorts:
+		// Heartbeat's own script, where it is installed, keeps its rules where
+		// its administrator looks for them.
+		if agent.HasScript(r, n.HaD) {
+			break
+		}
+		return agent.PortBlock(r)
 	case agent.KindScript, agent.KindUnset:
 	}
 	return agent.Script(r, n.scriptOptions())
