@@ -117,6 +117,10 @@ test-connections: ## N open connections (default 100000) through reload, restart
 test-plane-kernel: ## the eBPF plane on Debian 12's kernel, in QEMU (root; its verifier alone: BATUTA_RUN=TestVerifier)
 	BATUTA_KERNEL=plane $(GO) test -count=1 -timeout 55m -run '^TestPlaneOnDebian12$$' -v ./internal/lab
 
+.PHONY: test-plane-swap
+test-plane-swap: ## N open connections (default 10000) from IPVS to the eBPF plane and back, on Debian 12's kernel, in QEMU (root, 5 GB)
+	BATUTA_KERNEL=swap BATUTA_CONNECTIONS=$(or $(N),10000) $(GO) test -count=1 -timeout 55m -run '^TestSwapOnDebian12$$' -v ./internal/lab
+
 .PHONY: clean
 clean: ## remove what the build wrote
 	rm -rf bin

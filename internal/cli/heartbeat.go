@@ -64,7 +64,7 @@ file is /run/heartbeat.pid; --run-dir is the directory for it, too.`,
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			h.stdout, h.stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
-			if err := knownPlane(cmd, h.plane); err != nil {
+			if err := knownPlane(cmd, h.plane, "auto"); err != nil {
 				return err
 			}
 			if err := h.place(o, cmd.Flags().Changed("run-dir")); err != nil {

@@ -92,7 +92,7 @@ stop and status work with any.`,
 			if do == nil {
 				return ldirectordUsage(cmd, fmt.Errorf("unknown verb %q", verb))
 			}
-			if err := knownPlane(cmd, l.plane); err != nil {
+			if err := knownPlane(cmd, l.plane, "auto"); err != nil {
 				return ldirectordUsage(cmd, err)
 			}
 			l.stdout, l.stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()

@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/batuta-ha/batuta/internal/model"
 	"github.com/batuta-ha/batuta/internal/node"
@@ -32,7 +33,7 @@ or haresources starts this process anew in place, and nothing moves.`,
 		Example: "  batuta run --ha.d /etc/ha.d",
 		Args:    positional(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := knownPlane(cmd, no.Plane); err != nil {
+			if err := knownPlane(cmd, no.Plane, no.XDP); err != nil {
 				return err
 			}
 			no.Node = model.NodeName(strings.ToLower(name))
@@ -53,7 +54,7 @@ or haresources starts this process anew in place, and nothing moves.`,
 	f := cmd.Flags()
 	f.StringVar(&no.HaD, "ha.d", "/etc/ha.d", "directory of ha.cf, authkeys, haresources")
 	f.StringVar(&name, "node", "", "this node's name (default: uname -n)")
-	f.StringVar(&no.Plane, "plane", "auto", "who carries the packets: "+strings.Join(node.PlaneNames, ", "))
+	planeFlags(f, &no.Plane, &no.XDP)
 	f.StringVar(&source, "heartbeat-address", "", "bind heartbeats to this address: for several nodes on one host")
 	ipvsFlags(f, &no.IPVS)
 	return cmd
@@ -73,7 +74,7 @@ SIGHUP reads the file again; SIGTERM stops, by the rules of cleanstop.`,
 		Example: "  batuta director /etc/batuta/batuta.hcl\n  batuta director --dry-run ldirectord.cf",
 		Args:    positional(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := knownPlane(cmd, do.Plane); err != nil {
+			if err := knownPlane(cmd, do.Plane, do.XDP); err != nil {
 				return err
 			}
 			if !do.DryRun && (do.Events != "" || do.Table != "" || do.Hooks) {
@@ -90,7 +91,7 @@ SIGHUP reads the file again; SIGTERM stops, by the rules of cleanstop.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&do.Plane, "plane", "auto", "who carries the packets: "+strings.Join(node.PlaneNames, ", "))
+	planeFlags(f, &do.Plane, &do.XDP)
 	f.BoolVar(&do.DryRun, "dry-run", false, "change nothing on this host: memory plane, no hooks")
 	f.BoolVar(&do.Hooks, "hooks", false, "with --dry-run: run hooks as configured")
 	f.StringVar(&do.Events, "events", "", "with --dry-run: append each change to FILE (- for standard output) as a line of JSON; implies --hooks")
@@ -99,12 +100,23 @@ SIGHUP reads the file again; SIGTERM stops, by the rules of cleanstop.`,
 	return cmd
 }
 
-// knownPlane refuses a --plane that does not exist.
-func knownPlane(cmd *cobra.Command, name string) error {
-	if slices.Contains(node.PlaneNames, name) {
-		return nil
+// planeFlags adds who carries the packets.
+func planeFlags(f *pflag.FlagSet, plane, xdp *string) {
+	f.StringVar(plane, "plane", node.PlaneNames[0], "who carries the packets: "+strings.Join(node.PlaneNames, ", "))
+	f.StringVar(xdp, "xdp", node.XDPNames[0], "eBPF, before the stack, too: auto (cards whose drivers do it), on (all that take it), off")
+}
+
+// knownPlane refuses a --plane or --xdp that does not exist.
+func knownPlane(cmd *cobra.Command, plane, xdp string) error {
+	for _, x := range []struct {
+		flag, name string
+		names      []string
+	}{{"plane", plane, node.PlaneNames}, {"xdp", xdp, node.XDPNames}} {
+		if !slices.Contains(x.names, x.name) {
+			return usageError(cmd, fmt.Errorf("--%s %q: want one of %s", x.flag, x.name, strings.Join(x.names, ", ")))
+		}
 	}
-	return usageError(cmd, fmt.Errorf("--plane %q: want one of %s", name, strings.Join(node.PlaneNames, ", ")))
+	return nil
 }
 
 // onSignals turns SIGHUP into values of the first channel, and closes the

@@ -2,7 +2,9 @@ package lab_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -11,19 +13,30 @@ import (
 	"strings"
 	"testing"
 
+	cebpf "github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+
 	"github.com/batuta-ha/batuta/internal/model"
 	"github.com/batuta-ha/batuta/internal/plane/ebpf"
 )
 
-// What runs in the virtual machine of TestInstructions:
+// What runs in the virtual machine of TestInstructions, twice: with veth pairs
+// between network namespaces, and with virtio cards on hubs of QEMU's.
 //
 //	client ──── director ──── rack
 //	10.1.0.10+  10.1.0.100    10.240.0.20+, as many as are asked for
 //
 // pktgen sends datagrams from client to a virtual service; they are dropped
 // and counted as they come to the rack. There is one processor, and a
-// nanosecond is an instruction: time per packet is what the whole way costs,
-// with pktgen's own part and the rack's. "drop" is that part alone.
+// nanosecond is an instruction.
+//
+// Between veth pairs, time per packet is what the whole way costs, with
+// pktgen's own part and the rack's. "drop" is pktgen's part alone, and the way
+// to the director's ingress hook, where it drops. A card's sender waits for the
+// emulator, so there it is the time that the polls of the director's cards take
+// (polls), less what they take if the packet is dropped: for XDP by a program
+// that only drops, for all others at the ingress hook.
 
 // pins is where the plane of these tests is pinned: ip netns exec hides
 // /sys/fs/bpf.
@@ -60,20 +73,64 @@ func TestInstructionsWithin(t *testing.T) {
 	if os.Getenv(inVM) != "icount" {
 		t.Skip("runs in the virtual machine of TestInstructions")
 	}
-	v := &guest{T: t}
-	sh(t, `for m in veth pktgen ip_vs nft_nat nft_numgen nft_chain_nat sch_ingress cls_bpf; do modprobe $m; done
-		mkdir -p /run/bpf; mount -t bpf bpf /run/bpf
+	sh(t, `for m in virtio_net veth pktgen nf_tables nft_nat nft_numgen nft_chain_nat sch_ingress cls_bpf; do modprobe $m; done
+		modprobe ip_vs conn_tab_bits=20; modprobe nf_conntrack
+		echo 1048576 >/sys/module/nf_conntrack/parameters/hashsize; echo 2000000 >/proc/sys/net/netfilter/nf_conntrack_max
+		mkdir -p /run/bpf; mount -t bpf bpf /run/bpf`)
+	// Servers and connections: all of each of one, and what is slow to emulate once.
+	few := [][2]int{{4, 1}, {4, 1000}}
+	all := [][2]int{{4, 1}, {100, 1}, {1000, 1}, {4, 1000}, {100, 1000}, {1000, 1000}, {4, 100_000}, {100, 100_000}, {1000, 100_000}, {4, 1_000_000}}
+	fmt.Println("|   by |     plane | servers |   flows |   first |  known | above drop | of IPVS | delivered |")
+	fmt.Println("|------|-----------|--------:|--------:|--------:|-------:|-----------:|--------:|----------:|")
+	only := regexp.MustCompile(os.Getenv("BATUTA_CASES"))
+	for _, by := range []struct {
+		name  string
+		cases [][2]int
+		make  string
+	}{
+		{"veth", few, "ip link add c0 type veth peer name outside; ip link add inside type veth peer name r0"},
+		{"card", all, `for f in /sys/class/net/*; do case $(cat $f/address) in
+			02:00:00:00:00:01) n=c0 ;; 02:00:00:00:00:02) n=outside ;; 02:00:00:00:00:03) n=inside ;; 02:00:00:00:00:04) n=r0 ;; *) continue ;; esac
+			ip link set ${f##*/} down; ip link set ${f##*/} name $n; done`},
+	} {
+		g := newGuest(t, by.name, by.make)
+		for _, c := range by.cases {
+			if only.MatchString(fmt.Sprintf("%s/%d/%d", by.name, c[0], c[1])) {
+				g.compare(c[0], c[1])
+			}
+		}
+		if g.polls != nil && only.MatchString(by.name+"/syn") {
+			g.compareSYN()
+		}
+		for _, node := range []string{"client", "director", "rack"} {
+			sh(t, "ip netns del "+node)
+		}
+	}
+}
+
+type guest struct {
+	*testing.T
+	by    string
+	mac   string
+	polls *polls // nil between veth pairs
+	cards []uint32
+}
+
+// newGuest makes the network of links made by a script.
+func newGuest(t *testing.T, by, links string) *guest {
+	t.Helper()
+	g := &guest{T: t, by: by}
+	sh(t, links+`
 		ip netns add client; ip netns add director; ip netns add rack
-		ip link add c0 netns client type veth peer name outside netns director
-		ip link add inside netns director type veth peer name r0 netns rack
+		ip link set c0 netns client; ip link set outside netns director; ip link set inside netns director; ip link set r0 netns rack
 		ip -n client addr add 10.1.0.10/16 dev c0
 		ip -n director addr add 10.1.0.1/16 dev outside; ip -n director addr add 10.1.0.100/32 dev outside
 		ip -n director addr add 10.240.0.1/16 dev inside; ip -n rack addr add 10.240.255.1/16 dev r0
 		for l in "client c0" "director outside" "director inside" "rack r0"; do set -- $l; ip -n $1 link set lo up; ip -n $1 link set $2 up; done
 		ip netns exec director bash -c 'echo 1 >/proc/sys/net/ipv4/ip_forward; echo 0 >/proc/sys/net/ipv4/conf/all/rp_filter; echo 0 >/proc/sys/net/ipv4/conf/outside/rp_filter'
 		ip -n rack route add default via 10.240.0.1
-		printf 'table netdev f {\nchain i {\ntype filter hook ingress device r0 priority 0;\nudp dport 9 drop\n}\n}\n' | ip netns exec rack nft -f -`)
-	v.mac = strings.TrimSpace(sh(t, `ip netns exec director cat /sys/class/net/outside/address`))
+		printf 'table netdev f {\nchain i {\ntype filter hook ingress device r0 priority 0;\nmeta l4proto { tcp, udp } drop\n}\n}\n' | ip netns exec rack nft -f -`)
+	g.mac = strings.TrimSpace(sh(t, `ip netns exec director cat /sys/class/net/outside/address`))
 	rack := strings.TrimSpace(sh(t, `ip netns exec rack cat /sys/class/net/r0/address`))
 	var neighbors strings.Builder
 	for _, a := range vmServers(1000) {
@@ -82,23 +139,19 @@ func TestInstructionsWithin(t *testing.T) {
 	for a := range 64 {
 		fmt.Fprintf(&neighbors, "neigh replace 10.1.0.%d lladdr 02:00:00:00:00:aa dev outside nud permanent\n", 10+a)
 	}
-	v.write("/tmp/neighbors", neighbors.String())
+	g.write("/tmp/neighbors", neighbors.String())
 	sh(t, "ip -n director -batch /tmp/neighbors")
-
-	fmt.Println("|      plane | servers |   flows |   first |  known | above drop | delivered |")
-	cases := [][2]int{{4, 1}, {4, 1000}, {100, 1000}, {1000, 1000}, {4, 100_000}, {1000, 100_000}, {4, 1_000_000}}
-	only := regexp.MustCompile(os.Getenv("BATUTA_CASES"))
-	for _, c := range cases {
-		if !only.MatchString(fmt.Sprintf("%d/%d", c[0], c[1])) {
-			continue
+	if by == "card" {
+		g.polls = stampPolls(t)
+		for f := range strings.FieldsSeq(sh(t, "ip netns exec director cat /sys/class/net/outside/ifindex /sys/class/net/inside/ifindex")) {
+			n, err := strconv.Atoi(f)
+			if err != nil || n >= maxIfindex {
+				t.Fatalf("card's number %q: %v", f, err)
+			}
+			g.cards = append(g.cards, uint32(n))
 		}
-		v.compare(c[0], c[1])
 	}
-}
-
-type guest struct {
-	*testing.T
-	mac string
+	return g
 }
 
 func (v *guest) write(name, text string) {
@@ -108,44 +161,89 @@ func (v *guest) write(name, text string) {
 	}
 }
 
+// A rival is one way of carrying packets, and how to put it into force.
+type rival struct {
+	name, up, down string
+	to             netip.AddrPort
+}
+
+const ingressDrop = `printf 'table netdev d {\nchain i {\ntype filter hook ingress device outside priority 0;\nmeta l4proto { tcp, udp } drop\n}\n}\n' | nft -f -`
+
+func planeWithin(what string) string {
+	return "BATUTA_PLANE=" + what + " tests -test.run=^TestPlaneWithin$"
+}
+
+var rivals = []rival{
+	{"drop", ingressDrop, "nft flush ruleset", vmForward},
+	{"forward", "true", "true", vmForward},
+	{"IPVS", "ipvsadm -R </tmp/ipvs", "ipvsadm -C", vmService},
+	{"nft", "nft -f /tmp/nft", "nft flush ruleset; modprobe -r nf_conntrack_netlink 2>/dev/null || true", vmService},
+	{"tc", planeWithin("tc"), planeWithin("none"), vmService},
+	{"XDP drop", planeWithin("drop"), planeWithin("none"), vmForward},
+	{"XDP", planeWithin("xdp"), planeWithin("none"), vmService},
+}
+
+// director runs a script where the plane is.
+func (v *guest) director(servers, flows int, script string) {
+	v.Helper()
+	sh(v, fmt.Sprintf("export BATUTA_SERVERS=%d BATUTA_FLOWS=%d\nip netns exec director bash -ec %s", servers, flows, quoted(script)))
+}
+
+// tables writes IPVS's and nftables' tables for a protocol.
+func (v *guest) tables(proto string, servers int) {
+	v.Helper()
+	var ipvs, nft strings.Builder
+	fmt.Fprintf(&ipvs, "-A -%c %s -s rr\n", proto[0], vmService)
+	for i, a := range vmServers(servers) {
+		fmt.Fprintf(&ipvs, "-a -%c %s -r %s:9 -m\n", proto[0], vmService, a)
+		fmt.Fprintf(&nft, "%d : %s, ", i, a)
+	}
+	v.write("/tmp/ipvs", ipvs.String())
+	v.write("/tmp/nft", fmt.Sprintf("table ip lb {\nchain p {\ntype nat hook prerouting priority -100;\nip daddr %s %s dport 9 dnat to numgen inc mod %d map { %s }\n}\n}\n",
+		vmService.Addr(), proto, servers, strings.TrimSuffix(nft.String(), ", ")))
+}
+
 // compare measures all planes at so many servers and connections.
 func (v *guest) compare(servers, flows int) {
-	var drop float64
-	for _, p := range []struct {
-		name, up, down string
-		to             netip.AddrPort
-	}{
-		{"drop", `printf 'table netdev d {\nchain i {\ntype filter hook ingress device outside priority 0;\nudp dport 9 drop\n}\n}\n' | nft -f -`, "nft flush ruleset", vmForward},
-		{"forward", "true", "true", vmForward},
-		{"IPVS", "ipvsadm -R </tmp/ipvs", "ipvsadm -C", vmService},
-		{"nft", "nft -f /tmp/nft", "nft flush ruleset; modprobe -r nf_conntrack_netlink 2>/dev/null || true", vmService},
-		{"tc", "tests -test.run=^TestPlaneWithin$", "BATUTA_DOWN=1 tests -test.run=^TestPlaneWithin$", vmService},
-	} {
-		var ipvs, nft strings.Builder
-		fmt.Fprintf(&ipvs, "-A -u %s -s rr\n", vmService)
-		for i, a := range vmServers(servers) {
-			fmt.Fprintf(&ipvs, "-a -u %s -r %s:9 -m\n", vmService, a)
-			fmt.Fprintf(&nft, "%d : %s, ", i, a)
+	v.Helper()
+	var drop, ipvs float64
+	v.tables("udp", servers)
+	for _, p := range rivals {
+		if v.polls == nil && strings.HasPrefix(p.name, "XDP") {
+			continue // a veth pair makes another packet of each for it
 		}
-		v.write("/tmp/ipvs", ipvs.String())
-		v.write("/tmp/nft", fmt.Sprintf("table ip lb {\nchain p {\ntype nat hook prerouting priority -100;\nip daddr %s udp dport 9 dnat to numgen inc mod %d map { %s }\n}\n}\n",
-			vmService.Addr(), servers, strings.TrimSuffix(nft.String(), ", ")))
-		director := func(script string) {
-			sh(v, "export BATUTA_SERVERS="+strconv.Itoa(servers)+"\nexport BATUTA_FLOWS="+strconv.Itoa(flows)+"\nip netns exec director bash -ec "+quoted(script))
+		if flows > 100_000 && (p.name == "forward" || p.name == "nft") {
+			continue // minutes, for what the other rows tell
 		}
-		director(p.up)
-		first, _ := v.flood(p.to.Addr(), flows, flows)
-		packets := max(flows, 20_000)
-		known, delivered := v.flood(p.to.Addr(), flows, packets)
-		director(p.down)
-		if p.name == "drop" {
+		v.director(servers, flows, p.up)
+		first, delivered, sent := 0.0, 0, 0
+		if isDrop := strings.HasSuffix(p.name, "drop"); !isDrop {
+			first, delivered = v.flood(p.to.Addr(), flows, flows)
+			sent = flows
+		}
+		packets := min(max(flows, 20_000), 200_000) // of a million, the first ones again
+		known, more := v.flood(p.to.Addr(), flows, packets)
+		delivered, sent = delivered+more, sent+packets
+		v.director(servers, flows, p.down)
+		switch p.name {
+		case "drop", "XDP drop":
 			drop = known
+		case "IPVS":
+			ipvs = known - drop
 		}
-		if flows < 1000 {
-			first = 0
-		}
-		fmt.Printf("| %10s | %7d | %7d | %7.0f | %6.0f | %10.0f | %8.3f%% |\n", p.name, servers, flows, first, known, known-drop, 100*float64(delivered)/float64(packets))
+		v.row(p.name, servers, flows, first, known, drop, ipvs, delivered, sent)
 	}
+}
+
+func (v *guest) row(name string, servers, flows int, first, known, drop, ipvs float64, delivered, sent int) {
+	once, share := "", ""
+	if flows >= 1000 && first > 0 {
+		once = fmt.Sprintf("%.0f", first)
+	}
+	if ipvs > 0 && known > drop {
+		share = fmt.Sprintf("%.3f", (known-drop)/ipvs)
+	}
+	fmt.Printf("| %s | %9s | %7d | %7d | %7s | %6.0f | %10.0f | %7s | %8.3f%% |\n", v.by, name, servers, flows, once, known, known-drop, share, 100*float64(delivered)/float64(sent))
 }
 
 func quoted(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
@@ -153,7 +251,7 @@ func quoted(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) +
 var pktgenOK = regexp.MustCompile(`OK: (\d+)\(`)
 
 // flood sends packets and gives the instructions for each, and how many came
-// to the rack.
+// to the rack. Of a card, packets that the sender could not send are none.
 func (v *guest) flood(to netip.Addr, flows, packets int) (each float64, delivered int) {
 	spread := vmFlows[flows]
 	var script strings.Builder
@@ -164,15 +262,36 @@ func (v *guest) flood(to netip.Addr, flows, packets int) (each float64, delivere
 		fmt.Fprintf(&script, "echo '%s' >$P/c0\n", c)
 	}
 	script.WriteString("echo start >$P/pgctrl; cat $P/c0")
-	before := v.arrived()
+	before, begun := v.arrived(), v.taken()
 	out := sh(v, "ip netns exec client bash -ec "+quoted(script.String()))
 	m := pktgenOK.FindStringSubmatch(out)
 	if m == nil {
 		v.Fatalf("pktgen said:\n%s", out)
 	}
 	us, _ := strconv.Atoi(m[1])
+	each = float64(us) * 1000 / float64(packets)
 	sh(v, "sleep 0.1")
-	return float64(us) * 1000 / float64(packets), v.arrived() - before
+	if v.polls != nil {
+		each = v.since(begun)
+	}
+	return each, v.arrived() - before
+}
+
+// taken is what the director's cards have taken up to now.
+func (v *guest) taken() (all polled) {
+	if v.polls != nil {
+		all = v.polls.of(v, v.cards)
+	}
+	return all
+}
+
+// since gives the instructions for each packet that came to the director.
+func (v *guest) since(begun polled) float64 {
+	now := v.taken()
+	if now.Packets == begun.Packets {
+		v.Fatal("no packet came to the director")
+	}
+	return float64(now.Nanoseconds-begun.Nanoseconds) / float64(now.Packets-begun.Packets)
 }
 
 func (v *guest) arrived() int {
@@ -189,26 +308,62 @@ func TestPlaneWithin(t *testing.T) {
 	if os.Getenv(inVM) == "" {
 		t.Skip("runs in a virtual machine")
 	}
-	if os.Getenv("BATUTA_DOWN") != "" {
-		if err := ebpf.Remove(pins); err != nil {
+	mode := ebpf.XDPOff
+	switch what := os.Getenv("BATUTA_PLANE"); what {
+	case "none":
+		if err := errors.Join(ebpf.Remove(pins), os.RemoveAll(dropPin)); err != nil {
 			t.Fatal(err)
 		}
 		return
+	case "drop":
+		dropAtXDP(t, "outside")
+		return
+	case "xdp":
+		mode = ebpf.XDPOn
 	}
 	servers, _ := strconv.Atoi(os.Getenv("BATUTA_SERVERS"))
 	flows, _ := strconv.Atoi(os.Getenv("BATUTA_FLOWS"))
-	p, err := ebpf.Open(ebpf.Options{Dir: pins, MaxFlows: max(flows*5/4, 262144)})
+	p, err := ebpf.Open(ebpf.Options{Dir: pins, MaxFlows: max(flows*5/4, synTable), XDP: mode})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = p.Close() }()
-	key := model.ServiceKey{Proto: model.UDP, Addr: vmService}
-	changes := []model.Change{{Op: model.ServiceAdd, Service: model.VirtualService{Key: key, Scheduler: "rr"}}}
-	for _, a := range vmServers(servers) {
-		changes = append(changes, model.Change{Op: model.RealAdd, Service: model.VirtualService{Key: key},
-			Real: model.RealServer{Addr: netip.AddrPortFrom(a, 9), Forward: model.Masq, Weight: 1}})
+	if mode == ebpf.XDPOn && !strings.Contains(p.Info().Detail, "XDP on inside, outside") {
+		t.Fatal(p.Info().Detail)
+	}
+	var changes []model.Change
+	for _, proto := range []model.Protocol{model.UDP, model.TCP} {
+		key := model.ServiceKey{Proto: proto, Addr: vmService}
+		changes = append(changes, model.Change{Op: model.ServiceAdd, Service: model.VirtualService{Key: key, Scheduler: "rr"}})
+		for _, a := range vmServers(servers) {
+			changes = append(changes, model.Change{Op: model.RealAdd, Service: model.VirtualService{Key: key},
+				Real: model.RealServer{Addr: netip.AddrPortFrom(a, 9), Forward: model.Masq, Weight: 1}})
+		}
 	}
 	if err := p.Apply(context.Background(), changes); err != nil {
+		t.Fatal(err)
+	}
+}
+
+const dropPin = "/run/bpf/drop"
+
+// dropAtXDP attaches a program that drops all.
+func dropAtXDP(t *testing.T, name string) {
+	t.Helper()
+	prog, err := cebpf.NewProgram(&cebpf.ProgramSpec{Type: cebpf.XDP, Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = prog.Close() }()
+	card, err := net.InterfaceByName(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: card.Index, Flags: link.XDPDriverMode})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(l.Pin(dropPin), l.Close()); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -18,6 +18,7 @@ import (
 type DirectorOptions struct {
 	Config string     // an ldirectord.cf
 	Plane  string     // one of PlaneNames
+	XDP    string     // one of XDPNames; "" is auto
 	IPVS   model.IPVS // where the plane is IPVS
 	DryRun bool       // memory plane, nothing on the host changes
 	Hooks  bool       // with DryRun: run hooks all the same
@@ -76,7 +77,7 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 		o.Plane, o.StateDir = "memory", ""
 	}
 	rec := openRecorder(o.StateDir, reader.Host.NodeName, stderr)
-	p, err := openPlane(planeOptions{name: o.Plane, holdAll: true, eventsLog: o.Events, tableFile: o.Table, sink: stderr, runDir: o.RunDir, ipvs: o.IPVS})
+	p, err := openPlane(planeOptions{name: o.Plane, holdAll: true, eventsLog: o.Events, tableFile: o.Table, sink: stderr, runDir: o.RunDir, xdp: o.XDP, ipvs: o.IPVS})
 	if err != nil {
 		return err
 	}

@@ -24,6 +24,23 @@ import (
 // PlaneNames are the words that --plane takes.
 var PlaneNames = []string{"auto", "ipvs", "ebpf", "proxy", "memory"}
 
+// XDPNames are the words that --xdp takes: where the eBPF plane has its program
+// at XDP besides those at tc.
+var XDPNames = []string{"auto", "on", "off"}
+
+// xdpMode is what a word of XDPNames says; "" is the first one.
+func xdpMode(name string) (ebpf.XDPMode, error) {
+	switch name {
+	case "", "auto":
+		return ebpf.XDPAuto, nil
+	case "on":
+		return ebpf.XDPOn, nil
+	case "off":
+		return ebpf.XDPOff, nil
+	}
+	return 0, fmt.Errorf("xdp %q: want one of %v", name, XDPNames)
+}
+
 // planeOptions say which plane to open.
 type planeOptions struct {
 	name      string // one of PlaneNames
@@ -32,6 +49,7 @@ type planeOptions struct {
 	tableFile string // memory: file of the table
 	sink      model.Sink
 	runDir    string     // ipvs: keeps the sysctls from before
+	xdp       string     // ebpf: one of XDPNames
 	ipvs      model.IPVS // what is wanted besides the table: of ipvs; of others the time-outs
 }
 
@@ -51,8 +69,12 @@ func (o planeOptions) openIPVS() (plane.Plane, error) {
 
 // openEBPF opens the eBPF plane; of what is for IPVS, time-outs are its, too.
 func (o planeOptions) openEBPF() (plane.Plane, error) {
+	mode, err := xdpMode(o.xdp)
+	if err != nil {
+		return nil, err
+	}
 	t := o.ipvs.Timeouts
-	return ebpf.Open(ebpf.Options{Sink: o.sink, Timeouts: ebpf.Timeouts{Established: t.TCP, FinWait: t.TCPFin, UDP: t.UDP}})
+	return ebpf.Open(ebpf.Options{Sink: o.sink, XDP: mode, Timeouts: ebpf.Timeouts{Established: t.TCP, FinWait: t.TCPFin, UDP: t.UDP}})
 }
 
 func (o planeOptions) openProxy() (plane.Plane, error) {

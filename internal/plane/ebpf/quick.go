@@ -14,12 +14,15 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/mdlayher/genetlink"
 	mdnetlink "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
+
+	"github.com/batuta-ha/batuta/internal/model"
 )
 
 // XDPMode says which interfaces carry the program of bpf/xdp.c besides those
@@ -47,12 +50,13 @@ type quick struct {
 	links   map[int]link.Link
 	names   map[int]string    // of the interfaces in links
 	why     map[string]string // by name: why it is not there
+	sink    model.Sink        // told of these where XDP was asked for
 }
 
 const quickSuffix = "-xdp"
 
 func newQuick(o Options, t *tables) *quick {
-	return &quick{dir: filepath.Join(o.Dir, "links"), mode: o.XDP, t: t, links: map[int]link.Link{}, names: map[int]string{}, why: map[string]string{}}
+	return &quick{dir: filepath.Join(o.Dir, "links"), mode: o.XDP, t: t, links: map[int]link.Link{}, names: map[int]string{}, why: map[string]string{}, sink: o.Sink}
 }
 
 // load loads the program, once there is an interface for it. A kernel that
@@ -90,6 +94,7 @@ func (q *quick) scan(eligible, all []netlink.Link) error {
 		return nil
 	}
 	features := xdpFeatures()
+	before := q.why
 	q.why = map[string]string{}
 	there := map[int]bool{}
 	var errs []error
@@ -106,6 +111,10 @@ func (q *quick) scan(eligible, all []netlink.Link) error {
 		}
 		if why != "" {
 			q.why[a.Name] = why
+			if q.mode == XDPOn && before[a.Name] != why {
+				q.sink(model.Event{At: time.Now(), Level: model.LevelWarning, Source: "plane", Kind: "no-xdp",
+					Text: "XDP was asked for, but " + a.Name + " has none: " + why + "; its packets go by tc, which does the same more slowly"})
+			}
 			continue
 		}
 		there[a.Index] = true
