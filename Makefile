@@ -82,7 +82,7 @@ bench-ipvs: ## a large table into the kernel's IPVS, beside ipvsadm -R in the sa
 	BATUTA_BENCH=ipvs $(GO) test -count=1 -timeout 1h -run '^TestBenchIPVS$$' -v ./internal/lab
 
 .PHONY: bench-failover
-bench-failover: build ## how long nobody has the address, beside keepalived and Heartbeat (root, 1 h; ROUNDS=30 PAUSES=100)
+bench-failover: build ## how long nobody has the address, beside keepalived and Heartbeat (root, 1 h; ROUNDS=30 PAUSES=100 SYSTEMS=Batuta EVENTS=hand-over)
 	BATUTA_BENCH=failover $(GO) test -count=1 -timeout 3h -run '^TestBenchFailover$$' -v ./internal/lab
 
 .PHONY: bench-garbage

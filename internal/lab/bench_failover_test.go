@@ -113,15 +113,20 @@ func TestBenchFailover(t *testing.T) {
 		gaps[event][name] = append(gaps[event][name], float64(gap.Microseconds())/1000)
 	}
 	const hostLoss, cleanStop, byCommand = "host loss", "clean stop", "hand-over by command"
+	wanted := func(event string) bool { return strings.Contains(event, os.Getenv("EVENTS")) }
 	for range rounds {
 		for _, p := range pairs {
-			add(hostLoss, p.name, p.loseHost())
+			if wanted(hostLoss) {
+				add(hostLoss, p.name, p.loseHost())
+			}
 		}
 		for _, p := range pairs {
-			add(cleanStop, p.name, p.stopCleanly())
+			if wanted(cleanStop) {
+				add(cleanStop, p.name, p.stopCleanly())
+			}
 		}
 		for _, p := range pairs {
-			if p.command != nil {
+			if p.command != nil && wanted(byCommand) {
 				if gap, ok := p.handOver(); ok {
 					add(byCommand, p.name, gap)
 				}
