@@ -104,9 +104,14 @@ func (s *station) hear(e model.Event) {
 // boot starts a node; it ends with the test.
 func boot(t *testing.T, self model.NodeName, port uint16, dead time.Duration) *station {
 	t.Helper()
+	return bootLife(t, func(generation uint32) Life { return lifeOf(self, port, dead, generation) })
+}
+
+func bootLife(t *testing.T, life func(generation uint32) Life) *station {
+	t.Helper()
 	s := &station{t: t, ended: make(chan error, 1)}
 	c, err := Start(Options{Sink: s.hear,
-		Begin:   func() (Life, error) { return lifeOf(self, port, dead, s.generations.Add(1)), nil },
+		Begin:   func() (Life, error) { return life(s.generations.Add(1)), nil },
 		Renewed: func(uint32) error { return nil },
 		Heard:   func(map[model.NodeName]heartbeat.Floor) error { return nil },
 		Learnt:  func(m string) error { s.learnt.Store(m); return nil }})
@@ -345,6 +350,34 @@ func TestTheNodesProcessDies(t *testing.T) {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		return err != nil || strings.Contains(string(stat), ") Z ") // a zombie, where nobody waits for orphans
 	})
+}
+
+// At a keepalive of 5 ms some thousand beats are heard, and nobody is missed.
+func TestAPairAtFiveMilliseconds(t *testing.T) {
+	t.Parallel()
+	const beats = 3000
+	port := freePort(t)
+	stations := []*station{}
+	for _, self := range []model.NodeName{"a", "b"} {
+		stations = append(stations, bootLife(t, func(generation uint32) Life {
+			life := lifeOf(self, port, 30*time.Second, generation)
+			life.Heartbeat.Keepalive = 5 * time.Millisecond
+			return life
+		}))
+	}
+	for _, s := range stations {
+		eventually(t, "the beats are heard", func() bool {
+			count, _ := s.Packets()
+			return count.Received >= beats
+		})
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, e := range s.events {
+			if word, _, _ := strings.Cut(e, " "); word == "died" || word == "restarted" || word == "healed" || word == "renewed" {
+				t.Errorf("%s heard of %q", s.self, e)
+			}
+		}
+	}
 }
 
 // What keeps the links from being opened is the error of Start.

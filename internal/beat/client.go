@@ -59,6 +59,7 @@ type Client struct {
 	latest  seen
 	asking  []chan struct{}
 	waiting []model.ClusterEvent
+	giving  int // events that hand has taken from waiting and not yet given
 	evented chan struct{}
 	up      bool // communication was up in some life: the next is told that it is renewed
 }
@@ -337,6 +338,13 @@ func (c *Client) take(r *report) {
 			}
 			c.up = true
 		}
+		if c.giving == 0 && len(c.waiting) == 0 {
+			select {
+			case c.events <- e: // its reader waits: a hand-over is one goroutine shorter
+				return
+			default:
+			}
+		}
 		c.waiting = append(c.waiting, e)
 		wake(c.evented)
 	case r.Seen != nil:
@@ -379,7 +387,7 @@ func (c *Client) hand(ctx context.Context) {
 	for {
 		c.mu.Lock()
 		waiting := c.waiting
-		c.waiting = nil
+		c.waiting, c.giving = nil, len(waiting)
 		c.mu.Unlock()
 		for _, e := range waiting {
 			select {
@@ -387,6 +395,13 @@ func (c *Client) hand(ctx context.Context) {
 			case <-ctx.Done():
 				return
 			}
+		}
+		c.mu.Lock()
+		c.giving = 0
+		more := len(c.waiting) > 0
+		c.mu.Unlock()
+		if more {
+			continue
 		}
 		select {
 		case <-c.evented:
