@@ -39,7 +39,7 @@ func TestPortBlock(t *testing.T) {
 			t.Fatal(err)
 		}
 		addr.Flags = 0x02 // IFA_F_NODAD
-		if err := netlink.AddrAdd(lo, addr); err != nil {
+		if err := netlink.AddrReplace(lo, addr); err != nil {
 			t.Fatal(err)
 		}
 	}
