@@ -355,7 +355,7 @@ func TestTheNodesProcessDies(t *testing.T) {
 // At a keepalive of 5 ms some thousand beats are heard, and nobody is missed.
 func TestAPairAtFiveMilliseconds(t *testing.T) {
 	t.Parallel()
-	const beats = 3000
+	const beats = 1000
 	port := freePort(t)
 	stations := []*station{}
 	for _, self := range []model.NodeName{"a", "b"} {
