@@ -352,7 +352,7 @@ func TestTheNodesProcessDies(t *testing.T) {
 	})
 }
 
-// At a keepalive of 5 ms some thousand beats are heard, and nobody is missed.
+// At a keepalive of 5 ms a thousand beats are heard, and nobody is missed.
 func TestAPairAtFiveMilliseconds(t *testing.T) {
 	t.Parallel()
 	const beats = 1000
