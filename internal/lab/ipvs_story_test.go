@@ -144,7 +144,12 @@ func TestStoryOfConnectionsThatSurvive(t *testing.T) {
 // that tells, once, how many of them still bring an answer.
 func holdConnections(t *testing.T, l *lab.Lab, n int) (alive func() string) {
 	t.Helper()
-	client := l.Node("client").Command(t.Context(), testProgram(t), "lab", "hold", strconv.Itoa(n), "10.1.0.100:80")
+	return holdBy(t, l.Node("client").Command(t.Context(), testProgram(t), "lab", "hold", strconv.Itoa(n), "10.1.0.100:80"), n)
+}
+
+// holdBy is either way of it: the client is the program that opens them.
+func holdBy(t *testing.T, client *lab.Cmd, n int) (alive func() string) {
+	t.Helper()
 	typed, in := io.Pipe()
 	out, printed := io.Pipe()
 	client.Stdin, client.Stdout, client.Stderr = typed, printed, os.Stderr

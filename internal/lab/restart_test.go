@@ -1,11 +1,8 @@
 package lab_test
 
 import (
-	"bufio"
 	"encoding/json"
-	"fmt"
-	"io"
-	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -67,29 +64,21 @@ for fd in ${fds[@]}; do ask $fd && alive=$((alive+1)); done
 echo alive $alive
 `
 
+// holdByShell is holdConnections where the client's machine has no more than a shell.
+func holdByShell(t *testing.T, l *lab.Lab, n int) (alive func() string) {
+	t.Helper()
+	return holdBy(t, l.Node("client").Command(t.Context(), "bash", "-c", holdScript, "hold", strconv.Itoa(n)), n)
+}
+
 // crash kills the daemon of a node that serves, starts it again, and looks for
 // what should not have happened.
 func crash(t *testing.T, l *lab.Lab, node, peer string) {
 	t.Helper()
-	const connections = 10
 	served(t, l, node)
 	before := output(t, l, node, "batuta", "cl_status", "rscstatus")
 	moves := strings.Count(output(t, l, peer, "batuta", "events"), "Acquiring resource group")
-	client := l.Node("client").Command(t.Context(), "bash", "-c", holdScript, "hold", fmt.Sprint(connections))
-	typed, in := io.Pipe()
-	out, printed := io.Pipe()
-	client.Stdin, client.Stdout, client.Stderr = typed, printed, os.Stderr
-	if err := client.Start(); err != nil {
-		t.Fatal(err)
-	}
-	lines := bufio.NewScanner(out)
-	if lines.Scan(); lines.Text() != fmt.Sprint("open ", connections) {
-		t.Fatalf("the client says %q, %v", lines.Text(), lines.Err())
-	}
-	watch := l.Node(node).Command(t.Context(), "sh", "-c", "exec ip monitor address >/run/monitor")
-	if err := watch.Start(); err != nil {
-		t.Fatal(err)
-	}
+	alive := holdByShell(t, l, 10)
+	addresses := watchAddresses(t, l, node)
 
 	daemon := l.Node(node).Service()
 	if err := daemon.Signal(unix.SIGKILL); err != nil {
@@ -105,25 +94,15 @@ func crash(t *testing.T, l *lab.Lab, node, peer string) {
 	settle(t, l, node, before)
 	served(t, l, node)
 
-	if said := output(t, l, node, "cat", "/run/monitor"); strings.Contains(said, "Deleted") {
+	if said := addresses(); strings.Contains(said, "Deleted") {
 		t.Errorf("%s: an address left the machine:\n%s", node, said)
 	}
 	if now := strings.Count(output(t, l, peer, "batuta", "events"), "Acquiring resource group"); now != moves {
 		t.Errorf("%s took something over from %s, whose machine never left", peer, node)
 	}
-	if _, err := io.WriteString(in, "again\n"); err != nil {
-		t.Fatal(err)
+	if got := alive(); got != "alive 10" {
+		t.Errorf("%s: of 10 connections that were open at the crash: %s", node, got)
 	}
-	if lines.Scan(); lines.Text() != fmt.Sprint("alive ", connections) {
-		t.Errorf("%s: of %d connections that were open at the crash: %s", node, connections, lines.Text())
-	}
-	if err := client.Wait(); err != nil {
-		t.Error(err)
-	}
-	if err := watch.Signal(unix.SIGTERM); err != nil {
-		t.Error(err)
-	}
-	_ = watch.Wait() // ended by us
 }
 
 // settle waits until a node holds what it should.

@@ -1,10 +1,8 @@
 package lab_test
 
 import (
-	"bufio"
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -50,18 +48,7 @@ func TestKeysChangeUnderAClient(t *testing.T) {
 	settle(t, l, "lvs02", "local")
 	served(t, l, "lvs01")
 
-	client := l.Node("client").Command(t.Context(), "bash", "-c", holdScript, "hold", "5")
-	typed, in := io.Pipe()
-	out, printed := io.Pipe()
-	client.Stdin, client.Stdout, client.Stderr = typed, printed, os.Stderr
-	if err := client.Start(); err != nil {
-		t.Fatal(err)
-	}
-	lines := bufio.NewScanner(out)
-	if lines.Scan(); lines.Text() != "open 5" {
-		t.Fatalf("the client says %q, %v", lines.Text(), lines.Err())
-	}
-
+	alive := holdByShell(t, l, 5)
 	union := filepath.Join(captures, "authkeys")
 	if err := os.WriteFile(union, []byte("auth 1\n"+signing+encrypting), 0o600); err != nil {
 		t.Fatal(err)
@@ -102,14 +89,8 @@ func TestKeysChangeUnderAClient(t *testing.T) {
 		}
 		return len(seen) == 2, fmt.Sprint(seen)
 	})
-	if _, err := io.WriteString(in, "again\n"); err != nil {
-		t.Fatal(err)
-	}
-	if lines.Scan(); lines.Text() != "alive 5" {
-		t.Errorf("of 5 connections that were open before: %s", lines.Text())
-	}
-	if err := client.Wait(); err != nil {
-		t.Error(err)
+	if got := alive(); got != "alive 5" {
+		t.Errorf("of 5 connections that were open before: %s", got)
 	}
 	for _, node := range nodes {
 		var st struct {
