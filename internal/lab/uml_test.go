@@ -143,7 +143,7 @@ for i in $(seq 100); do
 	if ipvsadm -L -n | grep -q 192.0.2.21; then break; fi
 	sleep 0.1
 done
-batuta status --run-dir /run/batuta | grep -o 'plane ipvs.*'
+batuta status --run-dir /run/batuta | sed -n '1s/.*; //p; 2,3p'
 ipvsadm -L -n >/tmp/theirs
 batuta table --run-dir /run/batuta >/tmp/ours
 diff /tmp/theirs /tmp/ours
@@ -153,7 +153,9 @@ wait $! || { echo "exit $?"; cat /tmp/log; }
 echo left:
 ipvsadm -S -n
 `
-	const want = `plane ipvs (the kernel's IP Virtual Server 1.2.1; chosen as the first that works here)
+	const want = `plane ipvs
+  the kernel's IP Virtual Server 1.2.1
+  chosen as the first that works here
 -A -t 192.0.2.1:80 -s wlc -p 300
 -a -t 192.0.2.1:80 -r 192.0.2.20:80 -m -w 3
 -a -t 192.0.2.1:80 -r 192.0.2.21:80 -g -w 1

@@ -52,8 +52,8 @@ func TestSizes(t *testing.T) {
 			t.Errorf("struct %s: %d bytes in sweep, want %d", name, typ.Size, s.want)
 		}
 	}
-	if off := unsafe.Offsetof(tcFlow{}.Route); off != 84 {
-		t.Errorf("flow.route at %d, want 84", off)
+	if off := unsafe.Offsetof(tcFlow{}.Route); off != 76 {
+		t.Errorf("flow.route at %d, want 76", off)
 	}
 	if off := unsafe.Offsetof(tcService{}.Past); off != 72 {
 		t.Errorf("service.past at %d, want 72", off)

@@ -173,7 +173,7 @@ func TestXDPSaysWhereItIs(t *testing.T) {
 		"; XDP on inside0, inside1, inside2, outside":                    on,
 		"; no XDP: switched off":                                         off,
 	} {
-		if !strings.HasSuffix(got, want) {
+		if !strings.Contains(got+"; ", want+"; ") {
 			t.Errorf("%q lacks %q", got, want)
 		}
 	}
