@@ -2,7 +2,10 @@ package node
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -14,18 +17,20 @@ import (
 
 // mailNotice is the agent of MailTo::ADDRESS[::SUBJECT]: a mail when its group
 // comes to this node, and one when it goes. A mail that cannot be sent keeps
-// nothing from moving.
+// nothing from moving. That the group is here is kept by a file of the run
+// directory, so that a daemon that begins anew does not write again.
 type mailNotice struct {
 	to, subject string
 	send        func(alert.Message)
 	self        model.NodeName
+	mark        string // the file
 
-	mu   sync.Mutex
-	here bool
+	mu sync.Mutex
 }
 
 func (n *clusterNode) mailNotice(r model.Resource) (agent.Agent, error) {
-	m := &mailNotice{subject: "Resource Group", self: n.hb.Self}
+	name := sha256.Sum256([]byte(r.Text)) // which may be longer than a file's name
+	m := &mailNotice{subject: "Resource Group", self: n.hb.Self, mark: filepath.Join(n.RunDir, fmt.Sprintf("mailto-%x", name[:8]))}
 	if len(r.Args) > 0 {
 		m.to = strings.ReplaceAll(r.Args[0], " ", ",")
 	}
@@ -63,22 +68,33 @@ func (m *mailNotice) Stop(context.Context) error {
 	return nil
 }
 
-// move writes when the group comes or goes, not each time somebody says so.
+// move writes when the group comes or goes, not each time somebody says so. A
+// mark that cannot be made or removed costs a mail too many, at most.
 func (m *mailNotice) move(here bool, format string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.here == here {
+	if m.here() == here {
 		return
 	}
-	m.here = here
+	if here {
+		_ = os.WriteFile(m.mark, nil, 0o600)
+	} else {
+		_ = os.Remove(m.mark)
+	}
 	what := m.subject + " " + fmt.Sprintf(format, time.Now().Format(time.UnixDate), m.self)
 	m.send(alert.Message{To: m.to, Subject: what, Text: "\t" + what + "\n", Instance: "MailTo"})
+}
+
+// here tells whether the group is on this node.
+func (m *mailNotice) here() bool {
+	_, err := os.Stat(m.mark)
+	return err == nil
 }
 
 func (m *mailNotice) Status(context.Context) (model.ResourceState, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.here {
+	if m.here() {
 		return model.ResourceRunning, nil
 	}
 	return model.ResourceStopped, nil
