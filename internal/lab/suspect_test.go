@@ -11,9 +11,9 @@ import (
 	"github.com/batuta-ha/batuta/internal/rig"
 )
 
-// suspects is the tutorial's cluster with that suspecttime, in which lvs01
-// serves and what was taken over stays. lvs02 knows that lvs01's kernel answers.
-func suspects(t *testing.T, suspecttime string) *lab.Lab {
+// pairWith starts the tutorial's pair, patient but for its deadtime, with more
+// lines in ha.cf; prepare is for what those need. lvs01 serves.
+func pairWith(t *testing.T, deadtime string, prepare func(l *lab.Lab, node string), lines string) *lab.Lab {
 	t.Helper()
 	binary, err := rig.Program()
 	if err != nil {
@@ -22,7 +22,11 @@ func suspects(t *testing.T, suspecttime string) *lab.Lab {
 	l := start(t, func(o *lab.Options) { o.Binary = binary })
 	for _, node := range []string{"lvs01", "lvs02"} {
 		output(t, l, node, "sh", "-c", `sed -i 's/^\(deadtime\|initdead\|warntime\|auto_failback\|keepalive\).*//' /etc/ha.d/ha.cf &&
-			printf 'keepalive 200ms\ndeadtime 2\ninitdead 60\nwarntime 1\nauto_failback off\nquarantine 0\nsuspecttime `+suspecttime+`\n' >>/etc/ha.d/ha.cf`)
+			printf 'keepalive 200ms\ndeadtime `+deadtime+`\ninitdead 60\nwarntime 1\nauto_failback off\nquarantine 0\n' >>/etc/ha.d/ha.cf`)
+		if prepare != nil {
+			prepare(l, node)
+		}
+		output(t, l, node, "sh", "-c", fmt.Sprintf("printf '%s' >>/etc/ha.d/ha.cf", lines))
 		l.Node(node).SetService("batuta", "run", "--ha.d", "/etc/ha.d")
 		if err := l.Node(node).StartService(); err != nil {
 			t.Fatal(err)
@@ -31,6 +35,14 @@ func suspects(t *testing.T, suspecttime string) *lab.Lab {
 	settle(t, l, "lvs01", "local")
 	settle(t, l, "lvs02", "local") // no line is its own: it claims what there is none of
 	served(t, l, "lvs01")
+	return l
+}
+
+// suspects is the tutorial's cluster with that suspecttime, in which lvs01
+// serves and what was taken over stays. lvs02 knows that lvs01's kernel answers.
+func suspects(t *testing.T, suspecttime string) *lab.Lab {
+	t.Helper()
+	l := pairWith(t, "2", nil, `suspecttime `+suspecttime+`\n`)
 	eventually(t, "lvs02 to have asked lvs01's kernel", func() bool { p, ok := peer(t, l, "lvs02", "lvs01"); return ok && p.Kernel })
 	return l
 }
