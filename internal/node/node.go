@@ -393,6 +393,9 @@ func (n *clusterNode) run(ctx context.Context, server *api.Server) error {
 		c.start(n.responder)
 	}
 	c.start(n.messenger)
+	if n.hb.LockMemory && !n.Ordinary {
+		c.start(newUrgency(n.sink))
+	}
 	c.start(n.windows)
 	for _, t := range n.beside {
 		c.start(t)
