@@ -89,11 +89,14 @@ func (c *Core) doubtful(now time.Time, p *peer, s *said) bool {
 		return false
 	}
 	c.count.Unproven++
-	beat := min(s.keepalive, c.hb.DeadTime)
-	c.det.Await(p.name, c.det.start.Add(max(2*floorPeriod, minReserve*beat)+c.det.DeadTime(p.name)))
-	switch {
-	case p.doubted.IsZero():
+	if p.doubted.IsZero() {
 		p.doubted = now
+	}
+	// Counted from the first, or a machine that wakes late would be dead before
+	// it can prove itself; and from no other, or recordings would keep a dead
+	// one alive.
+	c.det.Await(p.name, p.doubted.Add(max(2*floorPeriod, minReserve*min(s.keepalive, c.hb.DeadTime))+c.det.DeadTime(p.name)))
+	switch {
 	case now.Sub(p.doubted) > floorPeriod && (p.lastReplay.IsZero() || now.Sub(p.lastReplay) >= complaintPeriod):
 		p.lastReplay = now
 		c.note(now, model.LevelWarning, "node-unproven", string(p.name),

@@ -32,7 +32,8 @@ type daemon struct {
 
 	crm      *crm.Core
 	events   []model.ClusterEvent
-	ready    bool // the probe has ended: events are taken
+	view     model.View // as it was with the latest event taken
+	ready    bool       // the probe has ended: events are taken
 	crmTimer time.Time
 	told     bool // to stop
 	stopping bool // and has
@@ -245,6 +246,7 @@ func (d *daemon) take() {
 		if e.Kind == model.MessageReceived && e.Message.Type != "status" {
 			d.h.w.say("%s: hears %v", d.h.name, e.Message)
 		}
+		d.view = e.View
 		d.crm.Step(pair.Cluster{ClusterEvent: e})
 	}
 	d.after()

@@ -104,10 +104,8 @@ func (c *checks) watch() {
 	if !c.whole() {
 		c.trouble, c.pinged = now, now
 	}
-	for i, h := range c.w.hosts {
-		if n := h.pings(); n != c.pings[i] || h.daemon == nil {
-			c.pings[i], c.pinged = n, now
-		}
+	for _, h := range c.w.hosts {
+		c.countPings(h)
 	}
 	if c.split && now.Sub(c.trouble) > c.healBound() {
 		c.split = false
@@ -117,6 +115,13 @@ func (c *checks) watch() {
 		}
 	}
 	c.w.after(max(c.w.cfg.Keepalive, 100*time.Millisecond), c.watch)
+}
+
+// countPings notices that a node sees more or fewer ping nodes than before.
+func (c *checks) countPings(h *host) {
+	if n := h.pings(); n != c.pings[h.index] || h.daemon == nil {
+		c.pings[h.index], c.pinged = n, c.w.now
+	}
 }
 
 // whole tells that nothing stands in the way of an end of a split.
@@ -180,6 +185,7 @@ func (c *checks) moved(name string) {
 
 // event is called with what a node's messenger tells its resource manager.
 func (c *checks) event(h *host, e model.ClusterEvent) {
+	c.countPings(h)
 	if e.Kind != model.NodeDied || e.Node != h.peer().name {
 		return
 	}
@@ -238,9 +244,11 @@ func (c *checks) noted(h *host, e model.Event) {
 	}
 }
 
-// givesBack is called when a node offers the other its own set.
+// givesBack is called when a node offers the other its own set. What counts is
+// what its resource manager has been told by then, which is an instant behind
+// what its messenger knows.
 func (c *checks) givesBack(h *host) {
-	view := h.daemon.msgr.View()
+	view := h.daemon.view
 	switch mine, theirs := h.pings(), c.pings[h.peer().index]; {
 	case c.w.cfg.Failback == model.FailbackOff:
 		c.broken("%s gives a set back with auto_failback off", h.name)
