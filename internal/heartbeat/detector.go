@@ -1,6 +1,7 @@
 package heartbeat
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -31,13 +32,14 @@ type Detector struct {
 	starting bool
 	start    time.Time
 	nodes    map[model.NodeName]*watch
-	names    []model.NodeName // sorted keys of nodes
-	unread   time.Duration    // see Unread
-	pause    span             // the latest time when this node was not running
+	sorted   []*watch      // the same, by name
+	unread   time.Duration // see Unread
+	pause    span          // the latest time when this node was not running
 }
 
 // watch is what is known of one node's beats.
 type watch struct {
+	name   model.NodeName
 	last   time.Time     // latest beat; start of the detector while none was heard
 	dead   time.Duration // announced by the node; 0 until it did
 	excuse time.Duration // of the silence since last, what was our own absence
@@ -65,10 +67,11 @@ func (s span) after(t time.Time) time.Duration {
 func NewDetector(start time.Time, nodes []model.NodeName, deadTime, initDead time.Duration) *Detector {
 	d := &Detector{deadTime: deadTime, initDead: initDead, starting: true, start: start, nodes: map[model.NodeName]*watch{}}
 	for _, n := range nodes {
-		d.nodes[n] = &watch{last: start}
-		d.names = append(d.names, n)
+		w := &watch{name: n, last: start}
+		d.nodes[n] = w
+		d.sorted = append(d.sorted, w)
 	}
-	slices.Sort(d.names)
+	slices.SortFunc(d.sorted, func(a, b *watch) int { return cmp.Compare(a.name, b.name) })
 	return d
 }
 
@@ -119,8 +122,9 @@ func (d *Detector) Silent(n model.NodeName) bool { return d.nodes[n].silent }
 func (d *Detector) HeardOnce(n model.NodeName) bool { return d.nodes[n].heard }
 
 // DeadTime returns the silence that the node is allowed.
-func (d *Detector) DeadTime(n model.NodeName) time.Duration {
-	w := d.nodes[n]
+func (d *Detector) DeadTime(n model.NodeName) time.Duration { return d.allowed(d.nodes[n]) }
+
+func (d *Detector) allowed(w *watch) time.Duration {
 	switch {
 	case d.starting:
 		return d.initDead
@@ -165,9 +169,8 @@ func (d *Detector) Condemn(n model.NodeName, now time.Time) {
 }
 
 // silence is the moment at which the daemon's silence is too long.
-func (d *Detector) silence(n model.NodeName) time.Time {
-	w := d.nodes[n]
-	at := w.last.Add(d.DeadTime(n) + w.excuse)
+func (d *Detector) silence(w *watch) time.Time {
+	at := w.last.Add(d.allowed(w) + w.excuse)
 	if !w.heard && at.Before(w.await) {
 		return w.await
 	}
@@ -176,13 +179,13 @@ func (d *Detector) silence(n model.NodeName) time.Time {
 
 // deadline is the moment at which the node is dead: the same, but for a node
 // whose kernel answers.
-func (d *Detector) deadline(n model.NodeName) time.Time {
-	w, at := d.nodes[n], d.silence(n)
+func (d *Detector) deadline(w *watch) time.Time {
+	at := d.silence(w)
 	if d.suspect == 0 || w.answer.IsZero() || d.starting {
 		return at
 	}
-	last := w.last.Add(max(d.suspect, d.DeadTime(n)) + w.excuse)
-	if alive := w.answer.Add(d.DeadTime(n)); alive.After(at) {
+	last := w.last.Add(max(d.suspect, d.allowed(w)) + w.excuse)
+	if alive := w.answer.Add(d.allowed(w)); alive.After(at) {
 		at = alive
 	}
 	if at.After(last) {
@@ -194,14 +197,13 @@ func (d *Detector) deadline(n model.NodeName) time.Time {
 // Next returns the earliest moment at which Expired has something to say; the
 // zero time if no node is alive.
 func (d *Detector) Next() (next time.Time) {
-	for _, n := range d.names {
-		w := d.nodes[n]
+	for _, w := range d.sorted {
 		if w.silent {
 			continue
 		}
-		next = earlier(next, d.deadline(n).Add(d.wait()))
+		next = earlier(next, d.deadline(w).Add(d.wait()))
 		if !w.suspect {
-			next = earlier(next, d.silence(n).Add(d.wait()))
+			next = earlier(next, d.silence(w).Add(d.wait()))
 		}
 	}
 	return next
@@ -211,10 +213,10 @@ func (d *Detector) Next() (next time.Time) {
 // by name, with the time of the deadline. Each death is returned once.
 func (d *Detector) Expired(now time.Time) []Death {
 	var deaths []Death
-	for _, n := range d.names {
-		if w := d.nodes[n]; !w.silent && !now.Before(d.deadline(n).Add(d.wait())) {
+	for _, w := range d.sorted {
+		if !w.silent && !now.Before(d.deadline(w).Add(d.wait())) {
 			w.silent = true
-			deaths = append(deaths, Death{Node: n, At: d.deadline(n), Silence: now.Sub(w.last), Heard: w.heard, Answered: w.suspect, Answer: w.answer})
+			deaths = append(deaths, Death{Node: w.name, At: d.deadline(w), Silence: now.Sub(w.last), Heard: w.heard, Answered: w.suspect, Answer: w.answer})
 		}
 	}
 	return deaths
@@ -223,10 +225,10 @@ func (d *Detector) Expired(now time.Time) []Death {
 // Suspected returns those whose daemon has fallen silent while their kernel
 // answers, sorted by name, each once in a silence.
 func (d *Detector) Suspected(now time.Time) (names []model.NodeName) {
-	for _, n := range d.names {
-		if w := d.nodes[n]; !w.silent && !w.suspect && !now.Before(d.silence(n).Add(d.wait())) && now.Before(d.deadline(n).Add(d.wait())) {
+	for _, w := range d.sorted {
+		if !w.silent && !w.suspect && !now.Before(d.silence(w).Add(d.wait())) && now.Before(d.deadline(w).Add(d.wait())) {
 			w.suspect = true
-			names = append(names, n)
+			names = append(names, w.name)
 		}
 	}
 	return names
