@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -209,6 +210,26 @@ func TestOneWayPeerIsBelievedInTheEnd(t *testing.T) {
 		w.step("b", Tick{})
 	}
 	if wait := w.now.Sub(begin); wait < 2*floorPeriod || wait > 3*floorPeriod+settle {
+		t.Errorf("declared dead after %v: %v", wait, w.delivered("b"))
+	}
+}
+
+// A machine that wakes just before it would be declared dead has as long to
+// prove that it hears this node as one that was there from the start. What is
+// played in its name gets it no longer than that.
+func TestLateWakerCanProveItself(t *testing.T) {
+	w := newWire(t, "a", "b")
+	w.carry("a", w.say("b", "status"))
+	w.carry("b", w.say("a", "status"))
+	w.restart("b", map[model.NodeName]Floor{"a": {Generation: 100, Seq: 1, Life: w.nodes["a"].life, Ahead: 1000}})
+	w.now = w.nodes["b"].det.Next().Add(-time.Millisecond)
+	begin := w.now
+	for w.now.Before(begin.Add(time.Minute)) && !slices.Contains(w.delivered("b"), "silent") {
+		w.carry("b", w.say("a", "status"))
+		w.now = w.now.Add(time.Second)
+		w.step("b", Tick{})
+	}
+	if wait := w.now.Sub(begin); wait < 2*floorPeriod || wait > 3*floorPeriod+time.Second {
 		t.Errorf("declared dead after %v: %v", wait, w.delivered("b"))
 	}
 }
