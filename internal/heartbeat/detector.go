@@ -136,7 +136,11 @@ func (d *Detector) allowed(w *watch) time.Duration {
 
 // Await says that a node that was not heard yet is not to be declared dead
 // before then, as it may be the one that something came from.
-func (d *Detector) Await(n model.NodeName, until time.Time) { d.nodes[n].await = until }
+func (d *Detector) Await(n model.NodeName, until time.Time) {
+	if w := d.nodes[n]; until.After(w.await) {
+		w.await = until
+	}
+}
 
 // Suspect tells whether the node's daemon is silent while its kernel answers.
 func (d *Detector) Suspect(n model.NodeName) bool { return d.nodes[n].suspect && !d.nodes[n].silent }

@@ -89,14 +89,17 @@ func (c *Core) doubtful(now time.Time, p *peer, s *said) bool {
 		return false
 	}
 	c.count.Unproven++
-	if p.doubted.IsZero() {
-		p.doubted = now
+	beat := min(s.keepalive, c.hb.DeadTime)
+	wait := max(2*floorPeriod, minReserve*beat) + c.det.DeadTime(p.name)
+	c.det.Await(p.name, c.det.start.Add(wait))
+	// One that wakes at the end of that proves itself with its next beat but
+	// one. Recordings must not keep a dead one alive for ever.
+	if now.Before(c.det.start.Add(2 * wait)) {
+		c.det.Await(p.name, now.Add(3*beat))
 	}
-	// Counted from the first, or a machine that wakes late would be dead before
-	// it can prove itself; and from no other, or recordings would keep a dead
-	// one alive.
-	c.det.Await(p.name, p.doubted.Add(max(2*floorPeriod, minReserve*min(s.keepalive, c.hb.DeadTime))+c.det.DeadTime(p.name)))
 	switch {
+	case p.doubted.IsZero():
+		p.doubted = now
 	case now.Sub(p.doubted) > floorPeriod && (p.lastReplay.IsZero() || now.Sub(p.lastReplay) >= complaintPeriod):
 		p.lastReplay = now
 		c.note(now, model.LevelWarning, "node-unproven", string(p.name),
