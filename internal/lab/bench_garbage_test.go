@@ -2,10 +2,13 @@ package lab_test
 
 import (
 	"bytes"
+	"cmp"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -17,8 +20,10 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
@@ -263,42 +268,54 @@ func flood(pid int, g garbage, peer, victim string, recorded func() [][]byte, ra
 		if err != nil {
 			fmt.Printf("the flood has no priority (%v): there will be less of it\n", err)
 		}
-		c, err := net.ListenIP("ip4:udp", nil)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		raw, err := ipv4.NewRawConn(c)
-		if err != nil {
-			return err
-		}
-		_ = c.SetReadBuffer(1)
 		if g.from == thePeer {
 			g.from = peer
 		}
-		from, to := netip.MustParseAddr(g.from), netip.MustParseAddr(victim)
 		if g.port == 0 {
 			g.port = 694
 		}
-		var frames [][]byte
+		from, to := netip.MustParseAddr(g.from), netip.MustParseAddr(victim)
+		trains, c, err := openTrains(from)
+		if err != nil {
+			return err
+		}
+		defer trains.Close()
+		raw, err := openRaw()
+		if err != nil {
+			return err
+		}
+		defer raw.Close()
+		var send func([]ipv4.Message, int) (int, error)
+		var bursts []burst
 		made := time.Now()
 		build := func() {
-			frames, made = frames[:0], time.Now()
-			if g.packet == nil {
+			bursts, made = bursts[:0], time.Now()
+			if send = raw.WriteBatch; g.packet == nil {
 				for id := range 1000 {
-					frames = append(frames, packet(from, to, uint16(id), 0, true, make([]byte, 1400)))
+					bursts = append(bursts, burst{data: packet(from, to, uint16(id), 0, true, make([]byte, 1400)), n: 1})
 				}
 				return
 			}
-			for i, payload := range g.packet(recorded()) {
-				frames = append(frames, datagram(from, to, g.port, uint16(i), payload)...)
+			payloads := g.packet(recorded())
+			if longest := slices.MaxFunc(payloads, func(a, b []byte) int { return cmp.Compare(len(a), len(b)) }); len(longest) <= mostWhole {
+				send, bursts = c.WriteBatch, couple(payloads)
+				return
+			}
+			for i, payload := range payloads {
+				for _, p := range datagram(from, to, g.port, uint16(i), payload) {
+					bursts = append(bursts, burst{data: p, n: 1})
+				}
 			}
 		}
 		build()
+		target := net.Addr(&net.UDPAddr{IP: to.AsSlice(), Port: int(g.port)})
+		if len(bursts) > 0 && bursts[0].oob == nil {
+			target = &net.IPAddr{IP: to.AsSlice()}
+		}
 		var batch []ipv4.Message
 		next, missed := 0, int64(0)
-		for range 64 {
-			batch = append(batch, ipv4.Message{Addr: &net.IPAddr{IP: to.AsSlice()}, Buffers: make([][]byte, 1)})
+		for range 8 {
+			batch = append(batch, ipv4.Message{Addr: target, Buffers: make([][]byte, 1)})
 		}
 		rested := time.Now()
 		for begin := time.Now(); ; {
@@ -324,17 +341,82 @@ func flood(pid int, g garbage, peer, victim string, recorded func() [][]byte, ra
 			if g.live && time.Since(made) > 20*time.Millisecond {
 				build()
 			}
+			from := next
 			for i := range batch {
-				batch[i].Buffers[0] = frames[next%len(frames)]
+				b := bursts[next%len(bursts)]
+				batch[i].Buffers[0], batch[i].OOB = b.data, b.oob
 				next++
 			}
-			n, err := raw.WriteBatch(batch, 0)
+			n, err := send(batch, 0)
 			if err != nil && !errors.Is(err, unix.ENOBUFS) {
 				return err
 			}
-			sent.Add(int64(n))
+			for i := range n {
+				sent.Add(int64(bursts[(from+i)%len(bursts)].n))
+			}
+			next = from + max(n, 1)
 		}
 	})
+}
+
+// burst is what one message of a system call sends: a packet, or a train.
+type burst struct {
+	data, oob []byte
+	n         int // packets
+}
+
+// A train is up to so many datagrams of one length, which the kernel carries as
+// one packet up to the receiver's socket and takes apart there, before its
+// filter (UDP_SEGMENT, udp(7)): so one processor can send several times as many.
+const (
+	trainLength = 32
+	mostWhole   = 1400 // bytes of a datagram that needs no fragments
+)
+
+func couple(payloads [][]byte) (bursts []burst) {
+	sorted := slices.Clone(payloads)
+	slices.SortStableFunc(sorted, func(a, b []byte) int { return cmp.Compare(len(a), len(b)) })
+	for len(sorted) < trainLength { // one that is said again and again
+		sorted = append(sorted, sorted...)
+	}
+	for i := 0; i < len(sorted); {
+		b := burst{oob: make([]byte, unix.CmsgSpace(2))}
+		head := (*unix.Cmsghdr)(unsafe.Pointer(&b.oob[0]))
+		head.Level, head.Type = unix.SOL_UDP, unix.UDP_SEGMENT
+		head.SetLen(unix.CmsgLen(2))
+		size := len(sorted[i])
+		binary.NativeEndian.PutUint16(b.oob[unix.CmsgLen(0):], uint16(size))
+		for ; i < len(sorted) && b.n < trainLength && len(sorted[i]) == size && len(b.data)+size < 60_000; i++ {
+			b.data, b.n = append(b.data, sorted[i]...), b.n+1
+		}
+		bursts = append(bursts, b)
+	}
+	rand.Shuffle(len(bursts), func(i, j int) { bursts[i], bursts[j] = bursts[j], bursts[i] })
+	return bursts
+}
+
+// openTrains opens a socket that sends whole datagrams from an address that
+// may be another machine's.
+func openTrains(from netip.Addr) (io.Closer, *ipv4.PacketConn, error) {
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
+		bad := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_TRANSPARENT, 1) })
+		return errors.Join(bad, err)
+	}}
+	c, err := config.ListenPacket(context.Background(), "udp4", netip.AddrPortFrom(from, 1).String())
+	if err != nil {
+		return nil, nil, err
+	}
+	return c, ipv4.NewPacketConn(c), nil
+}
+
+// openRaw opens a socket that sends packets as they are.
+func openRaw() (*ipv4.RawConn, error) {
+	c, err := net.ListenIP("ip4:udp", nil)
+	if err != nil {
+		return nil, err
+	}
+	_ = c.SetReadBuffer(1)
+	return ipv4.NewRawConn(c)
 }
 
 // datagram is a UDP datagram, in as many packets as it takes.
