@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,11 +15,12 @@ import (
 // inVM is set in the environment of tests that run in the virtual machine.
 const inVM = "BATUTA_VM"
 
-// debianVM is a machine with Debian's kernel, and what the tests want in it.
-func debianVM(t *testing.T) lab.VM {
+// debianVM is a machine with Debian's kernel, and what the tests want in it;
+// what few of them want is named, and makes it another machine.
+func debianVM(t *testing.T, more ...string) lab.VM {
 	t.Helper()
 	requireRoot(t)
-	tree, err := lab.DebianTree(t.Context(), append([]string{"nftables", "ipvsadm", "ethtool"}, lab.VMPackages...)...)
+	tree, err := lab.DebianTree(t.Context(), slices.Concat([]string{"nftables", "ipvsadm", "ethtool"}, lab.VMPackages, more)...)
 	if errors.Is(err, lab.ErrNoTree) && os.Getenv("BATUTA_REQUIRE_ROOT") != "1" {
 		t.Skip(err)
 	}

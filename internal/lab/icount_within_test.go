@@ -323,7 +323,7 @@ func TestPlaneWithin(t *testing.T) {
 	}
 	servers, _ := strconv.Atoi(os.Getenv("BATUTA_SERVERS"))
 	flows, _ := strconv.Atoi(os.Getenv("BATUTA_FLOWS"))
-	p, err := ebpf.Open(ebpf.Options{Dir: pins, MaxFlows: max(flows*5/4, synTable), XDP: mode})
+	p, err := ebpf.Open(ebpf.Options{Dir: pins, MaxFlows: max(flows*5/4, synTable), XDP: mode, Cgroup: os.Getenv("BATUTA_CGROUP")})
 	if err != nil {
 		t.Fatal(err)
 	}

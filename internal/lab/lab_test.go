@@ -66,6 +66,10 @@ func verb(name string, args []string) error {
 		return hold(args[0], args[1])
 	case "probe": // see prober
 		return runProbe(args[0], args[1])
+	case "ask": // see TestBenchConnections
+		return ask()
+	case "answer":
+		return serveAnswers(args)
 	case "caller": // a program that builds a lab and is then killed
 		return caller(args)
 	}

@@ -77,7 +77,7 @@ func report(b *testing.B, all []time.Duration) {
 
 // cpuTime is what this process has used of processors, kernel's time included:
 // on a busy machine it says more than the clock.
-func cpuTime(b *testing.B) time.Duration {
+func cpuTime(b testing.TB) time.Duration {
 	var u unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
 		b.Fatal(err)

@@ -2,15 +2,16 @@ package ebpf
 
 import (
 	"fmt"
-	"io"
-	"net"
 	"net/netip"
+	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
 
 	"github.com/batuta-ha/batuta/internal/model"
 )
@@ -118,52 +119,35 @@ const (
 	redirected = 7
 )
 
-// A stream through the plane and, beside it, through plain forwarding.
-func BenchmarkStream(b *testing.B) {
-	requireRoot(b)
-	p := open(b, testOptions())
-	apply(b, p, addService(model.TCP, vip(0, 80), "rr"), addReal(model.TCP, vip(0, 80), "10.240.0.20:8000", 1))
-	for _, c := range []struct{ name, to string }{{"plane", vip(0, 80).String()}, {"forwarding", "10.240.0.20:8000"}} {
-		b.Run(c.name, func(b *testing.B) { stream(b, "10.240.0.20:8000", c.to) })
+// benchmark skips a measurement that was not asked for.
+func benchmark(t *testing.T, name string) {
+	t.Helper()
+	if os.Getenv("BATUTA_BENCH") != name {
+		t.Skipf("a measurement: make bench-%s", name)
 	}
+	requireRoot(t)
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintf(os.Stdout, "Linux %s\n", unix.ByteSliceToString(u.Release[:]))
 }
 
-func stream(b *testing.B, listen, to string) {
-	const chunk = 1 << 20
-	var (
-		l    net.Listener
-		c    net.Conn
-		err  error
-		done = make(chan int64)
-	)
-	rack0.do(func() { l, err = net.Listen("tcp4", listen) })
-	if err != nil {
-		b.Fatal(err)
+// head and row write a table of docs/performance.md.
+func head(cells ...string) {
+	row(cells...)
+	fmt.Fprintln(os.Stdout, "|---|---|"+strings.Repeat("--:|", len(cells)-2))
+}
+
+func row(cells ...string) {
+	line := "|"
+	for _, c := range cells {
+		line += " " + c + " |"
 	}
-	defer func() { _ = l.Close() }()
-	go func() {
-		s, err := l.Accept()
-		if err != nil {
-			done <- 0
-			return
-		}
-		n, _ := io.Copy(io.Discard, s)
-		done <- n
-	}()
-	client.do(func() { c, err = net.DialTimeout("tcp4", to, patience) })
-	if err != nil {
-		b.Fatal(err)
-	}
-	msg := payload(chunk)
-	b.SetBytes(chunk)
-	b.ResetTimer()
-	for range b.N {
-		if _, err := c.Write(msg); err != nil {
-			b.Fatal(err)
-		}
-	}
-	_ = c.Close()
-	if n := <-done; n != int64(b.N)*chunk {
-		b.Fatal(fmt.Errorf("%d bytes arrived of %d", n, int64(b.N)*chunk))
-	}
+	fmt.Fprintln(os.Stdout, line)
+}
+
+func middle(all []float64) float64 {
+	sorted := slices.Sorted(slices.Values(all))
+	return sorted[len(sorted)/2]
 }

@@ -35,7 +35,7 @@ func withoutOffload(t *testing.T) {
 		h    *host
 		name string
 	}{{client, "eth0"}, {director, "outside"}, {director, "inside0"}, {director, "inside1"}, {rack0, "eth0"}, {rack1, "eth0"}} {
-		e.h.offload(t, e.name, false)
+		e.h.offload(t, e.name, txChecksum, false)
 	}
 }
 

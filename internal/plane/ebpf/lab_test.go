@@ -317,29 +317,36 @@ func (h *host) mtu(t *testing.T, name string, mtu int) {
 	}
 }
 
-// offload switches transmit checksums (ethtool -K tx) until the test ends.
-// Off means that every packet that leaves here carries its real checksum, and
-// that the receiver verifies it: on veth a wrong one passes otherwise.
-func (h *host) offload(t *testing.T, name string, on bool) {
+// Offloads of an interface, as commands that set them (linux/ethtool.h).
+const (
+	// txChecksum off means that every packet that leaves here carries its real
+	// checksum, and that the receiver verifies it: on veth a wrong one passes
+	// otherwise. Segments are made here, too.
+	txChecksum = 0x17
+	// receiveMerge (GRO) makes one of many segments that come in.
+	receiveMerge = 0x2c
+)
+
+// offload switches one (ethtool -K) until the test ends.
+func (h *host) offload(t *testing.T, name string, which uint32, on bool) {
 	t.Helper()
 	set := func(on bool) (err error) {
-		h.do(func() { err = setTxChecksum(name, on) })
+		h.do(func() { err = setOffload(name, which, on) })
 		return err
 	}
 	if err := set(on); err != nil {
-		t.Fatalf("%s: switch tx offload: %v", name, err)
+		t.Fatalf("%s: switch offload %#x to %v: %v", name, which, on, err)
 	}
-	t.Cleanup(func() { _ = set(true) })
+	t.Cleanup(func() { _ = set(!on) })
 }
 
-// setTxChecksum is ETHTOOL_STXCSUM (linux/ethtool.h).
-func setTxChecksum(name string, on bool) error {
+func setOffload(name string, which uint32, on bool) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = unix.Close(fd) }()
-	value := struct{ cmd, data uint32 }{cmd: 0x17}
+	value := struct{ cmd, data uint32 }{cmd: which}
 	if on {
 		value.data = 1
 	}

@@ -1,0 +1,163 @@
+package ebpf
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/batuta-ha/batuta/internal/model"
+)
+
+// TestBenchStream sends a TCP stream from client to rack0 by each method of
+// forwarding and, by turns in the same run, by plain forwarding on the same
+// way: make bench-stream. The two ends and all between them are this process
+// and its kernel: CPU is what all of it takes, and on a busy machine the more
+// trustworthy of the two ratios.
+func TestBenchStream(t *testing.T) {
+	benchmark(t, "stream")
+	head("segments are made by", "way", "Gbit/s", "of forwarding", "least", "CPU ms/GB", "forwarding's, of it")
+	for _, m := range []struct {
+		name string
+		set  func(*testing.T)
+	}{
+		{"nobody (64 KB packets)", func(*testing.T) {}},
+		{"client; director merges", func(t *testing.T) {
+			client.offload(t, "eth0", txChecksum, false)
+			director.offload(t, "outside", receiveMerge, true)
+		}},
+		{"client", withoutOffload},
+	} {
+		t.Run(m.name, func(t *testing.T) {
+			m.set(t)
+			t.Run("both ways", func(t *testing.T) {
+				streams(t, m.name, []way{{name: "forwarding"}, {name: "masq", forward: model.Masq}})
+				streams(t, m.name, []way{{name: "forwarding", six: true}, {name: "masq", six: true, forward: model.Masq}})
+			})
+			t.Run("straight back", func(t *testing.T) {
+				direct(t, rack0)
+				decapsulate(t, rack0)
+				streams(t, m.name, []way{{name: "forwarding"}, {name: "gate", forward: model.Gate},
+					{name: "4in4", forward: model.IPIP}, {name: "4in6", forward: model.IPIP, across: true}})
+				streams(t, m.name, []way{{name: "forwarding", six: true}, {name: "gate", six: true, forward: model.Gate},
+					{name: "6in6", six: true, forward: model.IPIP}, {name: "6in4", six: true, forward: model.IPIP, across: true}})
+			})
+		})
+	}
+}
+
+// way is one way to rack0: by plain forwarding, or by a service.
+type way struct {
+	name    string
+	six     bool // the service is IPv6
+	across  bool // and its real server of the other family
+	forward model.Forward
+}
+
+// streams compares ways, the first of which is plain forwarding.
+func streams(t *testing.T, mode string, ways []way) {
+	t.Helper()
+	const rounds = 5
+	p := open(t, testOptions())
+	var (
+		listen, to []string
+		perSecond  = make([][]float64, len(ways)) // Gbit
+		cpu        = make([][]float64, len(ways)) // milliseconds a gigabyte
+	)
+	for i, w := range ways {
+		in := func(six6 bool, addr string) string {
+			text := fmt.Sprintf("%s:%d", addr, 8000+i)
+			if six6 {
+				return six(text)
+			}
+			return text
+		}
+		real, virtual := in(w.six != w.across, "10.240.0.20"), in(w.six, "10.1.0.100")
+		if w.forward == 0 {
+			listen, to = append(listen, real), append(to, real)
+			continue
+		}
+		at := real
+		if w.forward != model.Masq {
+			at = virtual
+		}
+		listen, to = append(listen, at), append(to, virtual)
+		key := netip.MustParseAddrPort(virtual)
+		add := addReal(model.TCP, key, real, 1)
+		add.Real.Forward = w.forward
+		apply(t, p, addService(model.TCP, key, "rr"), add)
+	}
+	for range rounds {
+		for i := range ways {
+			bytes, took, used := stream(t, listen[i], to[i], 400*time.Millisecond)
+			perSecond[i] = append(perSecond[i], bytes*8/1e9/took.Seconds())
+			cpu[i] = append(cpu[i], used.Seconds()*1e3/(bytes/1e9))
+		}
+	}
+	for i, w := range ways {
+		speed, cost := make([]float64, rounds), make([]float64, rounds)
+		for n := range rounds {
+			speed[n], cost[n] = perSecond[i][n]/perSecond[0][n], cpu[0][n]/cpu[i][n]
+		}
+		family := "IPv4"
+		if w.six {
+			family = "IPv6"
+		}
+		row(mode, w.name+", "+family, fmt.Sprintf("%.1f", middle(perSecond[i])), fmt.Sprintf("%.2f", middle(speed)), fmt.Sprintf("%.2f", slices.Min(speed)),
+			fmt.Sprintf("%.0f", middle(cpu[i])), fmt.Sprintf("%.2f", middle(cost)))
+	}
+}
+
+// stream sends for a while, and tells how much came, and what it took.
+func stream(t *testing.T, listen, to string, length time.Duration) (bytes float64, took, cpu time.Duration) {
+	t.Helper()
+	var (
+		l    net.Listener
+		c    net.Conn
+		err  error
+		done = make(chan int64)
+	)
+	rack0.do(func() { l, err = net.Listen("tcp", listen) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	go func() {
+		s, err := l.Accept()
+		if err != nil {
+			done <- 0
+			return
+		}
+		var n int64
+		for b := make([]byte, 1<<20); err == nil; {
+			var more int
+			more, err = s.Read(b)
+			n += int64(more)
+		}
+		_ = s.Close()
+		done <- n
+	}()
+	client.do(func() { c, err = net.DialTimeout("tcp", to, patience) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	msg := payload(1 << 20)
+	began, used := time.Now(), cpuTime(t)
+	var sent int64
+	for time.Since(began) < length {
+		n, err := c.Write(msg)
+		if sent += int64(n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err = c.Close()
+	if n := <-done; err != nil || n != sent {
+		t.Fatalf("%d bytes arrived of %d, %v", n, sent, err)
+	}
+	return float64(sent), time.Since(began), cpuTime(t) - used
+}
