@@ -94,8 +94,20 @@ bench-beat: ## how late heartbeats are, in their own process and as a goroutine,
 	BATUTA_BENCH=1 $(GO) test -count=1 -v -timeout 30m -run TestBench ./internal/beat
 
 .PHONY: bench-plane
-bench-plane: ## what the eBPF plane costs: per packet and path, a stream beside plain forwarding, a large table (root, 3 min)
-	$(GO) test -run '^$$' -bench 'Program|Stream|Apply' -benchtime 2s ./internal/plane/ebpf
+bench-plane: ## what the eBPF plane costs: its program path by path, a large table (root, 3 min)
+	$(GO) test -run '^$$' -bench 'Program|Apply' -benchtime 2s ./internal/plane/ebpf
+
+.PHONY: bench-packets
+bench-packets: ## UDP packets of 64 bytes on one processor: drop, forwarding, nftables and the eBPF plane (root, 3 min)
+	BATUTA_BENCH=packets scripts/rows $(GO) test -count=1 -timeout 30m -run '^TestBenchPackets$$' ./internal/plane/ebpf -v
+
+.PHONY: bench-stream
+bench-stream: ## a TCP stream by each method of forwarding, offloads on and off, beside plain forwarding (root, 2 min)
+	BATUTA_BENCH=stream scripts/rows $(GO) test -count=1 -timeout 30m -run '^TestBenchStream$$' ./internal/plane/ebpf -v
+
+.PHONY: bench-connections
+bench-connections: ## short TCP connections and requests: forwarding, IPVS, nftables, the eBPF plane, HAProxy; here and on Debian's kernel (root, 7 min; WHERE=host or vm)
+	BATUTA_BENCH=connections scripts/rows $(GO) test -count=1 -timeout 1h -run '^TestBenchConnections$$' ./internal/lab -v
 
 .PHONY: bench-icount
 bench-icount: ## instructions per packet: drop, forwarding, IPVS, nftables and the eBPF plane in one boot of Debian's kernel (root, 30 min)

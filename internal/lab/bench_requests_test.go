@@ -120,7 +120,7 @@ func (a *asker) connect(kind int) (int, error) {
 	a.Made++
 	err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1), unix.Bind(fd, inet4(from)))
 	if err == nil {
-		if err = unix.Connect(fd, inet4(to)); err == unix.EINPROGRESS {
+		if err = unix.Connect(fd, inet4(to)); errors.Is(err, unix.EINPROGRESS) {
 			err = nil
 		}
 	}
@@ -183,7 +183,7 @@ func waited(n int, err error) error {
 	if err == nil && n == 0 {
 		return errors.New("no answer for ten seconds")
 	}
-	if err != nil && err != unix.EINTR {
+	if err != nil && !errors.Is(err, unix.EINTR) {
 		return err
 	}
 	return nil
@@ -333,7 +333,7 @@ func serveAnswers(at []string) error {
 	var b [8]byte
 	for {
 		n, err := unix.EpollWait(epoll, events[:], -1)
-		if err != nil && err != unix.EINTR {
+		if err != nil && !errors.Is(err, unix.EINTR) {
 			return err
 		}
 		for _, e := range events[:max(n, 0)] {
@@ -358,7 +358,7 @@ func serveAnswers(at []string) error {
 				continue
 			}
 			n, err := unix.Read(fd, b[:])
-			if err == unix.EAGAIN {
+			if errors.Is(err, unix.EAGAIN) {
 				continue
 			}
 			if err != nil || n == 0 {

@@ -7,12 +7,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // Verdicts of XDP programs (linux/bpf.h).
@@ -67,6 +65,16 @@ func runQuick(t testing.TB, p *Plane, l *netlink.LinkAttrs, frame []byte) (verdi
 // links take packets from XDP, until the test ends: else XDP leaves all to tc.
 func known(t *testing.T) {
 	t.Helper()
+	neighbors(t)
+	for _, h := range []*host{client, rack0, rack1} {
+		h.offload(t, "eth0", receiveMerge, true)
+	}
+	router.offload(t, "up", receiveMerge, true)
+}
+
+// neighbors makes the director's neighbors known to it until the test ends.
+func neighbors(t *testing.T) {
+	t.Helper()
 	for dev, to := range map[string]struct {
 		h     *host
 		name  string
@@ -90,44 +98,7 @@ func known(t *testing.T) {
 				t.Cleanup(func() { _ = director.NeighDel(n) })
 			}
 		}
-		to.h.gro(t, to.name)
 	}
-}
-
-// gro switches an interface's GRO on until the test ends (ethtool -K gro): the
-// other end of a veth pair then takes packets from XDP.
-func (h *host) gro(t *testing.T, name string) {
-	t.Helper()
-	set := func(on uint32) (err error) {
-		h.do(func() {
-			var fd int
-			if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
-				return
-			}
-			defer func() { _ = unix.Close(fd) }()
-			err = ethtool(fd, name, 0x2c, on) // ETHTOOL_SGRO (linux/ethtool.h)
-		})
-		return err
-	}
-	if err := set(1); err != nil {
-		t.Fatalf("%s: switch GRO: %v", name, err)
-	}
-	t.Cleanup(func() { _ = set(0) })
-}
-
-func ethtool(fd int, name string, command, data uint32) error {
-	value := struct{ cmd, data uint32 }{command, data}
-	var req struct {
-		name [unix.IFNAMSIZ]byte
-		data unsafe.Pointer
-		_    [16]byte
-	}
-	copy(req.name[:], name)
-	req.data = unsafe.Pointer(&value)
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&req))); errno != 0 {
-		return errno
-	}
-	return nil
 }
 
 // The same stories with the same ends where packets come to XDP first.
