@@ -51,9 +51,9 @@ type Client struct {
 	toKeep chan map[model.NodeName]heartbeat.Floor // the newest floors, to be stored
 
 	mu      sync.Mutex
-	life    *child // nil while there is none
-	orders  []order
-	some    chan struct{} // there are orders
+	life    *child  // nil while there is none
+	begun   bool    // it takes orders
+	orders  []order // for the next one
 	stopped bool
 	keys    *model.Keyring // newer than those of the configuration
 	latest  seen
@@ -67,7 +67,7 @@ type Client struct {
 // Start starts the first life and opens its links; no beat goes out before
 // Run. Its error is that of the configuration or of the system.
 func Start(opt Options) (*Client, error) {
-	c := &Client{opt: opt, ready: make(chan struct{}), events: make(chan model.ClusterEvent), some: make(chan struct{}, 1), evented: make(chan struct{}, 1),
+	c := &Client{opt: opt, ready: make(chan struct{}), events: make(chan model.ClusterEvent), evented: make(chan struct{}, 1),
 		toKeep: make(chan map[model.NodeName]heartbeat.Floor, 1)}
 	var err error
 	if c.page, c.shared, err = newPage(); err != nil {
@@ -160,16 +160,30 @@ func (c *Client) Close() error {
 	return c.shared.Close()
 }
 
-// order puts an order in line.
+// order gives an order to the life that is, or else to the next one.
 func (c *Client) order(o order) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.stopped {
+	switch {
+	case c.stopped:
 		return messenger.ErrStopped
+	case c.begun:
+		c.life.wire.put(&o)
+	default:
+		c.orders = append(c.orders, o)
 	}
-	c.orders = append(c.orders, o)
-	wake(c.some)
 	return nil
+}
+
+// begin lets the life begin, and gives it the orders that have waited for it.
+func (c *Client) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.life.wire.put(&order{Begin: true})
+	for i := range c.orders {
+		c.life.wire.put(&c.orders[i])
+	}
+	c.orders, c.begun = nil, true
 }
 
 // Margins returns what was learnt of the others' beats, for the next life.
@@ -184,13 +198,12 @@ func (c *Client) Margins() string {
 func (c *Client) look() {
 	answer := make(chan struct{})
 	c.mu.Lock()
-	if c.stopped || c.life == nil {
+	if c.stopped || !c.begun {
 		c.mu.Unlock()
 		return
 	}
 	c.asking = append(c.asking, answer)
-	c.orders = append(c.orders, order{View: true})
-	wake(c.some)
+	c.life.wire.put(&order{View: true})
 	c.mu.Unlock()
 	patience := time.NewTimer(viewPatience)
 	defer patience.Stop()
@@ -242,7 +255,8 @@ func (c *Client) live(ctx context.Context) error {
 	life := c.life
 	done := make(chan struct{})
 	var wg sync.WaitGroup
-	wg.Go(func() { c.write(life, done) })
+	wg.Go(func() { life.wire.writeRest(done) })
+	c.begin()
 	wg.Go(func() { c.watch(life, done) })
 	wg.Go(func() { c.read(life) })
 	select {
@@ -262,7 +276,7 @@ func (c *Client) live(ctx context.Context) error {
 	wg.Wait() // what it has still said is read
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.life = nil
+	c.life, c.begun = nil, false
 	for _, a := range c.asking {
 		close(a)
 	}
@@ -271,26 +285,6 @@ func (c *Client) live(ctx context.Context) error {
 		return nil
 	}
 	return life.how
-}
-
-// write is the goroutine that waits for a process that is slow to take orders.
-func (c *Client) write(life *child, done <-chan struct{}) {
-	orders := []order{{Begin: true}}
-	for {
-		for i := range orders {
-			if life.wire.send(&orders[i]) != nil {
-				return // it ends, or has ended
-			}
-		}
-		select {
-		case <-c.some:
-		case <-done:
-			return
-		}
-		c.mu.Lock()
-		orders, c.orders = c.orders, nil
-		c.mu.Unlock()
-	}
 }
 
 // read takes reports until there are no more.
@@ -474,7 +468,8 @@ func (c *Client) open(life *child) error {
 	if err := life.wire.SetDeadline(time.Now().Add(openPatience)); err != nil {
 		return err
 	}
-	if err := life.wire.send(&life.Life); err != nil {
+	life.wire.put(&life.Life)
+	if err := life.wire.finish(); err != nil {
 		return fmt.Errorf("the beat process did not start: %w", err)
 	}
 	for {

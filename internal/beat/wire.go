@@ -11,6 +11,8 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -69,9 +71,14 @@ type seen struct {
 // come as they are.
 type wire struct {
 	*net.UnixConn
-	out bytes.Buffer // of the one goroutine that writes
+	raw  syscall.RawConn
+	dec  *gob.Decoder  // of the one goroutine that reads
+	rest chan struct{} // the socket has not taken all
+
+	mu  sync.Mutex   // guards all below
+	out bytes.Buffer // encoded and not sent yet
+	one bytes.Buffer // what is being encoded
 	enc *gob.Encoder
-	dec *gob.Decoder // of the one that reads
 }
 
 func newWire(f *os.File) (*wire, error) {
@@ -84,22 +91,52 @@ func newWire(f *os.File) (*wire, error) {
 		_ = conn.Close()
 		return nil, fmt.Errorf("socket to the other process: %T is no Unix socket", conn)
 	}
-	w := &wire{UnixConn: u, dec: gob.NewDecoder(u)}
-	w.enc = gob.NewEncoder(&w.out)
+	w := &wire{UnixConn: u, dec: gob.NewDecoder(u), rest: make(chan struct{}, 1)}
+	if w.raw, err = u.SyscallConn(); err != nil {
+		return nil, errors.Join(fmt.Errorf("socket to the other process: %w", err), u.Close())
+	}
+	w.enc = gob.NewEncoder(&w.one)
 	return w, nil
 }
 
-// send sends a life or an order.
-func (w *wire) send(what any) error {
-	w.out.Reset()
-	w.out.Write(make([]byte, lengthSize))
-	if err := w.enc.Encode(what); err != nil {
-		return err
+// put sends a life or an order, as far as the socket takes it at once: who puts
+// it does not wait, and wakes nobody here. writeRest sends the rest.
+func (w *wire) put(what any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.one.Reset()
+	_ = w.enc.Encode(what) // into memory, of a type that gob can
+	w.out.Write(binary.NativeEndian.AppendUint32(nil, uint32(w.one.Len())))
+	w.out.Write(w.one.Bytes())
+	sent := false
+	_ = w.raw.Control(func(fd uintptr) { sent = flush(int(fd), &w.out) }) // closed: the life has ended
+	if !sent {
+		wake(w.rest)
 	}
-	b := w.out.Bytes()
-	binary.NativeEndian.PutUint32(b, uint32(len(b)-lengthSize))
-	_, err := w.Write(b)
-	return err
+}
+
+// writeRest is the goroutine that waits for a process that is slow to take
+// orders. It ends when the wire is closed, or with done.
+func (w *wire) writeRest(done <-chan struct{}) {
+	for {
+		select {
+		case <-w.rest:
+		case <-done:
+			return
+		}
+		if w.finish() != nil {
+			return
+		}
+	}
+}
+
+// finish waits until the socket has taken all.
+func (w *wire) finish() error {
+	return w.raw.Write(func(fd uintptr) bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return flush(int(fd), &w.out)
+	})
 }
 
 const (
@@ -171,17 +208,21 @@ func (w *rawWire) encode(r *report) { _ = w.enc.Encode(r) } // into memory, of a
 
 // flush sends what the socket takes, and tells whether that was all. If nobody
 // is there to read it, decode finds out.
-func (w *rawWire) flush() bool {
-	for w.out.Len() > 0 {
-		n, err := unix.SendmsgN(w.fd, w.out.Bytes(), nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+func (w *rawWire) flush() bool { return flush(w.fd, &w.out) }
+
+// flush sends what the socket takes, and tells whether that was all. What
+// nobody will read is dropped.
+func flush(fd int, out *bytes.Buffer) bool {
+	for out.Len() > 0 {
+		n, err := unix.SendmsgN(fd, out.Bytes(), nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.EAGAIN):
 			return false
 		case err != nil:
-			w.out.Reset()
+			out.Reset()
 		default:
-			w.out.Next(n)
+			out.Next(n)
 		}
 	}
 	return true

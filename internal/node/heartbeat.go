@@ -83,7 +83,10 @@ func (n *clusterNode) moved(r api.MoveRequest, to model.NodeName, move func() er
 }
 
 // Ordered notes what an operator asks for.
-func (n *clusterNode) Ordered(o api.Order) { n.sink(ordered(o)) }
+func (n *clusterNode) Ordered(o api.Order) {
+	n.sink(ordered(o))
+	n.teller.tell()
+}
 
 // Obeyed notes what became of it.
 func (n *clusterNode) Obeyed(o api.Order, took time.Duration, err error) {

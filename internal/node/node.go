@@ -140,6 +140,7 @@ type clusterNode struct {
 	beside    []Task               // respawn, failfast, watchdog
 	rates     *rateMeter
 	recorder  *recorder // nil without a journal
+	teller    *teller
 	windows   *windowKeeper
 	closers   []io.Closer
 	again     *model.Cluster // what the next life of this process begins with; nil: none follows
@@ -162,9 +163,10 @@ func (n *clusterNode) build() error {
 		LogFile: n.hb.LogFile, DebugFile: n.hb.DebugFile, Facility: n.hb.LogFacility, OldFormat: !n.hb.SyslogFormat,
 		Host: string(n.hb.Self), PID: os.Getpid(), Sink: stderr})
 	n.recorder = openRecorder(n.StateDir, n.hb.Self, stderr)
-	n.sink = fanOut(stderr, n.quietDebug(clusterLog), n.recorder.hear)
+	n.teller = newTeller()
+	n.sink = n.teller.sink(fanOut(stderr, n.quietDebug(clusterLog), n.recorder.hear))
 	n.windows = newWindowKeeper(n.StateDir, n.sink)
-	if err := n.buildDirectors(fanOut(stderr, n.recorder.hear)); err != nil {
+	if err := n.buildDirectors(n.teller.sink(fanOut(stderr, n.recorder.hear))); err != nil {
 		return err
 	}
 	n.network = announce.New(announce.Options{Sink: n.sink})
@@ -378,6 +380,7 @@ func (n *clusterNode) run(ctx context.Context, server *api.Server) error {
 	c := newCrew(ctx)
 	c.start(server)
 	n.record(c)
+	c.start(n.teller) // ends before the journal
 	if n.directors != nil {
 		for _, in := range n.roots {
 			in.tellStart()
