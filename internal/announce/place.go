@@ -81,9 +81,8 @@ func (p *picture) where(w wish) (place, error) {
 	return p.find(w)
 }
 
-// put adds the address unless it is there; it calls before in the instant
-// before it does.
-func (p *picture) put(w wish, before func(place)) (place, error) {
+// put adds the address unless it is there.
+func (p *picture) put(w wish) (place, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.look(); err != nil {
@@ -101,7 +100,6 @@ func (p *picture) put(w wish, before func(place)) (place, error) {
 	if w.autoLabel {
 		at.label = p.freeLabel(at.name)
 	}
-	before(at)
 	return at, p.place(w, at)
 }
 

@@ -128,6 +128,12 @@ func (c *Client) Key() model.KeyUse {
 // process does not answer.
 func (c *Client) View() model.View {
 	c.look()
+	return c.Known()
+}
+
+// Known is the latest view that is known, without a word to the beat process:
+// every change of a node's state has come with one.
+func (c *Client) Known() model.View {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.latest.View

@@ -270,8 +270,10 @@ func (c *Core) enqueue(j *Job) {
 	c.queue = append(c.queue, j)
 }
 
-func (c *Core) send(m model.Message) {
-	err := c.cfg.Send(m)
+func (c *Core) send(m model.Message) { c.sent(m, c.cfg.Send(m)) }
+
+// sent notes what came of sending a message: what fails is said once.
+func (c *Core) sent(m model.Message, err error) {
 	if err != nil && !c.failing {
 		c.say(model.LevelError, "send-failed", m.Type, "message %s could not be sent: %v", m.Type, err)
 	}

@@ -70,6 +70,9 @@ type Loop struct {
 	ended chan struct{}
 	gone  chan struct{} // closed when a stop has ended
 
+	send  func(model.Message) error
+	words []model.Message // the loop's goroutine alone: not sent yet; see aside
+
 	movers  []*mover      // the loop's goroutine alone
 	leaving chan struct{} // the same; not nil: nothing new is begun, closed when nothing is under way
 
@@ -87,6 +90,8 @@ func New(cfg Config) (*Loop, error) {
 			said(e)
 		}
 	}
+	l.send = cfg.Send
+	cfg.Send = func(m model.Message) error { l.words = append(l.words, m); return nil }
 	var err error
 	l.core, err = NewCore(cfg, clock{})
 	return l, err

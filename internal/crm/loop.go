@@ -40,6 +40,7 @@ func (l *Loop) Run(ctx context.Context, events <-chan model.ClusterEvent) error 
 		defer every.Stop()
 		turn = every.C
 	}
+	var held <-chan time.Time // words wait for it
 	for {
 		if turn != nil {
 			l.core.cfg.Decided()
@@ -56,13 +57,24 @@ func (l *Loop) Run(ctx context.Context, events <-chan model.ClusterEvent) error 
 		if l.leaving != nil {
 			l.rest()
 		} else if j := l.core.Begin(); j != nil {
+			after := time.Duration(0)
+			switch {
+			case !j.release:
+				held = time.After(aside)
+			case len(l.words) > 0:
+				after = aside
+			}
 			workers.Go(func() {
+				_ = clock{}.Pause(work, after) // ended: Perform sees it, too
 				f := l.core.Perform(work, j)
 				select {
 				case finished <- f:
 				case <-work.Done():
 				}
 			})
+		}
+		if held == nil {
+			l.utter()
 		}
 		if next := l.core.Next(); next.IsZero() {
 			timer.Stop()
@@ -71,6 +83,7 @@ func (l *Loop) Run(ctx context.Context, events <-chan model.ClusterEvent) error 
 		}
 		select {
 		case <-ctx.Done():
+			l.utter()
 			return nil
 		case set := <-found:
 			l.step(pair.Found{Set: set})
@@ -85,7 +98,10 @@ func (l *Loop) Run(ctx context.Context, events <-chan model.ClusterEvent) error 
 				heard(e)
 			}
 			l.step(pair.Cluster{ClusterEvent: e})
+		case <-held:
+			held = nil
 		case f := <-finished:
+			held = nil
 			l.core.Finish(f)
 			l.stepped()
 		case f := <-fenced:
@@ -97,6 +113,20 @@ func (l *Loop) Run(ctx context.Context, events <-chan model.ClusterEvent) error 
 		case <-turn:
 		}
 	}
+}
+
+// aside is how far words and work that come of one decision are kept apart.
+// What is said goes through two processes here and two there, and while it does
+// an address would come later, or be gone for longer: a start is told when it
+// has ended, or after that time; a release begins that much after its word.
+const aside = 2 * time.Millisecond
+
+// utter sends what is to be said.
+func (l *Loop) utter() {
+	for _, m := range l.words {
+		l.core.sent(m, l.send(m))
+	}
+	l.words = nil
 }
 
 // fence resets the other node. It runs beside the loop and beside resource

@@ -474,7 +474,7 @@ func (n *clusterNode) say(level model.Level, kind, text string) {
 
 // heard tells whether another node lives that may have missed a message.
 func (n *clusterNode) heard() bool {
-	for _, v := range n.messenger.View().Nodes {
+	for _, v := range n.messenger.Known().Nodes {
 		if v.Name != n.hb.Self && (v.State == model.NodeActive || v.State == model.NodeUp) {
 			return true
 		}
