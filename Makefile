@@ -109,6 +109,18 @@ bench-stream: ## a TCP stream by each method of forwarding, offloads on and off,
 bench-connections: ## short TCP connections and requests: forwarding, IPVS, nftables, the eBPF plane, HAProxy; here and on Debian's kernel (root, 7 min; WHERE=host or vm)
 	BATUTA_BENCH=connections scripts/rows $(GO) test -count=1 -timeout 1h -run '^TestBenchConnections$$' ./internal/lab -v
 
+.PHONY: bench-start
+bench-start: ## what a start waits for: the verifier, program by program, and the eBPF plane as a whole (root, 1 min)
+	BATUTA_BENCH=start scripts/rows $(GO) test -count=1 -timeout 30m -run '^TestBenchStart$$' ./internal/plane/ebpf -v
+
+.PHONY: bench-memory
+bench-memory: ## memory of 262,144 connections, by the kernel's own account (root)
+	BATUTA_BENCH=memory scripts/rows $(GO) test -count=1 -timeout 30m -run '^TestBenchMemory$$' ./internal/plane/ebpf -v
+
+.PHONY: tables
+tables: ## all tables of the eBPF plane in docs/performance.md, again: to bin/tables.md (root, 1 h; TABLES="bench-stream bench-memory" for some)
+	scripts/tables $(or $(TABLES),bench-plane bench-packets bench-stream bench-connections bench-start bench-memory bench-program test-connections bench-icount)
+
 .PHONY: bench-icount
 bench-icount: ## instructions per packet: drop, forwarding, IPVS, nftables and the eBPF plane in one boot of Debian's kernel (root, 30 min)
 	BATUTA_BENCH=icount $(GO) test -count=1 -timeout 4h -run '^TestInstructions$$' -v ./internal/lab
