@@ -110,7 +110,7 @@ bench-connections: ## short TCP connections and requests: forwarding, IPVS, nfta
 	BATUTA_BENCH=connections scripts/rows $(GO) test -count=1 -timeout 1h -run '^TestBenchConnections$$' ./internal/lab -v
 
 .PHONY: bench-start
-bench-start: ## what a start waits for: the verifier, program by program, and the eBPF plane as a whole (root, 1 min)
+bench-start: build ## what a start waits for: the verifier, program by program, the eBPF plane, the first connection (root, 1 min)
 	BATUTA_BENCH=start scripts/rows $(GO) test -count=1 -timeout 30m -run '^TestBenchStart$$' ./internal/plane/ebpf -v
 
 .PHONY: bench-memory

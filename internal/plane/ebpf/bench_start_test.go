@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -16,11 +18,13 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/rig"
 )
 
 // TestBenchStart measures what a start waits for: the kernel's verifier and
 // compiler, for each eBPF program of Batuta's, and the plane as a whole: fresh,
-// and again with the table that it finds. make bench-start.
+// and again with the table that it finds; then a director's start up to the
+// first connection. make bench-start.
 func TestBenchStart(t *testing.T) {
 	benchmark(t, "start")
 	head("program", "of", "instructions", "looked at by the verifier", "verifier, ms", "load as a whole, ms", "CPU, ms", "range")
@@ -72,6 +76,96 @@ func TestBenchStart(t *testing.T) {
 		row("fresh, of 262,144 connections", with, fmt.Sprintf("%.1f", middle(fresh)), fmt.Sprintf("%.1f", middle(cpu)), rangeOf(cpu))
 		row("again, with what is there", with, fmt.Sprintf("%.1f", middle(again)), fmt.Sprintf("%.1f", middle(cpuAgain)), rangeOf(cpuAgain))
 	}
+	program, err := rig.Program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	echoServer(t, rack0, "10.240.0.20:8000")
+	head("batuta director", "from", "ms to the first connection", "CPU, ms", "range")
+	for _, plane := range []string{"proxy", "ebpf"} {
+		var took, used []float64
+		for range 7 {
+			d := startDirector(t, program, plane)
+			took, used = append(took, d.took.Seconds()*1e3), append(used, d.cpu.Seconds()*1e3)
+		}
+		row("--plane "+plane, "its start", fmt.Sprintf("%.0f", middle(took)), fmt.Sprintf("%.0f", middle(used)), rangeOf(used))
+	}
+}
+
+type directorStart struct{ took, cpu time.Duration }
+
+// startDirector runs a director of one service, whose server is checked, until
+// a client's connection comes through; CPU is what it used up to then.
+func startDirector(t *testing.T, program, plane string) (d directorStart) {
+	t.Helper()
+	dir := t.TempDir()
+	config := filepath.Join(dir, "ldirectord.cf")
+	if err := os.WriteFile(config, []byte("checkinterval=1\nvirtual=10.1.0.100:80\n\treal=10.240.0.20:8000 masq\n\tscheduler=rr\n\tprotocol=tcp\n\tchecktype=connect\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// Its own clients are those of the tests' group alone.
+	root, err := cgroupRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("unshare", "-m", "sh", "-c", `mount --bind "$1" "$2"; shift 2; exec "$@"`, "sh", os.Getenv(insideGroup), root,
+		program, "director", config, "--plane", plane, "--run-dir", dir, "--state-dir", dir)
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	began := time.Now()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if err := Remove(DefaultDir); err != nil {
+			t.Error(err)
+		}
+		eventually(t, func() string { // the kernel takes its programs away a moment later
+			if dial() == nil {
+				return "the service is still there"
+			}
+			return ""
+		})
+	}()
+	for {
+		err := dial()
+		if err == nil {
+			d.took = time.Since(began)
+			break
+		}
+		if time.Since(began) > patience {
+			t.Fatalf("no connection comes through: %v; it said:\n%s", err, said.String())
+		}
+		time.Sleep(time.Millisecond)
+	}
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range threads {
+		var ran int64
+		if text, err := os.ReadFile(name); err != nil {
+			t.Fatal(err)
+		} else if _, err := fmt.Sscan(string(text), &ran); err != nil {
+			t.Fatal(err)
+		}
+		d.cpu += time.Duration(ran)
+	}
+	return d
+}
+
+// dial makes a connection to the service, and ends it. It does not wait for a
+// packet that was dropped before the server was in to be sent again.
+func dial() (err error) {
+	client.do(func() {
+		var c net.Conn
+		if c, err = net.DialTimeout("tcp4", "10.1.0.100:80", 20*time.Millisecond); err == nil {
+			_ = c.Close()
+		}
+	})
+	return err
 }
 
 func sortedNames(spec *ebpf.CollectionSpec) (names []string) {

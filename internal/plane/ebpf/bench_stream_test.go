@@ -59,7 +59,7 @@ type way struct {
 // streams compares ways, the first of which is plain forwarding.
 func streams(t *testing.T, mode string, ways []way) {
 	t.Helper()
-	const rounds = 5
+	const rounds = 9
 	p := open(t, testOptions())
 	var (
 		listen, to []string
@@ -91,7 +91,7 @@ func streams(t *testing.T, mode string, ways []way) {
 	}
 	for range rounds {
 		for i := range ways {
-			bytes, took, used := stream(t, listen[i], to[i], 400*time.Millisecond)
+			bytes, took, used := stream(t, listen[i], to[i], 300*time.Millisecond)
 			perSecond[i] = append(perSecond[i], bytes*8/1e9/took.Seconds())
 			cpu[i] = append(cpu[i], used.Seconds()*1e3/(bytes/1e9))
 		}
