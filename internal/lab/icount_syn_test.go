@@ -31,9 +31,9 @@ func (v *guest) compareSYN() {
 		v.director(servers, 1, p.down)
 		switch p.name {
 		case "drop", "XDP drop":
-			drop = each
+			drop = each.each
 		case "IPVS":
-			ipvs = each - drop
+			ipvs = each.each - drop
 		}
 		v.row(p.name+" SYN", servers, synTable, 0, each, drop, ipvs, delivered, synTable)
 	}
