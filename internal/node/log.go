@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"time"
 
 	"github.com/batuta-ha/batuta/internal/logfile"
 	"github.com/batuta-ha/batuta/internal/model"
@@ -12,9 +13,16 @@ import (
 // stderrSink writes each event as one line of text for whoever watches the
 // foreground process; a service manager stamps and keeps it.
 func stderrSink(w io.Writer) model.Sink {
-	log := slog.New(slog.NewTextHandler(logfile.Unhurried(w), &slog.HandlerOptions{Level: slog.LevelInfo}))
+	log := slog.NewTextHandler(logfile.Unhurried(w), &slog.HandlerOptions{Level: slog.LevelInfo})
 	return func(e model.Event) {
-		log.LogAttrs(context.Background(), slogLevel(e.Level), e.Text, slog.String("source", e.Source), slog.String("kind", e.Kind))
+		if e.At.IsZero() {
+			e.At = time.Now()
+		}
+		line := slog.NewRecord(e.At, slogLevel(e.Level), e.Text, 0) // of when it happened: it may be told later
+		line.AddAttrs(slog.String("source", e.Source), slog.String("kind", e.Kind))
+		if ctx := context.Background(); log.Enabled(ctx, line.Level) {
+			_ = log.Handle(ctx, line) // who reads it is nobody's business here
+		}
 	}
 }
 

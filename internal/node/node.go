@@ -409,13 +409,13 @@ func (n *clusterNode) run(ctx context.Context, server *api.Server) error {
 		return c.stop()
 	}
 	n.again = nil
-	n.release(c)
+	released := n.release(c)
 	c.stopLast()
 	if n.heard() {
 		time.Sleep(farewell)
 	}
 	err := c.stop()
-	if err == nil {
+	if released {
 		n.silence()
 	}
 	return err
@@ -423,8 +423,9 @@ func (n *clusterNode) run(ctx context.Context, server *api.Server) error {
 
 // release hands the resources over. There is no limit to it but the
 // operator's (Force): a node that stops beating while something still runs on
-// it invites the other to start that a second time.
-func (n *clusterNode) release(c *crew) {
+// it invites the other to start that a second time. It tells whether all is
+// released.
+func (n *clusterNode) release(c *crew) bool {
 	ctx, cancel := context.WithCancel(c.ctx)
 	defer cancel()
 	done := make(chan error, 1)
@@ -436,14 +437,14 @@ func (n *clusterNode) release(c *crew) {
 		select {
 		case left = <-done:
 			if left == nil {
-				return
+				return true
 			}
 			done = nil
 			n.say(model.LevelCritical, "stop-incomplete", fmt.Sprintf("%v; heartbeats go on until a second TERM ends this daemon", left))
 			select {
 			case <-c.failed: // without heartbeats there is nothing to wait for
 				c.fail(fmt.Errorf("hand the resources over: %w", left))
-				return
+				return false
 			default:
 			}
 		case <-remind.C:
@@ -452,7 +453,7 @@ func (n *clusterNode) release(c *crew) {
 			}
 		case <-n.Force:
 			c.fail(errors.Join(fmt.Errorf("ended by a second signal; still not stopped: %s", n.unstopped()), left))
-			return
+			return false
 		}
 	}
 }

@@ -46,8 +46,8 @@ func (n *clusterNode) rekeyResponder(keys model.Keyring) {
 	}
 }
 
-// silence ends the answers after a clean stop: the others need not wait. After
-// any other end they go on, for the daemon that follows.
+// silence ends the answers when nothing runs here any more: the others need not
+// wait. After any other end they go on, for the daemon that follows.
 func (n *clusterNode) silence() {
 	if n.responder == nil {
 		return
