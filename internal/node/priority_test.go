@@ -31,6 +31,9 @@ func TestUrgency(t *testing.T) {
 	if err != nil || 20-priority != urgentNice {
 		t.Errorf("nice value %d, %v, want %d", 20-priority, err, urgentNice)
 	}
+	if threads, err := os.ReadDir("/proc/self/task"); err != nil || len(threads) < urgentThreads {
+		t.Errorf("%d threads, %v, want %d that have it", len(threads), err, urgentThreads)
+	}
 	out, err := exec.CommandContext(t.Context(), "nice").Output()
 	if nice, _ := strconv.Atoi(strings.TrimSpace(string(out))); err != nil || nice < 0 {
 		t.Errorf("a command has the nice value %q, %v", out, err)
