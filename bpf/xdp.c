@@ -23,11 +23,15 @@
 #include "route.h"
 #include "tunnel.h"
 
-#define PORTS 512
+#define PORTS 16384 /* interfaces with greater numbers are left to tc.c */
 
-/* The interfaces that carry this program: their own hardware addresses. */
+/* By the interface's number: its own hardware address if it carries this
+ * program, and PORT_TAKES if it takes packets from here. Looked at for each
+ * packet, so it is no hash map, whose look-up takes ten times as long. */
+#define PORT_TAKES (1ULL << 48)
+
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, PORTS);
 	__type(key, __u32);
 	__type(value, __u64);
@@ -35,7 +39,7 @@ struct {
 
 /* The interfaces that take packets from here. */
 struct {
-	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
+	__uint(type, BPF_MAP_TYPE_DEVMAP);
 	__uint(max_entries, PORTS);
 	__type(key, __u32);
 	__type(value, __u32);
@@ -58,7 +62,14 @@ static __always_inline int for_us(struct xdp_md *ctx)
 		return 0;
 	own = bpf_map_lookup_elem(&ports, &ifindex);
 	__builtin_memcpy(&dmac, eth->h_dest, ETH_ALEN);
-	return own && *own == dmac;
+	return own && (*own & (PORT_TAKES - 1)) == dmac;
+}
+
+static __always_inline int takes(__u32 ifindex)
+{
+	__u64 *port = bpf_map_lookup_elem(&ports, &ifindex);
+
+	return port && *port & PORT_TAKES;
 }
 
 /* is_whole tells whether the transport's sum is complete: on interfaces that are
@@ -138,7 +149,7 @@ int quick(struct xdp_md *ctx)
 		room = tunnel_room(&n.dst);
 	}
 	why = flow_route(ctx, &p, &h, now, room, &w);
-	if (why != REASON_NONE || !w.dmac || !bpf_map_lookup_elem(&takers, &w.ifindex))
+	if (why != REASON_NONE || !w.dmac || !takes(w.ifindex))
 		return leave(s, &h);
 	/* As in tc.c: the record was ours while we read it, or it was not. */
 	asm volatile("" ::: "memory");

@@ -41,9 +41,10 @@ type quick struct {
 	dir   string
 	mode  XDPMode
 	t     *tables
-	prog  *ebpf.Program // nil until an interface is fit for it
-	ports *ebpf.Map     // hardware addresses of the interfaces that carry it
-	takes *ebpf.Map     // interfaces that take packets from it
+	prog  *ebpf.Program     // nil until an interface is fit for it
+	ports *ebpf.Map         // by interface: as portOf says
+	takes *ebpf.Map         // interfaces that take packets from it
+	told  map[uint32]uint64 // what is in ports
 
 	mu      sync.Mutex
 	refused error
@@ -56,7 +57,7 @@ type quick struct {
 const quickSuffix = "-xdp"
 
 func newQuick(o Options, t *tables) *quick {
-	return &quick{dir: filepath.Join(o.Dir, "links"), mode: o.XDP, t: t, links: map[int]link.Link{}, names: map[int]string{}, why: map[string]string{}, sink: o.Sink}
+	return &quick{dir: filepath.Join(o.Dir, "links"), mode: o.XDP, t: t, told: map[uint32]uint64{}, links: map[int]link.Link{}, names: map[int]string{}, why: map[string]string{}, sink: o.Sink}
 }
 
 // load loads the program, once there is an interface for it. A kernel that
@@ -124,24 +125,8 @@ func (q *quick) scan(eligible, all []netlink.Link) error {
 			q.detach(i)
 		}
 	}
-	// Most drivers say that they take packets only once the program is there.
-	features = xdpFeatures()
-	for _, l := range all {
-		if q.prog == nil {
-			break
-		}
-		i := uint32(l.Attrs().Index)
-		takes := there[int(i)]
-		if features != nil {
-			takes = features[i]&xdpTakes != 0
-		}
-		var err error
-		if takes {
-			err = q.takes.Put(i, i)
-		} else if err = q.takes.Delete(i); errors.Is(err, ebpf.ErrKeyNotExist) {
-			err = nil
-		}
-		errs = append(errs, err)
+	if q.prog != nil {
+		errs = append(errs, q.tell(there, all))
 	}
 	for _, l := range eligible {
 		if !there[l.Attrs().Index] {
@@ -149,6 +134,56 @@ func (q *quick) scan(eligible, all []netlink.Link) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// tell tells the program which interfaces carry it, and which take packets from it.
+func (q *quick) tell(there map[int]bool, all []netlink.Link) (err error) {
+	// Most drivers say that they take packets only once the program is there.
+	features := xdpFeatures()
+	now := map[uint32]uint64{}
+	for _, l := range all {
+		a := l.Attrs()
+		i, takes := uint32(a.Index), there[a.Index]
+		if features != nil {
+			takes = features[i]&xdpTakes != 0
+		}
+		if i >= q.ports.MaxEntries() {
+			continue
+		}
+		if takes {
+			err = errors.Join(err, q.takes.Put(i, i))
+			now[i] |= portTakes
+		}
+		if there[a.Index] {
+			now[i] |= portOf(a.HardwareAddr)
+		}
+	}
+	for i := range q.told { // what has gone is told, too
+		if _, there := now[i]; !there {
+			now[i] = 0
+		}
+	}
+	for i, port := range now {
+		if q.told[i] != port {
+			err = errors.Join(err, q.ports.Put(i, port))
+		}
+		if port&portTakes == 0 && q.told[i]&portTakes != 0 {
+			if gone := q.takes.Delete(i); !errors.Is(gone, ebpf.ErrKeyNotExist) {
+				err = errors.Join(err, gone)
+			}
+		}
+	}
+	maps.DeleteFunc(now, func(_ uint32, port uint64) bool { return port == 0 })
+	q.told = now
+	return err
+}
+
+// portTakes is PORT_TAKES of bpf/xdp.c.
+const portTakes = 1 << 48
+
+// portOf is a hardware address as the program compares it.
+func portOf(mac net.HardwareAddr) uint64 {
+	return binary.LittleEndian.Uint64(append(slices.Clone(mac), 0, 0))
 }
 
 // unfit says why an interface is left to tc alone; "" if it is not.
@@ -178,9 +213,8 @@ func (q *quick) attach(ifindex int, name string, mac net.HardwareAddr) string {
 	if len(mac) != 6 {
 		return "no Ethernet address"
 	}
-	own := binary.LittleEndian.Uint64(append(slices.Clone(mac), 0, 0))
-	if err := q.ports.Put(uint32(ifindex), own); err != nil {
-		return err.Error()
+	if most := q.ports.MaxEntries(); uint32(ifindex) >= most {
+		return fmt.Sprintf("its number %d is above %d", ifindex, most-1)
 	}
 	if q.links[ifindex] != nil {
 		q.names[ifindex] = name
@@ -196,7 +230,6 @@ func (q *quick) attach(ifindex int, name string, mac net.HardwareAddr) string {
 		}
 	}
 	if err != nil {
-		_ = q.ports.Delete(uint32(ifindex))
 		return err.Error()
 	}
 	q.links[ifindex], q.names[ifindex] = l, name
@@ -208,7 +241,6 @@ func (q *quick) detach(ifindex int) {
 		_ = l.Unpin()
 		_ = l.Close()
 	}
-	_ = q.ports.Delete(uint32(ifindex))
 	delete(q.links, ifindex)
 	delete(q.names, ifindex)
 }
