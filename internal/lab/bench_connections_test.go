@@ -140,7 +140,7 @@ func TestConnectionsWithin(t *testing.T) {
 		t.Setenv("BATUTA_CGROUP", group)
 	}
 	// A second of a machine that counts instructions takes ten and more.
-	rounds, seconds, rate, open := 7, 2*time.Second, 2000, 1000
+	rounds, seconds, rate, open := 5, 2*time.Second, 2000, 1000
 	if os.Getenv("BATUTA_COUNTED") != "" {
 		rounds, seconds, rate, open = 3, 300*time.Millisecond, 500, 100
 	}
