@@ -27,8 +27,8 @@ var stories = []story{
 
 // TestInterop forms clusters of a Batuta node and a real Heartbeat 3.0.6 node
 // and tells each a story. Of every two of authentication, medium, failback and
-// story each pair of values occurs; with BATUTA_INTEROP=all (make interop) all
-// combinations do. docs/reference/interop.md has the table of such a run.
+// story each pair of values occurs, and IPv6 and serial lines are tried once;
+// with BATUTA_INTEROP=all (make interop) all combinations do. docs/reference/interop.md has the table of such a run.
 func TestInterop(t *testing.T) {
 	type told struct {
 		duetOptions
@@ -37,6 +37,9 @@ func TestInterop(t *testing.T) {
 	var duets []told
 	auths, media, failbacks, firsts := []string{"md5", "sha1", "crc"}, []string{"bcast", "mcast", "ucast"}, []string{"on", "off", "legacy"}, []string{ours, theirs}
 	all := os.Getenv("BATUTA_INTEROP") == "all"
+	if all {
+		media = append(media, "mcast6", "ucast6", "serial")
+	}
 	for a, auth := range auths {
 		for m, medium := range media {
 			for f, failback := range failbacks {
@@ -48,6 +51,12 @@ func TestInterop(t *testing.T) {
 					}
 				}
 			}
+		}
+	}
+	if !all {
+		for i, medium := range []string{"mcast6", "ucast6", "serial"} {
+			st := stories[i%2]
+			duets = append(duets, told{duetOptions{auths[i], medium, failbacks[i%2], firsts[i%2], st.extra}, st})
 		}
 	}
 	duets = append(duets, told{duetOptions{auth: "sha1", media: "bcast", failback: "off", first: theirs}, story{"migration", migrate, ""}})
@@ -115,6 +124,7 @@ func failover(d *duet) {
 		if err := d.Boot(d.Context(), node); err != nil {
 			d.Fatal(err)
 		}
+		d.modem.plug(node)
 		d.returns(node+" has booted", node)
 	}
 	for _, node := range []string{theirs, ours} {
@@ -291,16 +301,18 @@ func (d *duet) restart(node string) {
 // each other again each set ends up on one node.
 func split(d *duet) {
 	d.coldStart()
-	d.link("eth1", "up")
-	if err := d.Cut(theirs, "eth1"); err != nil {
-		d.Fatal(err)
+	if d.modem == nil {
+		d.link("eth1", "up")
+		if err := d.Cut(theirs, "eth1"); err != nil {
+			d.Fatal(err)
+		}
+		d.link("eth1", "dead")
+		d.settled("one wire of two is cut", ourSet, theySet)
+		if err := d.Heal(theirs, "eth1"); err != nil {
+			d.Fatal(err)
+		}
+		d.link("eth1", "up")
 	}
-	d.link("eth1", "dead")
-	d.settled("one wire of two is cut", ourSet, theySet)
-	if err := d.Heal(theirs, "eth1"); err != nil {
-		d.Fatal(err)
-	}
-	d.link("eth1", "up")
 
 	d.pinged("ping")
 	if err := d.Cut("gate"); err != nil {
@@ -321,6 +333,7 @@ func split(d *duet) {
 		d.agree()
 	}
 
+	d.modem.pull(true)
 	if err := d.Cut(theirs); err != nil {
 		d.Fatal(err)
 	}
@@ -328,6 +341,7 @@ func split(d *duet) {
 	if err := d.Heal(theirs); err != nil {
 		d.Fatal(err)
 	}
+	d.modem.pull(false)
 	d.once("each set is on one node again")
 	d.agree()
 }
@@ -344,7 +358,11 @@ func (d *duet) losesGate(node string) {
 		d.Fatal(err)
 	}
 	d.pinged("ping")
-	d.link("eth0", "up")
+	if d.modem == nil {
+		d.link("eth0", "up")
+	} else {
+		d.link(serialDevice, "up")
+	}
 }
 
 // once waits until each set runs, and on one node only.

@@ -20,6 +20,7 @@ import (
 //	ours 10.77.0.1 ── eth0 ──┬── eth0 ── theirs 10.77.0.2
 //	                         └── gate 10.77.0.254, a host that answers pings
 //	ours 10.78.0.1 ── eth1 ───── eth1 ── theirs 10.78.0.2
+//	ours /dev/ttyS0 ──── null modem ──── theirs /dev/ttyS0
 //
 // ours runs Batuta, theirs the original Heartbeat. Each owns one group of
 // haresources: an address and a script that keeps a file while it runs.
@@ -61,6 +62,7 @@ type duet struct {
 	heartbeat []string          // the original's service
 	runs      map[string]string // what a node runs: batuta or heartbeat
 	patient   bool              // another attempt follows if this one proves nothing
+	modem     *nullModem        // of the medium serial
 }
 
 // unfit is why an attempt says nothing about Batuta.
@@ -144,13 +146,17 @@ type duetOptions struct {
 
 var duetAuth = map[string]string{"crc": "crc", "md5": "md5 secret", "sha1": "sha1 a#longer#secret"}
 
-// duetMedia are lines of ha.cf; NODE0 and NODE1 are the other node's addresses.
+// duetMedia are lines of ha.cf; PEER is the other node's number.
 // The multicast groups have ports of their own: the original hears a group that
 // it has joined on one interface on every other one, too.
 var duetMedia = map[string]string{
 	"bcast": "bcast eth0 eth1",
 	"mcast": "mcast eth0 225.0.0.1 694 1 0\nmcast eth1 225.0.0.2 695 1 0",
-	"ucast": "ucast eth0 NODE0\nucast eth1 NODE1",
+	"ucast": "ucast eth0 10.77.0.PEER\nucast eth1 10.78.0.PEER",
+
+	"mcast6": "mcast6 eth0 ff02::77 694 1 0\nmcast6 eth1 ff02::78 695 1 0",
+	"ucast6": "ucast6 eth0 fd77::PEER\nucast6 eth1 fd78::PEER",
+	"serial": "baud 115200\nserial " + serialDevice,
 }
 
 // files are those of a node whose peer has that number.
@@ -161,7 +167,7 @@ keepalive 200ms
 deadtime 5
 warntime 2
 initdead 8
-` + strings.NewReplacer("NODE0", "10.77.0."+peer, "NODE1", "10.78.0."+peer).Replace(duetMedia[o.media]) + `
+` + strings.ReplaceAll(duetMedia[o.media], "PEER", peer) + `
 ping ` + gate + `
 auto_failback ` + o.failback + `
 node ours
@@ -184,8 +190,8 @@ func newDuet(t *testing.T, o duetOptions) *duet {
 		t.Fatal(err)
 	}
 	topology := lab.Topology{Bridges: []string{"wire0", "wire1"}, Machines: []lab.Machine{
-		{Name: ours, Interfaces: []lab.Interface{nic("eth0", "wire0", "10.77.0.1/24"), nic("eth1", "wire1", "10.78.0.1/24")}},
-		{Name: theirs, Interfaces: []lab.Interface{nic("eth0", "wire0", "10.77.0.2/24"), nic("eth1", "wire1", "10.78.0.2/24")}},
+		{Name: ours, Interfaces: []lab.Interface{nic("eth0", "wire0", "10.77.0.1/24", "fd77::1/64"), nic("eth1", "wire1", "10.78.0.1/24", "fd78::1/64")}},
+		{Name: theirs, Interfaces: []lab.Interface{nic("eth0", "wire0", "10.77.0.2/24", "fd77::2/64"), nic("eth1", "wire1", "10.78.0.2/24", "fd78::2/64")}},
 		{Name: "gate", Interfaces: []lab.Interface{nic("eth0", "wire0", gate+"/24")}},
 	}}
 	var heartbeat []string
@@ -224,17 +230,23 @@ func newDuet(t *testing.T, o duetOptions) *duet {
 	})
 	d.use(ours, "batuta")
 	d.use(theirs, "heartbeat")
+	if o.media == "serial" {
+		d.modem = newNullModem(d)
+	}
 	return d
 }
 
 // use says what the node runs from its next start on.
 func (d *duet) use(node, program string) {
 	d.runs[node] = program
-	if program == "batuta" {
-		d.Node(node).SetService("batuta", "run", "--ha.d", "/etc/ha.d")
-	} else {
-		d.Node(node).SetService(d.heartbeat...)
+	service := []string{"batuta", "run", "--ha.d", "/etc/ha.d"}
+	if program != "batuta" {
+		service = d.heartbeat
 	}
+	if d.media == "serial" {
+		service = append([]string{"sh", "-c", "until [ -e " + serialDevice + ` ]; do sleep 0.1; done; exec "$@"`, "sh"}, service...)
+	}
+	d.Node(node).SetService(service...)
 }
 
 func nic(name, bridge string, addresses ...string) lab.Interface {

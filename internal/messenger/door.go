@@ -37,7 +37,7 @@ const (
 type door struct {
 	name string
 	link link.Guarded      // nil where the kernel cannot help
-	say  func(model.Event) // takes a note from any goroutine
+	say  func(model.Event) // takes a note, on the loop's goroutine
 	keys *atomic.Pointer[model.Keyring]
 
 	ring *model.Keyring // that auth was made of

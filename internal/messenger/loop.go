@@ -79,7 +79,7 @@ type Loop struct {
 	stopped bool
 
 	wake     chan struct{} // something is pending
-	poller   *poller       // nil: no link can be polled, and wake is waited for
+	poller   *poller       // nil: there is nothing to poll, and wake is waited for
 	evented  chan struct{} // something is waiting
 	arrivals chan arrival
 	doors    map[link.Link]*door           // of Links
@@ -119,20 +119,18 @@ func New(cfg Config) (*Loop, error) {
 	for _, k := range cfg.Links {
 		l.doors[k] = newDoor(k, &l.ring, l.note)
 	}
+	var links []polled
 	for _, k := range l.links() {
-		p, ok := k.(link.Polled)
-		if !ok {
-			continue
+		if p, ok := k.(link.Polled); ok {
+			links = append(links, polled{Polled: p, door: l.doors[k]})
 		}
-		if l.poller == nil {
-			if l.poller, err = newPoller(cfg.Attendant, cfg.Alone); err != nil {
-				return nil, err
-			}
-		}
-		l.poller.links = append(l.poller.links, polled{Polled: p, door: l.doors[k]})
 	}
-	if l.poller == nil && cfg.Attendant != nil {
-		return nil, errors.New("heartbeat: an attendant needs a link that can be polled")
+	// An attendant is waited for even where all links have goroutines of their
+	// own, as serial lines do.
+	if len(links) > 0 || cfg.Attendant != nil {
+		if l.poller, err = newPoller(links, cfg.Attendant, cfg.Alone); err != nil {
+			return nil, err
+		}
 	}
 	return l, nil
 }
@@ -300,7 +298,7 @@ func (l *Loop) sleep(ctx context.Context, timer *time.Timer, until time.Time) bo
 	case <-ctx.Done():
 		return false
 	case a := <-l.arrivals:
-		l.receive(a)
+		l.receive(time.Now(), a)
 	case <-l.wake:
 	case <-timer.C:
 	}
@@ -311,11 +309,7 @@ func (l *Loop) sleep(ctx context.Context, timer *time.Timer, until time.Time) bo
 func (l *Loop) poll(until time.Time) {
 	l.poller.wait(time.Now(), until)
 	now := time.Now()
-	l.poller.take(now, func(k *polled, p link.Packet) {
-		if k.door == nil || k.door.admit(now, p) {
-			l.receive(arrival{k.Name(), k.door, p})
-		}
-	})
+	l.poller.take(now, func(k *polled, p link.Packet) { l.receive(now, arrival{k.Name(), k.door, p}) })
 }
 
 // turn takes what goroutines have read or want sent, and lets time pass.
@@ -344,14 +338,18 @@ func (l *Loop) drain() {
 	for range drainLimit {
 		select {
 		case a := <-l.arrivals:
-			l.receive(a)
+			l.receive(time.Now(), a)
 		default:
 			return
 		}
 	}
 }
 
-func (l *Loop) receive(a arrival) {
+// receive takes a packet that the door of its link lets in.
+func (l *Loop) receive(now time.Time, a arrival) {
+	if a.door != nil && !a.door.admit(now, a.Packet) {
+		return
+	}
 	l.do(func(now time.Time) Output {
 		out := l.core.Receive(now, a.link, a.Data, a.At)
 		if a.door != nil {
@@ -466,8 +464,6 @@ func (l *Loop) read(ctx context.Context, k link.Link) {
 			case <-ctx.Done():
 				return
 			}
-			continue
-		case d != nil && !d.admit(time.Now(), p):
 			continue
 		}
 		p.Data = bytes.Clone(p.Data)

@@ -36,12 +36,12 @@ type polled struct {
 	retry time.Time
 }
 
-func newPoller(other Attendant, alone bool) (*poller, error) {
+func newPoller(links []polled, other Attendant, alone bool) (*poller, error) {
 	bell, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
-	return &poller{other: other, alone: alone, bell: bell}, nil
+	return &poller{links: links, other: other, alone: alone, bell: bell}, nil
 }
 
 // ring wakes wait, from any goroutine.
