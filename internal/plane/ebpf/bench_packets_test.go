@@ -1,7 +1,6 @@
 package ebpf
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"net"
@@ -323,15 +322,7 @@ func softTime(t *testing.T, cpu int) time.Duration {
 		if strings.TrimSpace(string(comm)) != fmt.Sprintf("ksoftirqd/%d", cpu) {
 			continue
 		}
-		text, err := os.ReadFile(filepath.Join(filepath.Dir(name), "schedstat"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		var ran int64
-		if _, err := fmt.Fscan(bytes.NewReader(text), &ran); err != nil {
-			t.Fatal(err)
-		}
-		return time.Duration(all.Nano() + ran)
+		return time.Duration(all.Nano()) + ran(t, filepath.Join(filepath.Dir(name), "schedstat"))
 	}
 	return time.Duration(all.Nano())
 }

@@ -85,18 +85,16 @@ func TestBenchStart(t *testing.T) {
 	for _, plane := range []string{"proxy", "ebpf"} {
 		var took, used []float64
 		for range 7 {
-			d := startDirector(t, program, plane)
-			took, used = append(took, d.took.Seconds()*1e3), append(used, d.cpu.Seconds()*1e3)
+			d, cpu := startDirector(t, program, plane)
+			took, used = append(took, d.Seconds()*1e3), append(used, cpu.Seconds()*1e3)
 		}
 		row("--plane "+plane, "its start", fmt.Sprintf("%.0f", middle(took)), fmt.Sprintf("%.0f", middle(used)), rangeOf(used))
 	}
 }
 
-type directorStart struct{ took, cpu time.Duration }
-
 // startDirector runs a director of one service, whose server is checked, until
 // a client's connection comes through; CPU is what it used up to then.
-func startDirector(t *testing.T, program, plane string) (d directorStart) {
+func startDirector(t *testing.T, program, plane string) (took, cpu time.Duration) {
 	t.Helper()
 	dir := t.TempDir()
 	config := filepath.Join(dir, "ldirectord.cf")
@@ -112,8 +110,14 @@ func startDirector(t *testing.T, program, plane string) (d directorStart) {
 		program, "director", config, "--plane", plane, "--run-dir", dir, "--state-dir", dir)
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
+	eventually(t, func() string { // the kernel takes programs away a moment after they were removed
+		if dial() == nil {
+			return "there is a service already"
+		}
+		return ""
+	})
 	began := time.Now()
-	if err := cmd.Start(); err != nil {
+	if err = cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
@@ -122,38 +126,14 @@ func startDirector(t *testing.T, program, plane string) (d directorStart) {
 		if err := Remove(DefaultDir); err != nil {
 			t.Error(err)
 		}
-		eventually(t, func() string { // the kernel takes its programs away a moment later
-			if dial() == nil {
-				return "the service is still there"
-			}
-			return ""
-		})
 	}()
-	for {
-		err := dial()
-		if err == nil {
-			d.took = time.Since(began)
-			break
-		}
+	for err = dial(); err != nil; err = dial() {
 		if time.Since(began) > patience {
 			t.Fatalf("no connection comes through: %v; it said:\n%s", err, said.String())
 		}
 		time.Sleep(time.Millisecond)
 	}
-	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range threads {
-		var ran int64
-		if text, err := os.ReadFile(name); err != nil {
-			t.Fatal(err)
-		} else if _, err := fmt.Sscan(string(text), &ran); err != nil {
-			t.Fatal(err)
-		}
-		d.cpu += time.Duration(ran)
-	}
-	return d
+	return time.Since(began), ran(t, fmt.Sprintf("/proc/%d/task/*/schedstat", cmd.Process.Pid))
 }
 
 // dial makes a connection to the service, and ends it. It does not wait for a
