@@ -94,8 +94,9 @@ bench-beat: ## how late heartbeats are, in their own process and as a goroutine,
 	BATUTA_BENCH=1 $(GO) test -count=1 -v -timeout 30m -run TestBench ./internal/beat
 
 .PHONY: bench-plane
-bench-plane: ## what the eBPF plane costs: its program path by path, a large table (root, 3 min)
+bench-plane: ## what the eBPF plane costs: its program path by path, a large table, what a ring's change moves (root, 3 min)
 	$(GO) test -run '^$$' -bench 'Program|Apply' -benchtime 2s ./internal/plane/ebpf
+	$(GO) test -count=1 -run Disruption -v ./internal/plane/ebpf
 
 .PHONY: bench-packets
 bench-packets: ## UDP packets of 64 bytes on one processor: drop, forwarding, nftables and the eBPF plane (root, 3 min)
