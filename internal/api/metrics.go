@@ -112,6 +112,10 @@ func (m *metrics) cluster(st Status) {
 		for _, p := range st.Peers {
 			m.sample(truth(p.Suspect), "node", string(p.Name))
 		}
+		m.family("batuta_node_quarantined", "gauge", "Whether a node failed too often, and is given nothing back by itself.")
+		for _, p := range st.Peers {
+			m.sample(truth(!p.Quarantine.IsZero()), "node", string(p.Name))
+		}
 		m.family("batuta_link_up", "gauge", "Whether heartbeats of a node come over a link.")
 		for _, p := range st.Peers {
 			for _, l := range p.Links {

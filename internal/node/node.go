@@ -74,6 +74,7 @@ const (
 
 // Run is the node daemon. It returns nil after a clean hand-over.
 func Run(ctx context.Context, o Options) error {
+	began := time.Now()
 	dir, err := openRunDir(o.RunDir)
 	if err != nil {
 		return err
@@ -97,6 +98,7 @@ func Run(ctx context.Context, o Options) error {
 			return errors.Join(err, server.Close())
 		}
 	}
+	n.startTook = time.Since(began)
 	if err := n.run(ctx, server); err != nil || n.again == nil {
 		return err
 	}
@@ -143,6 +145,7 @@ type clusterNode struct {
 	teller    *teller
 	windows   *windowKeeper
 	closers   []io.Closer
+	startTook time.Duration  // from the begin of this life to its first beat
 	again     *model.Cluster // what the next life of this process begins with; nil: none follows
 	stopping  <-chan struct{}
 }
