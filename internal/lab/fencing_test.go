@@ -1,6 +1,7 @@
 package lab_test
 
 import (
+	"os"
 	"strings"
 	"testing"
 
@@ -38,6 +39,48 @@ func TestTakeoverWaitsForTheReset(t *testing.T) {
 	}
 	if asked := output(t, l, "lvs02", "sh", "-c", "batuta events | grep -n 'fenced: \\|Acquiring resource group' | head -n 1"); !strings.Contains(asked, "node lvs01 now reset.") {
 		t.Errorf("the first of reset and takeover: %s", asked)
+	}
+}
+
+// The real devices of Debian's cluster-glue, and with BATUTA_INTEROP=all (make
+// interop) an agent of fence-agents, are asked until they confirm the reset.
+// What they are told is in a file, which is read each time.
+func TestRealDevices(t *testing.T) {
+	for _, c := range []struct {
+		device          string
+		packages        []string
+		fails, confirms string // what the file says
+		said            string // by the device that fails
+	}{
+		{"null", lab.HeartbeatPackages, "", "lvs01 lvs02", "exit status 1"},
+		{"external/ssh", lab.HeartbeatPackages, "hostlist=lvs09", "hostlist=lvs01,lvs02", "exit status 1"},
+		{"fence_dummy", []string{"fence-agents", "iproute2"}, "type=fail power_timeout=1", "type=file status_file=/run/power", "Timed out waiting to power OFF"},
+	} {
+		t.Run(c.device, func(t *testing.T) {
+			if strings.HasPrefix(c.device, "fence_") && os.Getenv("BATUTA_INTEROP") != "all" {
+				t.Skip("its tree is large; make interop has it")
+			}
+			tree := debianTree(t, c.packages...)
+			t.Parallel()
+			l := pairOn(t, tree, "2", func(l *lab.Lab, node string) {
+				output(t, l, node, "sh", "-c", "echo '"+c.fails+"' >/etc/ha.d/device")
+			}, "stonith "+c.device+` /etc/ha.d/device\n`)
+			if err := l.Kill("lvs01"); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the device to have failed twice", func() bool {
+				return strings.Count(output(t, l, "lvs02", "batuta", "events"), "fencing-failed: ") >= 2
+			})
+			events := output(t, l, "lvs02", "batuta", "events")
+			if !strings.Contains(events, c.said) || strings.Contains(events, "Acquiring resource group") || holds(t, l, "lvs02") {
+				t.Errorf("what lvs02 did while lvs01 was not reset:\n%s", events)
+			}
+			output(t, l, "lvs02", "sh", "-c", "echo '"+c.confirms+"' >/etc/ha.d/device")
+			served(t, l, "lvs02")
+			if first := output(t, l, "lvs02", "sh", "-c", "batuta events | grep 'fenced: \\|Acquiring resource group' | head -n 1"); !strings.Contains(first, "node lvs01 now reset.") {
+				t.Errorf("the first of reset and takeover: %s", first)
+			}
+		})
 	}
 }
 

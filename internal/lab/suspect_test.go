@@ -15,11 +15,22 @@ import (
 // lines in ha.cf; prepare is for what those need. lvs01 serves.
 func pairWith(t *testing.T, deadtime string, prepare func(l *lab.Lab, node string), lines string) *lab.Lab {
 	t.Helper()
+	return pairOn(t, "", deadtime, prepare, lines)
+}
+
+// pairOn is pairWith, on directors with that Debian tree; "": on this machine's own.
+func pairOn(t *testing.T, tree, deadtime string, prepare func(l *lab.Lab, node string), lines string) *lab.Lab {
+	t.Helper()
 	binary, err := rig.Program()
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := start(t, func(o *lab.Options) { o.Binary = binary })
+	l := start(t, func(o *lab.Options) {
+		o.Binary = binary
+		for _, node := range []string{"lvs01", "lvs02"} {
+			o.Topology.Machine(node).Root = tree
+		}
+	})
 	for _, node := range []string{"lvs01", "lvs02"} {
 		output(t, l, node, "sh", "-c", `sed -i 's/^\(deadtime\|initdead\|warntime\|auto_failback\|keepalive\).*//' /etc/ha.d/ha.cf &&
 			printf 'keepalive 200ms\ndeadtime `+deadtime+`\ninitdead 60\nwarntime 1\nauto_failback off\nquarantine 0\n' >>/etc/ha.d/ha.cf`)
