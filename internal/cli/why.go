@@ -18,7 +18,8 @@ func newWhyCommand(o *options) *cobra.Command {
 		Short: "The chain behind a move or an outage: what was noticed, decided and done",
 		Long: `Explain the last outage or move of an address, a resource, a service, a node or
 a link, named by a part of its name, or the one that an event belongs to, named
-by its number in batuta events: which silence or failure was noticed by whom,
+by its number in batuta events; of a node also when it was suspect last, its
+daemon silent and its kernel not: which silence or failure was noticed by whom,
 what was decided, what was done, and how long each part took.
 
   detect   from the last sign that all was well until somebody knew
@@ -58,7 +59,7 @@ func writeChain(w io.Writer, c journal.Chain, loc *time.Location) {
 	length := c.To.Sub(c.From).Round(time.Microsecond)
 	at := c.From.In(loc).Format(stamp)
 	switch {
-	case c.State != sla.Down && c.State != sla.Planned:
+	case c.Before != c.After && c.State != sla.Down && c.State != sla.Planned:
 		fmt.Fprintf(w, "%s moved from %s to %s at %s\n", c.Thing, c.Before, c.After, at)
 	case c.Open:
 		fmt.Fprintf(w, "%s is %s since %s\n", c.Thing, c.State, at)

@@ -222,3 +222,44 @@ func TestWhyTellsTheChain(t *testing.T) {
 		t.Errorf("error: %v", err)
 	}
 }
+
+// A node that was suspect was not away: there is something to explain all the same.
+func TestWhyTellsOfASuspect(t *testing.T) {
+	c := newClocks()
+	j := start(t, Options{clock: c.read, Node: "lvs02"})
+	node := Thing{ThingNode, "lvs01"}
+	j.States([]Change{up(node, c.read().Uptime)})
+	say := func(kind, subject string) {
+		j.Event(model.Event{Level: model.LevelWarning, Source: "heartbeat", Kind: kind, Subject: subject, Text: kind})
+		c.pass(3 * time.Second)
+	}
+	c.pass(time.Second)
+	say("node-suspect", "lvs01")
+	say("node-unsuspected", "lvs01") // lvs02:4
+	say("node-suspect", "lvs03")
+	say("node-suspect", "lvs01")
+	say("late-heartbeat", "lvs01")
+	say("node-unsuspected", "lvs01")
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s := read(t, j.o.Dir)
+	for what, want := range map[string]string{
+		"lvs01":   "node lvs01 degraded 10s-16s false lvs02:6 lvs02:7 lvs02:8",
+		"lvs02:8": "node lvs01 degraded 10s-16s false lvs02:6 lvs02:7 lvs02:8",
+		"lvs02:4": "node lvs01 degraded 1s-4s false lvs02:3 lvs02:4",
+	} {
+		chain, err := s.Why(what)
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+			continue
+		}
+		got := fmt.Sprintf("%s %s %v-%v %v", chain.Thing, chain.State, chain.From.Sub(epoch), chain.To.Sub(epoch), chain.Open)
+		for _, st := range chain.Steps {
+			got += " " + st.ID
+		}
+		if got != want {
+			t.Errorf("%s:\ngot  %s\nwant %s", what, got, want)
+		}
+	}
+}

@@ -58,6 +58,11 @@ func (s *Story) Why(what string) (Chain, error) {
 		return Chain{}, err
 	}
 	c, ok := s.last(thing, never, forever)
+	if doubt, doubted, err := s.suspicion(thing, s.Last); err != nil {
+		return Chain{}, err
+	} else if doubted && (!ok || doubt.From.After(c.To)) {
+		c, ok = doubt, true
+	}
 	if !ok {
 		return Chain{}, fmt.Errorf("%s has neither been down nor moved since the journal began: there is nothing to explain", thing)
 	}
@@ -92,6 +97,11 @@ func (s *Story) Find(what string) (Thing, error) {
 
 // whyEntry finds the outage that a record belongs to.
 func (s *Story) whyEntry(e Entry) (Chain, error) {
+	if e.Event != nil && (e.Event.Kind == suspected || e.Event.Kind == unsuspected) {
+		if c, ok, err := s.suspicion(Thing{ThingNode, e.Event.Subject}, e.Time); ok || err != nil {
+			return c, errors.Join(err, s.complete(&c))
+		}
+	}
 	things := s.Things()
 	if e.State != nil {
 		things = []Thing{e.State.Thing}
@@ -105,6 +115,35 @@ func (s *Story) whyEntry(e Entry) (Chain, error) {
 	}
 	return Chain{}, fmt.Errorf("%s (%s) belongs to no outage and no move: it had no consequences that the journal knows; batuta events --since shows what was around it",
 		e.ID, e.Time.Format(time.RFC3339))
+}
+
+// Events of a node whose daemon is silent while its kernel answers.
+const (
+	suspected   = "node-suspect"
+	unsuspected = "node-unsuspected"
+)
+
+// suspicionsFor is how far back a suspicion is looked for: events have no index.
+const suspicionsFor = 30 * 24 * time.Hour
+
+// suspicion is the last time up to then that a node was suspect, without its
+// steps. It is no outage: the node was there, and nobody took anything. Where
+// it died of it, that is one.
+func (s *Story) suspicion(t Thing, until time.Time) (c Chain, ok bool, err error) {
+	if t.Kind != ThingNode {
+		return c, false, nil
+	}
+	err = s.Entries(until.Add(-suspicionsFor), s.Last.Add(sequel), func(e Entry) bool {
+		switch {
+		case e.Event == nil || e.Event.Subject != t.Name:
+		case e.Event.Kind == suspected && !e.Time.After(until):
+			c, ok = Chain{Thing: t, State: sla.Degraded, From: e.Time, To: s.Last, Open: true, Why: e.Event.Text}, true
+		case ok && c.Open && (e.Event.Kind == unsuspected || e.Event.Kind == "node-dead"):
+			c.To, c.Open = e.Time, false
+		}
+		return true
+	})
+	return c, ok, err
 }
 
 // last is the last outage or move of a thing that touches [from, to], without

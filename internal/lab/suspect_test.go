@@ -106,6 +106,9 @@ func TestPausedDaemonIsNoDeadMachine(t *testing.T) {
 		signalAll(t, l, "lvs01", "CONT")
 		eventually(t, "lvs01 to be well", func() bool { p, ok := peer(t, l, "lvs02", "lvs01"); return ok && !p.Suspect && p.State == "active" })
 	}
+	if got := output(t, l, "lvs02", "batuta", "why", "lvs01"); !strings.Contains(got, "lvs01 was degraded for ") || !strings.Contains(got, "no longer suspect") {
+		t.Errorf("lvs02 does not tell why lvs01 was suspect:\n%s", got)
+	}
 	for kind, want := range map[string]bool{"node-suspect": true, "node-unsuspected": true, "node-dead": false} {
 		if got := said(t, l, "lvs02", kind); (len(got) > 0) != want {
 			t.Errorf("lvs02 says of lvs01: %q", got)
