@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net"
 	"runtime"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,7 +20,7 @@ func (v *guest) compareSYN() {
 	var drop, ipvs float64
 	v.tables("tcp", servers)
 	for _, p := range rivals {
-		if p.name == "forward" {
+		if p.name == "forward" || strings.HasSuffix(p.name, "floor") {
 			continue
 		}
 		v.director(servers, 1, p.up)
