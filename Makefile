@@ -41,7 +41,7 @@ sim-mutants: ## break one rule at a time; the simulation must find each
 
 .PHONY: interop
 interop: build ## Batuta beside the real Heartbeat 3.0.6: every combination of key, medium, failback and story (root, 25 min)
-	BATUTA_INTEROP=all $(GO) test -count=1 -timeout 1h -run '^(TestInterop|TestRealDevices)$$' -v ./internal/lab
+	BATUTA_INTEROP=all $(GO) test -count=1 -timeout 1h -run '^(TestInterop|TestRealDevices|TestFencingByRealPrograms)$$' -v ./internal/lab
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for T executions or seconds (default 5000x)

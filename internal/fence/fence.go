@@ -14,6 +14,7 @@ package fence
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,10 @@ type Options struct {
 	Dirs    []string // of fence agents and of stonith(8)
 	Plugins []string // of the scripts of external
 }
+
+// path is where cluster-glue's scripts look for the ha_log.sh by which they
+// say what went wrong: stonith(8) calls them so, too.
+var path = "PATH=/usr/share/cluster-glue:" + cmp.Or(os.Getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin")
 
 // limit is how long a command may take. One that hangs is ended, and has
 // failed. The operator whom meatware asks may take any time.
@@ -109,7 +114,7 @@ func (d *Device) Fence(ctx context.Context, node model.NodeName) error {
 	case script:
 		var env []string
 		if env, err = d.environment(ctx, parameters); err == nil {
-			out, err = d.run(ctx, "", env, "reset", string(node))
+			out, err = d.run(ctx, "", append([]string{path}, env...), "reset", string(node))
 		}
 	case plugin:
 		how := []string{"-p", strings.Join(parameters, " ")}
@@ -168,7 +173,7 @@ func (d *Device) environment(ctx context.Context, parameters []string) ([]string
 	if bare < 0 {
 		return parameters, nil
 	}
-	out, err := d.run(ctx, "", nil, "getconfignames")
+	out, err := d.run(ctx, "", []string{path}, "getconfignames")
 	if err != nil {
 		return nil, fmt.Errorf("ask for the names of its parameters: %w%s", err, lastLine(out))
 	}

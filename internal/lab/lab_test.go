@@ -60,6 +60,8 @@ func verb(name string, args []string) error {
 		return checkAll(patience)
 	case "mail": // see sendMail
 		return sendMail(args[0], args[1])
+	case "fence": // see TestFencingByRealPrograms
+		return fenceNode(args[0], args[1])
 	case "visit": // see visitsAre
 		return visit(args[0], args[1])
 	case "hold": // see survivors
