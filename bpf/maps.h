@@ -60,8 +60,15 @@ ARRAY(watches, struct watch);
 
 HASH(service_slots, BPF_MAP_TYPE_HASH, struct service_key, __u32);
 HASH(addresses, BPF_MAP_TYPE_HASH, struct addr, __u32);
-HASH(stays, BPF_MAP_TYPE_HASH, struct stay_key, struct stay);
-/* What opens connections that another plane carries; most often nothing. */
+/* Both are empty most often, and take memory only for what is in them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct stay_key);
+	__type(value, struct stay);
+} stays SEC(".maps");
+/* What opens connections that another plane carries. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

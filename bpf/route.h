@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0) */
 /* route.h: where a packet leaves.
  *
- * A connection remembers the answer of the kernel's routing table for about a
- * second, or until the daemon hears of a change. At tc the neighbor is resolved
- * by the kernel at each packet, so that its reachability is probed as usual. At
- * XDP its hardware address is remembered with the next hop, and one packet a
- * second goes by tc, for the same reason. */
+ * A connection remembers the answer of the kernel's routing table until the
+ * daemon hears of a change, or for about eight seconds, should there be no
+ * daemon. At tc the neighbor is resolved by the kernel at each packet, so that
+ * its reachability is probed as usual. At XDP its hardware address is remembered
+ * with the next hop for a second, and one packet a second goes by tc, for the
+ * same reason. */
 #pragma once
 
 #include "maps.h"
@@ -20,7 +21,7 @@
 
 /* How long after its last look-up a next hop may be overwritten: longer than
  * any connection remembers it. */
-#define HOP_TICKS 8000
+#define HOP_TICKS 20000
 #define HOP_TRIES 8
 #define PROBE_TICKS 1000
 
@@ -124,12 +125,24 @@ static __always_inline long send(struct __sk_buff *skb, const struct way *w)
 }
 #endif
 
-/* route_stamp changes at least every 2^30 ns and whenever the daemon says so. */
-static __always_inline __u16 route_stamp(const struct control *c, __u32 now)
+/* route_stamp changes every 2^33 ns, for each slot at a time of its own, and
+ * whenever the daemon says so. */
+static __always_inline __u16 route_stamp(const struct control *c, __u32 now, __u32 slot)
 {
-	__u16 stamp = c->route_epoch + (now >> 10);
+	__u16 stamp = c->route_epoch + ((now + (slot & 0x1fff)) >> 13);
 
 	return stamp ? stamp : 1; /* 0 is "never" */
+}
+
+/* is_fresh tells whether a next hop is known well enough: at XDP its hardware
+ * address may have changed since. */
+static __always_inline int is_fresh(const struct hop *h, __u32 now)
+{
+#ifdef BATUTA_XDP
+	return now - h->seen < PROBE_TICKS;
+#else
+	return 1;
+#endif
 }
 
 /* keep_hop gives the place of a next hop in the shared table, 0xffff if it is full. */
@@ -200,13 +213,13 @@ static __always_inline enum reason flow_route(CTX *ctx, const struct packet *p, 
 
 	if (!c)
 		return REASON_NO_ROUTE;
-	stamp = route_stamp(c, now);
+	stamp = route_stamp(c, now, hit->slot);
 	if (READ_ONCE(mine->stamp) == stamp) {
 		struct hop *h;
 
 		at = mine->hop;
 		h = bpf_map_lookup_elem(&hops, &at);
-		if (h) {
+		if (h && is_fresh(h, now)) {
 			w->mtu = mine->mtu;
 			w->ifindex = h->ifindex;
 			w->nexthop = h->nexthop;
