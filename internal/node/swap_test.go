@@ -337,9 +337,8 @@ func TestSwapOfPlanes(t *testing.T) {
 	}
 	n = connections(p)
 	third := gather()
-	if got := connections(p) - n; got != uint64(tcp+udp) {
-		t.Errorf("%d of %d new connections by IPVS", got, tcp+udp)
-	}
+	// What IPVS has counted may be told a moment late.
+	until("all new connections are counted by IPVS", func() bool { return connections(p)-n == uint64(tcp+udp) })
 	alive("eBPF beside IPVS", second)
 	leave(second[:tcp]) // the datagrams' time-out is long
 	until("only datagrams are left in the eBPF table", func() bool { return step(ends[0]) <= udp })

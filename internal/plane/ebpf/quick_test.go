@@ -6,11 +6,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/cilium/ebpf"
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+
+	"github.com/batuta-ha/batuta/internal/model"
 )
 
 // Verdicts of XDP programs (linux/bpf.h).
@@ -147,5 +150,44 @@ func TestXDPSaysWhereItIs(t *testing.T) {
 		if !strings.Contains(got+"; ", want+"; ") {
 			t.Errorf("%q lacks %q", got, want)
 		}
+	}
+}
+
+// Who asked for XDP is told of the interface that cannot have it, and why, once.
+func TestXDPThatWasAskedForIsMissed(t *testing.T) {
+	requireRoot(t)
+	v := &netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Name: "tagged", ParentIndex: linkOf(t, "inside2").Index}, VlanId: 7}
+	if err := director.LinkAdd(v); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := director.LinkDel(v); err != nil {
+			t.Error(err)
+		}
+	})
+	var mu sync.Mutex
+	var said []string
+	o := testOptions()
+	o.XDP = XDPOn
+	o.Sink = func(e model.Event) {
+		mu.Lock()
+		defer mu.Unlock()
+		if e.Kind == "no-xdp" && strings.Contains(e.Text, "inside2") {
+			said = append(said, e.Level.String()+": "+e.Text)
+		}
+	}
+	p := open(t, o)
+	if err := p.hooks.scan(); err != nil { // another look finds the same, and says nothing
+		t.Fatal(err)
+	}
+	const why = "carries VLANs, whose tags a card may take off"
+	if got, want := p.Info().Detail, "no XDP on inside2: "+why; !strings.Contains(got, want) {
+		t.Errorf("%q lacks %q", got, want)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	want := []string{"warning: XDP was asked for, but inside2 has none: " + why + "; its packets go by tc, which does the same more slowly"}
+	if d := cmp.Diff(want, said); d != "" {
+		t.Errorf("events (-want +got):\n%s", d)
 	}
 }
