@@ -48,8 +48,9 @@ func swapIn(ctx context.Context, p plane.Plane, sink model.Sink, directors []mod
 		open, err := takeOver(ctx, p, from)
 		if err != nil {
 			say(model.LevelError, fmt.Sprintf("take the place of %s: %v", from, err))
+		} else {
+			say(model.LevelNotice, fmt.Sprintf("plane %s takes the place of %s; its %d open connections go on there until they end", p.Info().Name, from, open))
 		}
-		say(model.LevelNotice, fmt.Sprintf("plane %s takes the place of %s; its %d open connections go on there until they end", p.Info().Name, from, open))
 		ready := make(chan struct{})
 		close(ready)
 		tasks = append(tasks, &swap{from: from, sink: sink, every: time.Second, ready: ready})
@@ -113,26 +114,31 @@ func takeOver(ctx context.Context, p plane.Plane, from predecessor) (open int, e
 	return open, errors.Join(err, released)
 }
 
-// Run ends the old plane once its connections have.
+// Run ends the old plane once its connections have. It returns with ctx only:
+// a task that ends by itself is a failure.
 func (s *swap) Run(ctx context.Context) error {
 	defer s.from.close()
+	s.drain(ctx)
+	<-ctx.Done()
+	return nil
+}
+
+// drain returns when the old plane is gone, or with ctx.
+func (s *swap) drain(ctx context.Context) {
 	tick := time.NewTicker(s.every)
 	defer tick.Stop()
-	for done, said := false, false; ; {
+	for said := false; ; {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-tick.C:
-		}
-		if done {
-			continue
 		}
 		open, err := s.from.release(ctx)
 		if err == nil && open == 0 {
 			if err = s.from.remove(ctx); err == nil {
-				done = true
 				s.sink(model.Event{At: time.Now(), Level: model.LevelNotice, Source: "plane", Kind: "plane-swap",
 					Text: "the last connection of " + s.from.String() + " has ended; it is gone"})
+				return
 			}
 		}
 		if err != nil && !said && ctx.Err() == nil {
@@ -220,10 +226,10 @@ func quiet(ctx context.Context, old plane.Plane, next passer, directors []model.
 		}
 	}
 	q := &quietIPVS{old: old, new: next}
-	found := false
+	found, there := false, keys(now)
 	for _, v := range have.Services {
 		found = found || wanted[v.Key]
-		if wanted[v.Key] && !keys(now)[v.Key] {
+		if wanted[v.Key] && !there[v.Key] {
 			q.missed.Services = append(q.missed.Services, v)
 		}
 	}

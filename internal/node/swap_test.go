@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -50,6 +51,52 @@ func tableOfText(t *testing.T, p plane.Plane) string {
 		t.Fatal(err)
 	}
 	return table.String()
+}
+
+// stubborn is a predecessor that cannot be removed at first.
+type stubborn struct {
+	log   []string
+	fails int
+}
+
+func (s *stubborn) rows(context.Context) (model.Table, error) { return model.Table{}, nil }
+func (s *stubborn) release(context.Context) (int, error) {
+	s.log = append(s.log, "release")
+	return 0, nil
+}
+
+func (s *stubborn) remove(context.Context) error {
+	s.log = append(s.log, "remove")
+	if s.fails--; s.fails >= 0 {
+		return errors.New("device or resource busy")
+	}
+	return nil
+}
+func (s *stubborn) close()         { s.log = append(s.log, "close") }
+func (s *stubborn) String() string { return "the old plane" }
+
+// What cannot be taken away is tried again, and told once; what has gone is
+// left in peace, and the task goes on, as its end would be the daemon's.
+func TestOldPlaneIsRemovedInTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		old := &stubborn{fails: 2}
+		var told []string
+		task := &swap{from: old, every: time.Second, sink: func(e model.Event) { told = append(told, e.Text) }}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- task.Run(ctx) }()
+		time.Sleep(time.Minute)
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if d := cmp.Diff([]string{"release", "remove", "release", "remove", "release", "remove", "close"}, old.log); d != "" {
+			t.Errorf("(-want +got):\n%s", d)
+		}
+		if d := cmp.Diff([]string{"end the old plane: device or resource busy; it is tried again each second", "the last connection of the old plane has ended; it is gone"}, told); d != "" {
+			t.Errorf("told (-want +got):\n%s", d)
+		}
+	})
 }
 
 // What the configuration names goes over, weights of the old plane become 0, a

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -155,39 +154,45 @@ func TestXDPSaysWhereItIs(t *testing.T) {
 
 // Who asked for XDP is told of the interface that cannot have it, and why, once.
 func TestXDPThatWasAskedForIsMissed(t *testing.T) {
-	requireRoot(t)
-	v := &netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Name: "tagged", ParentIndex: linkOf(t, "inside2").Index}, VlanId: 7}
-	if err := director.LinkAdd(v); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := director.LinkDel(v); err != nil {
-			t.Error(err)
-		}
-	})
-	var mu sync.Mutex
 	var said []string
-	o := testOptions()
-	o.XDP = XDPOn
-	o.Sink = func(e model.Event) {
-		mu.Lock()
-		defer mu.Unlock()
-		if e.Kind == "no-xdp" && strings.Contains(e.Text, "inside2") {
-			said = append(said, e.Level.String()+": "+e.Text)
+	q := newQuick(Options{Dir: t.TempDir(), XDP: XDPOn, Sink: func(e model.Event) { said = append(said, e.Kind+": "+e.Text) }}, nil)
+	trunk := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "trunk", Index: 7}}
+	tagged := &netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Name: "tagged", Index: 8, ParentIndex: 7}}
+	for range 2 { // another look finds the same, and says nothing
+		if err := q.scan([]netlink.Link{trunk}, []netlink.Link{trunk, tagged}); err != nil {
+			t.Fatal(err)
 		}
-	}
-	p := open(t, o)
-	if err := p.hooks.scan(); err != nil { // another look finds the same, and says nothing
-		t.Fatal(err)
 	}
 	const why = "carries VLANs, whose tags a card may take off"
-	if got, want := p.Info().Detail, "no XDP on inside2: "+why; !strings.Contains(got, want) {
-		t.Errorf("%q lacks %q", got, want)
+	if got, want := q.String(), "no XDP on trunk: "+why; got != want {
+		t.Errorf("it is %q, want %q", got, want)
 	}
-	mu.Lock()
-	defer mu.Unlock()
-	want := []string{"warning: XDP was asked for, but inside2 has none: " + why + "; its packets go by tc, which does the same more slowly"}
+	want := []string{"no-xdp: XDP was asked for, but trunk has none: " + why + "; its packets go by tc, which does the same more slowly"}
 	if d := cmp.Diff(want, said); d != "" {
 		t.Errorf("events (-want +got):\n%s", d)
+	}
+}
+
+func TestUnfit(t *testing.T) {
+	card := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "card", Index: 7}}
+	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "pair", Index: 9}}
+	can := map[uint32]uint64{7: xdpRedirects}
+	for _, c := range []struct {
+		name     string
+		l        netlink.Link
+		mode     XDPMode
+		features map[uint32]uint64
+		want     string
+	}{
+		{"a card that redirects", card, XDPAuto, can, ""},
+		{"a card that does not", card, XDPAuto, map[uint32]uint64{7: 1}, "its driver does not do it"},
+		{"a kernel that does not tell", card, XDPAuto, nil, "the kernel does not tell what drivers can do (6.3 and later do)"},
+		{"the same, asked for", card, XDPOn, nil, ""},
+		{"a virtual one", pair, XDPAuto, can, "virtual (veth)"},
+		{"a virtual one, asked for", pair, XDPOn, can, ""},
+	} {
+		if got := unfit(c.l, []netlink.Link{card, pair}, c.mode, c.features); got != c.want {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
 	}
 }

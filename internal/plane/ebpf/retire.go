@@ -311,9 +311,9 @@ func (r *Retired) Connections() (n int) {
 	return n
 }
 
-// Remove takes the table and its programs away, and closes it.
+// Remove takes the table and its programs away, and closes it. It may be tried
+// again when it fails.
 func (r *Retired) Remove() error {
-	r.Close()
 	removeMovedFilters(r.number)
 	if err := removeSockets(filepath.Join(r.dir, "links")); err != nil {
 		return fmt.Errorf("let go of sockets: %w", err)
@@ -321,6 +321,7 @@ func (r *Retired) Remove() error {
 	if err := os.RemoveAll(r.dir); err != nil {
 		return fmt.Errorf("remove pins: %w", err)
 	}
+	r.Close()
 	return nil
 }
 
@@ -427,6 +428,7 @@ func (p *Plane) endRetired() {
 		}
 		if err := r.Remove(); err != nil {
 			p.event(model.LevelWarning, "retired-table", err.Error())
+			r.Close()
 		} else {
 			p.event(model.LevelInfo, "retired-table", "the last connection of the table in "+r.dir+" has ended; it is gone")
 		}
