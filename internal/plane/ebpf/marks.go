@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/batuta-ha/batuta/internal/model"
 	"github.com/batuta-ha/batuta/internal/plane"
@@ -180,8 +181,17 @@ func (p *Plane) PassBy(_ context.Context, flows []model.Flow) error {
 			errs = append(errs, err)
 		}
 	}
+	full := 0
 	for k := range want {
-		errs = append(errs, p.t.Elsewhere.Put(k, uint32(0)))
+		switch err := p.t.Elsewhere.Put(k, uint32(0)); {
+		case errors.Is(err, unix.E2BIG):
+			full++
+		case err != nil:
+			errs = append(errs, err)
+		}
+	}
+	if full > 0 {
+		errs = append(errs, fmt.Errorf("no room for %d of the %d connections that it still carries: their next packet is scheduled anew", full, len(want)))
 	}
 	features := atomic.LoadUint32(&p.t.control.Features) &^ uint32(tcFeatureFEATURE_ELSEWHERE)
 	if len(want) > 0 {
