@@ -9,7 +9,7 @@
 
 #include <linux/types.h>
 
-#define BATUTA_ABI 7
+#define BATUTA_ABI 8
 
 /* An address of either family: IPv4 as an IPv4-mapped one (RFC 4291, 2.5.5.2),
  * so that tables, keys and comparisons know one form only. */
@@ -45,6 +45,7 @@ enum flow_flag {
 	FLOW_FIN_REAL = 8 << 8,
 	FLOW_STAYS = 16 << 8,   /* of a persistent service: keeps its client's entry alive */
 	FLOW_SOCKET = 32 << 8,  /* of a client on the director: in no index; its socket ends it */
+	FLOW_V6 = 64 << 8,
 };
 
 enum forward { /* model.Forward */
@@ -129,7 +130,7 @@ enum address_role {
 struct control {
 	__u64 abi;         /* BATUTA_ABI and a hash of the layouts; 0 until the maps are complete */
 	__u64 netns;       /* inode of the network namespace that the table belongs to */
-	__u64 seed;        /* of the index's hash: secret and random, so that nobody can fill a bucket at will */
+	__u64 clock;       /* the jiffy in which ticks were last read << 32 | those ticks */
 	__u32 route_epoch; /* counted up when routes change: cached ones are looked up again */
 	__u32 features;    /* enum feature */
 	__u32 timeout[8];  /* ticks (2^20 ns, about a millisecond) by enum flow_state */
@@ -141,7 +142,9 @@ struct control {
 	__u32 hand;        /* where in a full table the next half-open connection is looked for */
 	__u32 young;       /* ticks for which one does not give way */
 	__u32 watched;     /* ticks until which somebody listens to events, 0: nobody does */
-	__u32 reserved[9];
+	__u32 reserved;
+	__u64 seed;        /* of the index's hash: secret and random, so that nobody can fill a bucket at will */
+	__u32 reserved2[6];
 };
 
 struct service_key {

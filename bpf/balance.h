@@ -12,13 +12,13 @@ enum balance {
 	BALANCE_CARRY, /* h is its connection */
 };
 
-/* balance finds a packet's connection, or opens one. s is the service if it
- * was opened now, else 0. */
-static __always_inline enum balance balance(CTX *ctx, const struct packet *p, struct hit *h, struct service **s,
-					    __u32 now, enum reason *why)
+/* balance finds a packet's connection, if there may be one, or opens one. s is the
+ * service if it was opened now, else 0. */
+static __always_inline enum balance balance(CTX *ctx, const struct packet *p, int may_be, struct hit *h,
+					    struct service **s, __u32 now, enum reason *why)
 {
 	*s = 0;
-	if (find_flow(&p->t, h)) {
+	if (may_be && find_flow(&p->t, h)) {
 		if (h->dir == TO_REAL && opens(p) && (h->dead || p->t.proto != IPPROTO_UDP) && over(h, now)) {
 			*s = find_service(&p->t, ifindex_of(ctx));
 			*why = REASON_DEAD_FLOW;

@@ -18,8 +18,8 @@ struct hit {
 	__u32 slot;
 	__u32 gen;
 	__u32 word;
-	enum direction dir;
-	int dead; /* its real server is gone */
+	__u8 dir;  /* enum direction */
+	__u8 dead; /* its real server is gone */
 };
 
 #define STATE(word) ((word) & 0xff)
@@ -52,19 +52,25 @@ static __always_inline int follow(__u32 slot, struct hit *h)
 	return 1;
 }
 
-static __always_inline int find_flow(const struct tuple *t, struct hit *h)
+/* is_its tells whether a connection has these ends. */
+static __always_inline int is_its(const struct hit *h, const struct tuple *t)
 {
-	__u64 e = find_entry(tuple_hash(t));
-	struct flow *f;
+	const struct flow *f = h->f;
 
-	if (!e || !follow((__u32)e, h) || PROTO(h->word) != t->proto)
+	if (PROTO(h->word) != t->proto)
 		return 0;
-	f = h->f;
 	if (h->dir == TO_REAL)
 		return same_addr(&f->client, &t->src) && same_addr(&f->virt, &t->dst) &&
 		       f->cport == t->sport && f->vport == t->dport;
 	return same_addr(&f->real, &t->src) && same_addr(&f->client, &t->dst) &&
 	       f->rport == t->sport && f->cport == t->dport;
+}
+
+static __always_inline int find_flow(const struct tuple *t, struct hit *h)
+{
+	__u64 e = find_entry(tuple_hash(t));
+
+	return e && follow((__u32)e, h) && is_its(h, t);
 }
 
 /* count_connections keeps a real server's gauges: one connection has gone
@@ -182,11 +188,8 @@ SEPARATE int move_on(__u32 slot, __u32 dir, __u32 tcp, __u32 now)
 }
 
 /* count_packet counts a packet of a real server. */
-static __always_inline void count_packet(CTX *ctx, struct real_cpu *rc, enum direction dir)
+static __always_inline void count_packet(struct real_cpu *rc, enum direction dir, __u32 segments, __u32 bytes)
 {
-	__u32 segments = segments_of(ctx);
-	__u64 bytes = length_of(ctx) - ETH_HLEN;
-
 	if (dir == TO_REAL) {
 		rc->count.packets_in += segments;
 		rc->count.bytes_in += bytes;
@@ -196,16 +199,21 @@ static __always_inline void count_packet(CTX *ctx, struct real_cpu *rc, enum dir
 	}
 }
 
+/* keep_alive writes a line that processors share only when it matters. */
+static __always_inline void keep_alive(struct flow *f, __u32 now)
+{
+	if (now - f->seen > 127)
+		f->seen = now;
+}
+
 /* account counts a packet, keeps the connection alive and moves its state. */
 static __always_inline void account(CTX *ctx, const struct packet *p,
 				    const struct hit *h, __u32 now)
 {
 	if (tracing)
 		return;
-	count_packet(ctx, h->rc, h->dir);
-	/* The line is shared between processors: written when it matters only. */
-	if (now - h->f->seen > 127)
-		h->f->seen = now;
+	count_packet(h->rc, h->dir, segments_of(ctx), length_of(ctx) - ETH_HLEN);
+	keep_alive(h->f, now);
 	if (p->t.proto != IPPROTO_UDP && !p->later &&
 	    (STATE(h->word) != FLOW_ESTABLISHED || (p->flags & (TCP_FIN | TCP_RST))))
 		move_on(h->slot, h->dir, p->flags, now);

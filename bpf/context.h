@@ -13,9 +13,11 @@
 #ifdef BATUTA_XDP
 #define CTX struct xdp_md
 #define OFFLOADS 0 /* no sum is the device's to fill in */
+#define DROP XDP_DROP
 #else
 #define CTX struct __sk_buff
 #define OFFLOADS 1
+#define DROP TC_ACT_SHOT
 #endif
 
 /* Read by these and not by the compiler's own code, which would reckon with
@@ -51,9 +53,9 @@ static __always_inline __u32 ifindex_of(CTX *ctx)
 /* ether_type is 0 for what is too short. */
 static __always_inline __be16 ether_type(CTX *ctx)
 {
-	struct ethhdr *eth = data_of(ctx);
+	void *frame = data_of(ctx);
 
-	return (void *)(eth + 1) > end_of(ctx) ? 0 : eth->h_proto;
+	return frame + ETH_HLEN > end_of(ctx) ? 0 : *(__be16 *)(frame + 2 * ETH_ALEN);
 }
 
 /* pull makes the first bytes directly readable. */

@@ -73,17 +73,22 @@ static __always_inline void tell_from(CTX *ctx, const struct tuple *t, enum reas
 #define HOOK HOOK_INGRESS
 #endif
 
-static __always_inline void count_from(CTX *ctx, const struct tuple *t, enum reason why, enum hook hook)
+/* count_quietly counts a packet and tells nobody of it. */
+static __always_inline void count_quietly(enum reason why)
 {
 	__u32 at = bpf_get_smp_processor_id() * REASONS_LINE + why;
-	__u64 *n;
+	__u64 *n = bpf_map_lookup_elem(&reasons, &at);
 
+	if (n)
+		ADD(*n, 1);
+}
+
+static __always_inline void count_from(CTX *ctx, const struct tuple *t, enum reason why, enum hook hook)
+{
 	trace(ctx, TRACE_REASON, why);
 	if (tracing)
 		return;
-	n = bpf_map_lookup_elem(&reasons, &at);
-	if (n)
-		ADD(*n, 1);
+	count_quietly(why);
 	tell_from(ctx, t, why, 0, hook);
 }
 

@@ -129,6 +129,9 @@ const enum trace_how *unused_how __attribute__((unused));
 const struct counters *unused_counters __attribute__((unused));
 const struct tuple *unused_tuple __attribute__((unused));
 
+#define READ_ONCE(x) (*(volatile typeof(x) *)&(x))
+#define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))
+
 /* trace says something about a traced packet. */
 static __always_inline void trace(CTX *ctx, enum trace_cb what, __u32 value)
 {
@@ -151,11 +154,21 @@ static __always_inline __u32 ticks(void)
 	return bpf_ktime_get_coarse_ns() >> 20;
 }
 
+/* ticks_of is the same, read once a jiffy for all packets. */
+static __always_inline __u32 ticks_of(struct control *c)
+{
+	__u32 jiffy = bpf_jiffies64(), now;
+	__u64 clock = READ_ONCE(c->clock);
+
+	if (clock >> 32 == jiffy)
+		return clock;
+	now = ticks();
+	WRITE_ONCE(c->clock, (__u64)jiffy << 32 | now);
+	return now;
+}
+
 /* A function that the verifier looks at once, whoever calls it. */
 #define SEPARATE __attribute__((noinline))
-
-#define READ_ONCE(x) (*(volatile typeof(x) *)&(x))
-#define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))
 
 static __always_inline int same_addr(const struct addr *a, const struct addr *b)
 {
@@ -168,6 +181,13 @@ static __always_inline int same_addr(const struct addr *a, const struct addr *b)
 static __always_inline struct addr addr_of4(__be32 a)
 {
 	return (struct addr){ { 0, MAPPED | (__u64)a << 32 } };
+}
+
+static __always_inline struct addr addr_of6(const void *a)
+{
+	const __u64 *d = a;
+
+	return (struct addr){ { d[0], d[1] } };
 }
 
 static __always_inline int is4(const struct addr *a)

@@ -91,8 +91,22 @@ static __always_inline int hop_down(CTX *ctx, int v6)
 	return 0;
 }
 
-/* put_addr writes the source (towards the client) or the destination, and
+/* put_addr4 writes the source (towards the client) or the destination, and
  * counts one hop if hop is 1. delta is folded. */
+static __always_inline void put_addr4(struct iphdr *ip, enum direction dir, __be32 a, __u32 delta, int hop)
+{
+	if (hop) {
+		delta += (__u16)~bpf_htons(0x0100);
+		ip->ttl--;
+	}
+	ip->check = check_add_few(ip->check, delta);
+	if (dir == TO_REAL)
+		ip->daddr = a;
+	else
+		ip->saddr = a;
+}
+
+/* put_addr is the same for both families. */
 static __always_inline int put_addr(CTX *ctx, enum direction dir, const struct addr *a,
 				    __u32 delta, int v6, int hop)
 {
@@ -106,32 +120,44 @@ static __always_inline int put_addr(CTX *ctx, enum direction dir, const struct a
 		at[0] = a->d[0];
 		at[1] = a->d[1];
 		return hop ? hop_down(ctx, 1) : 0;
-	} else {
-		struct iphdr *ip = data + ETH_HLEN;
-
-		if ((void *)(ip + 1) > end_of(ctx))
-			return -1;
-		if (hop) {
-			delta += (__u16)~bpf_htons(0x0100);
-			ip->ttl--;
-		}
-		ip->check = check_add_few(ip->check, delta);
-		if (dir == TO_REAL)
-			ip->daddr = addr4(a);
-		else
-			ip->saddr = addr4(a);
 	}
+	if (data + ETH_HLEN + sizeof(struct iphdr) > end_of(ctx))
+		return -1;
+	put_addr4(data + ETH_HLEN, dir, addr4(a), delta, hop);
 	return 0;
 }
 
-/* is_partial tells whether the field may hold the sum of the pseudo header. */
+/* is_pseudo tells whether a field may hold the sum of the pseudo header; ends is
+ * that of its addresses. */
+static __always_inline int is_pseudo(__u16 check, __u64 ends, __u8 proto, __u16 len)
+{
+	/* 0 and 0xffff are one number. */
+	return check == fold16(ends + bpf_htons(proto) + bpf_htons(len)) || (__u16)(check - 1) >= 0xfffe;
+}
+
 static __always_inline int is_partial(const struct packet *p, __u16 check)
 {
-	__u16 pseudo = fold16(addr_sum(&p->t.src, p->v6) + addr_sum(&p->t.dst, p->v6) +
-			      bpf_htons(p->t.proto) +
-			      bpf_htons((__u16)(p->total + ETH_HLEN - p->l4)));
+	return p->gso || is_pseudo(check, addr_sum(&p->t.src, p->v6) + addr_sum(&p->t.dst, p->v6), p->t.proto,
+				   p->total + ETH_HLEN - p->l4);
+}
 
-	return p->gso || check == pseudo || (__u16)(check - 1) >= 0xfffe; /* 0 and 0xffff are one number */
+/* is_whole tells whether the transport's sum is complete: on interfaces that are
+ * none, their sender may have left it to a device. */
+static __always_inline int is_whole(CTX *ctx, const struct packet *p)
+{
+	__u8 *l4 = data_of(ctx) + (p->l4 & 0xff);
+
+	if (p->t.proto == IPPROTO_TCP) {
+		if (l4 + sizeof(struct tcphdr) > (__u8 *)end_of(ctx))
+			return 0;
+		return !is_partial(p, ((struct tcphdr *)l4)->check);
+	}
+	if (p->t.proto == IPPROTO_UDP) {
+		if (l4 + sizeof(struct udphdr) > (__u8 *)end_of(ctx))
+			return 0;
+		return !((struct udphdr *)l4)->check || !is_partial(p, ((struct udphdr *)l4)->check);
+	}
+	return 1;
 }
 
 /* What takes the place of one of a packet's ends, masq. delta is what sums
@@ -141,6 +167,14 @@ struct new_end {
 	__be16 port;
 	__u16 delta;
 };
+
+/* delta_back is what a sum gains when virt takes real's place again. */
+static __always_inline __u16 delta_back(const struct flow *f)
+{
+	__u16 delta = ~f->delta;
+
+	return delta ? delta : 0xffff; /* the same number, and never 0 */
+}
 
 static __always_inline void new_end(const struct hit *h, struct new_end *e)
 {
@@ -153,10 +187,37 @@ static __always_inline void new_end(const struct hit *h, struct new_end *e)
 	} else {
 		e->addr = f->virt;
 		e->port = f->vport;
-		e->delta = ~f->delta;
-		if (!e->delta)
-			e->delta = 0xffff; /* the same number */
+		e->delta = delta_back(f);
 	}
+}
+
+/* put_sum changes the transport's sum for an address, whose change is delta, and a
+ * port that have changed. check is the field in the packet, at its offset;
+ * nothing points into the packet any more afterwards. */
+static __always_inline int put_sum(CTX *ctx, __u16 *check, __u32 at, __u8 proto, int partial, int v6,
+				   __u32 delta, __be16 was, __be16 is)
+{
+	if (proto == IPPROTO_UDP && !*check)
+		return 0; /* it has none, and so it stays */
+	if (!OFFLOADS || !partial) {
+		__u16 sum = check_add_few(*check, delta + port_delta(was, is));
+
+		*check = sum || proto != IPPROTO_UDP ? sum : 0xffff;
+		/* A device's sum of the packet follows: header and transport sums
+		 * make up for what changed, IPv4's twice. */
+		if (!v6)
+			sum_changed(ctx, ~delta);
+#if OFFLOADS
+	} else {
+		__u64 flags = proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+
+		if (bpf_l4_csum_replace(ctx, at, 0, delta, BPF_F_PSEUDO_HDR | flags))
+			return -1;
+		if (was != is && bpf_l4_csum_replace(ctx, at, was, is, flags | 2))
+			return -1;
+#endif
+	}
+	return 0;
 }
 
 /* rewrite changes destination (to the real server) or source (to the client). */
@@ -164,11 +225,10 @@ static __always_inline int rewrite(CTX *ctx, const struct packet *p, enum direct
 				   const struct new_end *e, int hop)
 {
 	__be16 old_port = dir == TO_REAL ? p->t.dport : p->t.sport;
-	__u32 delta = e->delta;
 	__u32 l4_at = p->l4 & 0xff, field, need;
 	void *data, *end;
-	__u8 *l4;
 	__u16 *check;
+	__u8 *l4;
 
 	if (p->later)
 		goto ip;
@@ -192,29 +252,9 @@ static __always_inline int rewrite(CTX *ctx, const struct packet *p, enum direct
 	}
 	*(__be16 *)(l4 + (dir == TO_REAL ? 2 : 0)) = e->port;
 	check = (__u16 *)(l4 + field);
-	if (p->t.proto == IPPROTO_UDP && !*check) {
-		/* No checksum, and so it stays. */
-	} else if (!OFFLOADS || !is_partial(p, *check)) {
-		__u16 sum = check_add_few(*check, delta + port_delta(old_port, e->port));
-
-		if (p->t.proto == IPPROTO_UDP && !sum)
-			sum = 0xffff;
-		*check = sum;
-		/* A device's sum of the packet follows: header and transport sums
-		 * make up for what changed, IPv4's twice. */
-		if (!p->v6)
-			sum_changed(ctx, ~delta);
-#if OFFLOADS
-	} else {
-		__u64 flags = p->t.proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
-
-		if (bpf_l4_csum_replace(ctx, l4_at + field, 0, delta, BPF_F_PSEUDO_HDR | flags))
-			return -1;
-		if (old_port != e->port &&
-		    bpf_l4_csum_replace(ctx, l4_at + field, old_port, e->port, flags | 2))
-			return -1;
-#endif
-	}
+	if (put_sum(ctx, check, l4_at + field, p->t.proto, OFFLOADS && is_partial(p, *check), p->v6, e->delta,
+		    old_port, e->port))
+		return -1;
 ip:
-	return put_addr(ctx, dir, &e->addr, delta, p->v6, hop);
+	return put_addr(ctx, dir, &e->addr, e->delta, p->v6, hop);
 }

@@ -124,10 +124,8 @@ static __always_inline enum parsed parse_ipv6(CTX *ctx, struct packet *p)
 		return PARSED_OTHER;
 	if (ip->version != 6)
 		return PARSED_OTHER;
-	p->t.src.d[0] = ((__u64 *)&ip->saddr)[0];
-	p->t.src.d[1] = ((__u64 *)&ip->saddr)[1];
-	p->t.dst.d[0] = ((__u64 *)&ip->daddr)[0];
-	p->t.dst.d[1] = ((__u64 *)&ip->daddr)[1];
+	p->t.src = addr_of6(&ip->saddr);
+	p->t.dst = addr_of6(&ip->daddr);
 	/* On the wire these mean nothing (RFC 4291, 2.5.5.2); in our tables they are IPv4. */
 	if (is4(&p->t.src) || is4(&p->t.dst))
 		return PARSED_OTHER;

@@ -108,20 +108,36 @@ SEPARATE enum reason find_route(CTX *ctx, const struct packet *p,
 /* Carried in tc_index from ingress to egress: this packet is done. */
 #define DONE 0xba7a
 
-static __always_inline long send(struct __sk_buff *skb, const struct way *w)
+/* send_by sends a packet by an interface to a next hop of its own family. */
+static __always_inline int send_by(struct __sk_buff *skb, __u32 ifindex, const struct addr *nexthop, int v6)
 {
 	struct bpf_redir_neigh nh = {};
 
 	skb->tc_index = DONE;
-	trace(skb, TRACE_IFINDEX, w->ifindex);
-	if (is4(&w->nexthop)) {
-		nh.nh_family = AF_INET;
-		nh.ipv4_nh = addr4(&w->nexthop);
-	} else {
+	trace(skb, TRACE_IFINDEX, ifindex);
+	if (v6) {
 		nh.nh_family = AF_INET6;
-		__builtin_memcpy(nh.ipv6_nh, &w->nexthop, 16);
+		__builtin_memcpy(nh.ipv6_nh, nexthop, 16);
+	} else {
+		nh.nh_family = AF_INET;
+		nh.ipv4_nh = addr4(nexthop);
 	}
-	return bpf_redirect_neigh(w->ifindex, &nh, sizeof(nh), 0);
+	return bpf_redirect_neigh(ifindex, &nh, sizeof(nh), 0);
+}
+
+static __always_inline int send(struct __sk_buff *skb, const struct way *w)
+{
+	return send_by(skb, w->ifindex, &w->nexthop, !is4(&w->nexthop));
+}
+
+static __always_inline int may_leave(struct __sk_buff *skb, const struct hop *h)
+{
+	return 1;
+}
+
+static __always_inline int leave(struct __sk_buff *skb, const struct hop *h, int v6)
+{
+	return send_by(skb, h->ifindex, &h->nexthop, v6);
 }
 #endif
 
@@ -199,36 +215,51 @@ static __always_inline void probe(struct way *w, __u32 at, __u32 now)
 #endif
 }
 
+static __always_inline struct route *route_of(const struct hit *hit)
+{
+	return hit->slot > max_flows ? &hit->rc->route : &hit->f->route[hit->dir == TO_CLIENT];
+}
+
+/* recall gives the next hop that was remembered under that stamp, 0 if none was. */
+static __always_inline struct hop *recall(const struct route *mine, __u16 stamp, __u32 now)
+{
+	struct hop *h;
+	__u32 at;
+
+	if (READ_ONCE(mine->stamp) != stamp)
+		return 0;
+	at = mine->hop;
+	h = bpf_map_lookup_elem(&hops, &at);
+	return h && is_fresh(h, now) ? h : 0;
+}
+
 /* flow_route is find_route with the connection's memory. room is what will be
  * put before the packet. */
 static __always_inline enum reason flow_route(CTX *ctx, const struct packet *p, const struct hit *hit,
 					      __u32 now, __u32 room, struct way *w)
 {
-	struct route *mine = hit->slot > max_flows ? &hit->rc->route : &hit->f->route[hit->dir == TO_CLIENT];
+	struct route *mine = route_of(hit);
 	struct control *c = get_control();
 	enum reason why;
 	struct tuple n;
+	struct hop *h;
 	__u16 stamp;
 	__u32 at;
 
 	if (!c)
 		return REASON_NO_ROUTE;
 	stamp = route_stamp(c, now, hit->slot);
-	if (READ_ONCE(mine->stamp) == stamp) {
-		struct hop *h;
-
-		at = mine->hop;
-		h = bpf_map_lookup_elem(&hops, &at);
-		if (h && is_fresh(h, now)) {
-			w->mtu = mine->mtu;
-			w->ifindex = h->ifindex;
-			w->nexthop = h->nexthop;
+	h = recall(mine, stamp, now);
+	if (h) {
+		w->mtu = mine->mtu;
+		w->ifindex = h->ifindex;
 #ifdef BATUTA_XDP
-			w->dmac = h->dmac;
-			w->smac = h->smac;
+		w->dmac = h->dmac;
+		w->smac = h->smac;
+#else
+		w->nexthop = h->nexthop;
 #endif
-			return p->segment + room > w->mtu ? REASON_TOO_BIG : REASON_NONE;
-		}
+		return p->segment + room > w->mtu ? REASON_TOO_BIG : REASON_NONE;
 	}
 	if (!ends_after(p, hit, &n))
 		return REASON_NO_ROUTE;

@@ -517,7 +517,8 @@ static __always_inline enum reason open_flow(CTX *ctx, const struct packet *p, s
 		return REASON_TABLE_FULL;
 
 	/* Nobody else knows this record: it is in no index and its generation is even. */
-	f->word = (p->t.proto == IPPROTO_UDP ? FLOW_UDP : FLOW_SYN_RECV) | (__u32)p->t.proto << 16;
+	f->word = (p->t.proto == IPPROTO_UDP ? FLOW_UDP : FLOW_SYN_RECV) | (p->v6 ? FLOW_V6 : 0) |
+		  (__u32)p->t.proto << 16;
 	f->seen = now;
 	f->client = p->t.src;
 	f->cport = p->t.sport;

@@ -20,6 +20,11 @@ static __always_inline __u64 mix(__u64 h, __u64 v)
 /* A product carries upwards only: what differs in the upper half alone must be
  * folded down and multiplied again, or tuples that differ in the last bytes of
  * addresses and in ports (a flood, a scan) come together in few buckets. */
+static __always_inline __u64 ports_hash(__u64 h, __u32 ports, __u8 proto)
+{
+	return mix(mix(h, (__u64)proto << 32 | ports), 0);
+}
+
 static __always_inline __u64 ends_hash(const struct addr *src, const struct addr *dst, __be16 sport,
 				       __be16 dport, __u8 proto)
 {
@@ -31,7 +36,14 @@ static __always_inline __u64 ends_hash(const struct addr *src, const struct addr
 		h = mix(h, src->d[0]);
 		h = mix(h, dst->d[0]);
 	}
-	return mix(mix(h, (__u64)proto << 32 | (__u64)dport << 16 | sport), 0);
+	return ports_hash(h, (__u32)dport << 16 | sport, proto);
+}
+
+/* ends4_hash is the same of two IPv4 addresses, as they follow one another in a
+ * header, and two ports likewise. */
+static __always_inline __u64 ends4_hash(__u64 ends, __u32 ports, __u8 proto)
+{
+	return ports_hash(mix(seed ^ (MAPPED << 32 | MAPPED), ends), ports, proto);
 }
 
 static __always_inline __u64 tuple_hash(const struct tuple *t)
@@ -60,20 +72,20 @@ static __always_inline __u64 is_tag(__u64 entry, __u32 tag)
 	return ((entry >> 32 ^ tag) - 1) >> 63;
 }
 
+/* Tags are looked at without their slots: what is entered or removed between
+ * one look and the other leads to a record that is not the tuple's. */
 static __always_inline __u64 find_in(__u32 at, __u32 tag)
 {
 	struct bucket *b = bpf_map_lookup_elem(&flow_index, &at);
+	__u32 *half = (__u32 *)b;
 	int i;
 
 	if (!b)
 		return 0;
 #pragma unroll
-	for (i = 0; i < 8; i++) {
-		__u64 e = READ_ONCE(b->entry[i]);
-
-		if (e >> 32 == tag) /* one at most, and most often one of the first */
-			return e;
-	}
+	for (i = 0; i < 8; i++)
+		if (READ_ONCE(half[2 * i + 1]) == tag) /* one at most, and most often one of the first */
+			return (__u64)tag << 32 | READ_ONCE(half[2 * i]);
 	return 0;
 }
 

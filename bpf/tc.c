@@ -27,6 +27,7 @@
 #include "answer.h"
 #include "fragment.h"
 #include "icmp.h"
+#include "express.h"
 
 static __always_inline int drop(struct __sk_buff *skb, const struct packet *p, enum reason why)
 {
@@ -129,8 +130,11 @@ static __always_inline int carry(struct __sk_buff *skb, struct packet *p, struct
 	return send(skb, &w);
 }
 
-static __always_inline int carry_error(struct __sk_buff *skb, struct packet *p)
+/* errors carries ICMP errors. (It reads the packet again, and has a frame of
+ * its own, since older kernels' verifiers leave no room for that in general's.) */
+static __attribute__((noinline)) int errors(struct __sk_buff *skb)
 {
+	struct packet packet = {}, *p = &packet;
 	enum reason why = REASON_TTL;
 	struct quote q = {};
 	struct hit h = {};
@@ -138,6 +142,8 @@ static __always_inline int carry_error(struct __sk_buff *skb, struct packet *p)
 	struct tuple n;
 	__u32 room = 0;
 
+	if (parse(skb, p) != PARSED_ICMP)
+		return TC_ACT_UNSPEC;
 	if (!find_quoted(skb, p, &q, &h)) {
 		learn_path(skb, p);
 		return TC_ACT_UNSPEC;
@@ -165,8 +171,10 @@ static __always_inline int carry_error(struct __sk_buff *skb, struct packet *p)
 	return send(skb, &w);
 }
 
-SEC("tc")
-int ingress(struct __sk_buff *skb)
+#define AN_ERROR (-4) /* no verdict of the kernel's */
+
+/* general is for whatever the lane has left. */
+static __attribute__((noinline)) int general(struct __sk_buff *skb, int may_be)
 {
 	struct packet p = {};
 	struct hit h = {};
@@ -174,17 +182,11 @@ int ingress(struct __sk_buff *skb)
 	enum reason why;
 	__u32 now;
 
-	/* Tagged frames come by again on their VLAN's own interface. */
-	if (skb->pkt_type != PACKET_HOST || skb->vlan_present)
-		return TC_ACT_UNSPEC;
-	if (skb->tc_index == DONE)
-		skb->tc_index = 0;
-
 	switch (parse(skb, &p)) {
 	case PARSED_PORTS:
 		break;
 	case PARSED_ICMP:
-		return carry_error(skb, &p);
+		return AN_ERROR;
 	case PARSED_FRAGMENT:
 		now = ticks();
 		switch (find_fragment(&p, &h, now)) {
@@ -203,7 +205,7 @@ int ingress(struct __sk_buff *skb)
 	}
 
 	now = ticks();
-	switch (balance(skb, &p, &h, &s, now, &why)) {
+	switch (balance(skb, &p, may_be, &h, &s, now, &why)) {
 	case BALANCE_NOT:
 		if (p.first)
 			note_first(&p, 0, 0, now);
@@ -222,7 +224,24 @@ carry:
 }
 
 SEC("tc")
-int egress(struct __sk_buff *skb)
+int ingress(struct __sk_buff *skb)
+{
+	int verdict;
+
+	/* Tagged frames come by again on their VLAN's own interface. */
+	if (skb->pkt_type != PACKET_HOST || skb->vlan_present)
+		return TC_ACT_UNSPEC;
+	if (skb->tc_index == DONE)
+		skb->tc_index = 0;
+	verdict = express(skb);
+	if (verdict >= 0)
+		return verdict;
+	verdict = general(skb, verdict != LANE_NEW);
+	return verdict == AN_ERROR ? errors(skb) : verdict;
+}
+
+/* replies is for what the stack sends. */
+static __attribute__((noinline)) int replies(struct __sk_buff *skb)
 {
 	struct packet p = {};
 	struct new_end e = {};
@@ -230,10 +249,6 @@ int egress(struct __sk_buff *skb)
 	struct hit h = {};
 	__u32 now;
 
-	if (skb->tc_index == DONE) {
-		skb->tc_index = 0;
-		return TC_ACT_UNSPEC;
-	}
 	now = ticks();
 	switch (parse(skb, &p)) {
 	case PARSED_PORTS:
@@ -276,6 +291,15 @@ int egress(struct __sk_buff *skb)
 	new_end(&h, &e);
 	if (rewrite(skb, &p, TO_CLIENT, &e, 0))
 		return drop_out(skb, &p, REASON_REWRITE);
+	return TC_ACT_UNSPEC;
+}
+
+SEC("tc")
+int egress(struct __sk_buff *skb)
+{
+	if (skb->tc_index != DONE)
+		return replies(skb);
+	skb->tc_index = 0;
 	return TC_ACT_UNSPEC;
 }
 

@@ -26,10 +26,8 @@
 #define PORTS 16384 /* interfaces with greater numbers are left to tc.c */
 
 /* By the interface's number: its own hardware address if it carries this
- * program, and PORT_TAKES if it takes packets from here. Looked at for each
- * packet, so it is no hash map, whose look-up takes ten times as long. */
-#define PORT_TAKES (1ULL << 48)
-
+ * program. Looked at for each packet, so it is no hash map, whose look-up takes
+ * ten times as long. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, PORTS);
@@ -51,48 +49,59 @@ static __always_inline int drop(struct xdp_md *ctx, const struct packet *p, enum
 	return XDP_DROP;
 }
 
+/* An Ethernet address as two numbers: the compiler would go byte by byte. */
+struct mac {
+	__u32 a;
+	__u16 b;
+};
+
 /* for_us tells whether the frame is addressed to the interface that it came by. */
 static __always_inline int for_us(struct xdp_md *ctx)
 {
 	__u32 ifindex = ctx->ingress_ifindex;
-	struct ethhdr *eth = data_of(ctx);
-	__u64 *own, dmac = 0;
+	struct mac *dst = data_of(ctx), *own;
 
-	if ((void *)(eth + 1) > end_of(ctx))
+	if ((void *)dst + ETH_HLEN > end_of(ctx))
 		return 0;
 	own = bpf_map_lookup_elem(&ports, &ifindex);
-	__builtin_memcpy(&dmac, eth->h_dest, ETH_ALEN);
-	return own && (*own & (PORT_TAKES - 1)) == dmac;
+	return own && dst->a == own->a && dst->b == own->b;
 }
 
-static __always_inline int takes(__u32 ifindex)
+/* may_send tells whether a packet can leave from here, and asks the kernel to
+ * send it should the program say XDP_REDIRECT. */
+static __always_inline int may_send(struct xdp_md *ctx, __u32 ifindex, __u64 dmac)
 {
-	__u64 *port = bpf_map_lookup_elem(&ports, &ifindex);
-
-	return port && *port & PORT_TAKES;
+	return dmac && bpf_redirect_map(&takers, ifindex, 0) == XDP_REDIRECT;
 }
 
-/* is_whole tells whether the transport's sum is complete: on interfaces that are
- * none, their sender may have left it to a device (nat.h). */
-static __always_inline int is_whole(struct xdp_md *ctx, const struct packet *p)
+static __always_inline int send(struct xdp_md *ctx, __u64 dmac, __u64 smac)
 {
-	__u8 *l4 = data_of(ctx) + (p->l4 & 0xff);
+	void *frame = data_of(ctx);
+	struct mac *dst = frame, *src = frame + ETH_ALEN;
 
-	if (p->t.proto == IPPROTO_TCP) {
-		if (l4 + sizeof(struct tcphdr) > (__u8 *)end_of(ctx))
-			return 0;
-		return !is_partial(p, ((struct tcphdr *)l4)->check);
-	}
-	if (p->t.proto == IPPROTO_UDP) {
-		if (l4 + sizeof(struct udphdr) > (__u8 *)end_of(ctx))
-			return 0;
-		return !((struct udphdr *)l4)->check || !is_partial(p, ((struct udphdr *)l4)->check);
-	}
-	return 1;
+	if (frame + ETH_HLEN > end_of(ctx))
+		return XDP_DROP;
+	dst->a = dmac;
+	dst->b = dmac >> 32;
+	src->a = smac;
+	src->b = smac >> 32;
+	return XDP_REDIRECT;
 }
 
-/* leave passes a packet on. A one-packet service is asked again at tc. */
-static __always_inline int leave(struct service *s, const struct hit *h)
+static __always_inline int may_leave(struct xdp_md *ctx, const struct hop *h)
+{
+	return may_send(ctx, h->ifindex, h->dmac);
+}
+
+static __always_inline int leave(struct xdp_md *ctx, const struct hop *h, int v6)
+{
+	return send(ctx, h->dmac, h->smac);
+}
+
+#include "express.h"
+
+/* hand_on passes a packet on. A one-packet service is asked again at tc. */
+static __always_inline int hand_on(struct service *s, const struct hit *h)
 {
 	if (!s || h->slot < max_flows)
 		return XDP_PASS;
@@ -103,19 +112,8 @@ static __always_inline int leave(struct service *s, const struct hit *h)
 	return XDP_PASS;
 }
 
-static __always_inline int put_macs(struct xdp_md *ctx, const struct way *w)
-{
-	struct ethhdr *eth = data_of(ctx);
-
-	if ((void *)(eth + 1) > end_of(ctx))
-		return -1;
-	__builtin_memcpy(eth->h_dest, &w->dmac, ETH_ALEN);
-	__builtin_memcpy(eth->h_source, &w->smac, ETH_ALEN);
-	return 0;
-}
-
-SEC("xdp")
-int quick(struct xdp_md *ctx)
+/* general is for whatever the lane has left. */
+static __attribute__((noinline)) int general(struct xdp_md *ctx, int may_be)
 {
 	struct packet p = {};
 	struct service *s;
@@ -126,12 +124,12 @@ int quick(struct xdp_md *ctx)
 	enum reason why;
 	__u32 now, room = 0;
 
-	if (!for_us(ctx) || parse(ctx, &p) != PARSED_PORTS || p.first || p.ttl <= 1)
+	if (parse(ctx, &p) != PARSED_PORTS || p.first || p.ttl <= 1)
 		return XDP_PASS;
 	if (!is_whole(ctx, &p))
 		return XDP_PASS;
 	now = ticks();
-	switch (balance(ctx, &p, &h, &s, now, &why)) {
+	switch (balance(ctx, &p, may_be, &h, &s, now, &why)) {
 	case BALANCE_DROP:
 		return drop(ctx, &p, why);
 	case BALANCE_CARRY:
@@ -140,7 +138,7 @@ int quick(struct xdp_md *ctx)
 		return XDP_PASS;
 	}
 	if (h.word & FLOW_LOCAL)
-		return leave(s, &h);
+		return hand_on(s, &h);
 	if (FORWARD(h.word) == FORWARD_MASQ) {
 		new_end(&h, &e);
 	} else if (FORWARD(h.word) == FORWARD_IPIP) {
@@ -149,8 +147,8 @@ int quick(struct xdp_md *ctx)
 		room = tunnel_room(&n.dst);
 	}
 	why = flow_route(ctx, &p, &h, now, room, &w);
-	if (why != REASON_NONE || !w.dmac || !takes(w.ifindex))
-		return leave(s, &h);
+	if (why != REASON_NONE || !may_send(ctx, w.ifindex, w.dmac))
+		return hand_on(s, &h);
 	/* As in tc.c: the record was ours while we read it, or it was not. */
 	asm volatile("" ::: "memory");
 	if (h.slot < max_flows && READ_ONCE(h.f->gen) != h.gen)
@@ -163,9 +161,18 @@ int quick(struct xdp_md *ctx)
 	} else if (hop_down(ctx, p.v6) || (FORWARD(h.word) == FORWARD_IPIP && encapsulate(ctx, &p, &n.src, &n.dst))) {
 		return drop(ctx, &p, REASON_REWRITE);
 	}
-	if (put_macs(ctx, &w))
-		return drop(ctx, &p, REASON_REWRITE);
-	return bpf_redirect_map(&takers, w.ifindex, 0);
+	return send(ctx, w.dmac, w.smac);
+}
+
+SEC("xdp")
+int quick(struct xdp_md *ctx)
+{
+	int verdict;
+
+	if (!for_us(ctx))
+		return XDP_PASS;
+	verdict = express(ctx);
+	return verdict >= 0 ? verdict : general(ctx, verdict != LANE_NEW);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

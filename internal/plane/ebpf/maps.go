@@ -19,7 +19,7 @@ import (
 )
 
 // abiVersion is BATUTA_ABI of bpf/abi.h.
-const abiVersion = 7
+const abiVersion = 8
 
 // ErrOtherVersion is wrapped by Open when the pinned maps have another layout
 // than this program's.

@@ -246,10 +246,12 @@ func TestBrokenChecksumIsNoticed(t *testing.T) {
 	u := newUDPPair(t, udpReal, rack0)
 	u.exchange(100)
 	mutate(t, u.p, func(ins asm.Instructions) int {
-		n := 0
+		n, line := 0, ""
 		for i := range ins {
-			line := ins[i].Source()
-			if line != nil && strings.TrimSpace(line.String()) == "*check = sum;" && ins[i].OpCode.Class() == asm.StXClass {
+			if source := ins[i].Source(); source != nil { // of this and those that follow
+				line = strings.TrimSpace(source.String())
+			}
+			if strings.HasPrefix(line, "*check = sum") && ins[i].OpCode.Class() == asm.StXClass && ins[i].OpCode.Size() == asm.Half {
 				nowhere := asm.Instruction{OpCode: asm.OpCode(asm.JumpClass).SetJumpOp(asm.Ja)}
 				ins[i] = nowhere.WithMetadata(ins[i].Metadata)
 				n++

@@ -41,10 +41,10 @@ type quick struct {
 	dir   string
 	mode  XDPMode
 	t     *tables
-	prog  *ebpf.Program     // nil until an interface is fit for it
-	ports *ebpf.Map         // by interface: as portOf says
-	takes *ebpf.Map         // interfaces that take packets from it
-	told  map[uint32]uint64 // what is in ports
+	prog  *ebpf.Program   // nil until an interface is fit for it
+	ports *ebpf.Map       // by interface: its own address, as macOf says
+	takes *ebpf.Map       // interfaces that take packets from it
+	told  map[uint32]port // what is in both
 
 	mu      sync.Mutex
 	refused error
@@ -57,7 +57,7 @@ type quick struct {
 const quickSuffix = "-xdp"
 
 func newQuick(o Options, t *tables) *quick {
-	return &quick{dir: filepath.Join(o.Dir, "links"), mode: o.XDP, t: t, told: map[uint32]uint64{}, links: map[int]link.Link{}, names: map[int]string{}, why: map[string]string{}, sink: o.Sink}
+	return &quick{dir: filepath.Join(o.Dir, "links"), mode: o.XDP, t: t, told: map[uint32]port{}, links: map[int]link.Link{}, names: map[int]string{}, why: map[string]string{}, sink: o.Sink}
 }
 
 // load loads the program, once there is an interface for it. A kernel that
@@ -140,7 +140,7 @@ func (q *quick) scan(eligible, all []netlink.Link) error {
 func (q *quick) tell(there map[int]bool, all []netlink.Link) (err error) {
 	// Most drivers say that they take packets only once the program is there.
 	features := xdpFeatures()
-	now := map[uint32]uint64{}
+	now := map[uint32]port{}
 	for _, l := range all {
 		a := l.Attrs()
 		i, takes := uint32(a.Index), there[a.Index]
@@ -150,39 +150,44 @@ func (q *quick) tell(there map[int]bool, all []netlink.Link) (err error) {
 		if i >= q.ports.MaxEntries() {
 			continue
 		}
-		if takes {
-			err = errors.Join(err, q.takes.Put(i, i))
-			now[i] |= portTakes
-		}
+		is := port{takes: takes}
 		if there[a.Index] {
-			now[i] |= portOf(a.HardwareAddr)
+			is.mac = macOf(a.HardwareAddr)
 		}
+		now[i] = is
 	}
 	for i := range q.told { // what has gone is told, too
 		if _, there := now[i]; !there {
-			now[i] = 0
+			now[i] = port{}
 		}
 	}
-	for i, port := range now {
-		if q.told[i] != port {
-			err = errors.Join(err, q.ports.Put(i, port))
+	for i, is := range now {
+		was := q.told[i]
+		if was.mac != is.mac {
+			err = errors.Join(err, q.ports.Put(i, is.mac))
 		}
-		if port&portTakes == 0 && q.told[i]&portTakes != 0 {
+		switch {
+		case is.takes: // again each time: an interface may have taken another's number
+			err = errors.Join(err, q.takes.Put(i, i))
+		case was.takes:
 			if gone := q.takes.Delete(i); !errors.Is(gone, ebpf.ErrKeyNotExist) {
 				err = errors.Join(err, gone)
 			}
 		}
 	}
-	maps.DeleteFunc(now, func(_ uint32, port uint64) bool { return port == 0 })
+	maps.DeleteFunc(now, func(_ uint32, is port) bool { return is == port{} })
 	q.told = now
 	return err
 }
 
-// portTakes is PORT_TAKES of bpf/xdp.c.
-const portTakes = 1 << 48
+// port is what the program is told of an interface.
+type port struct {
+	mac   uint64 // its own hardware address, if it carries the program
+	takes bool   // packets may leave by it
+}
 
-// portOf is a hardware address as the program compares it.
-func portOf(mac net.HardwareAddr) uint64 {
+// macOf is a hardware address as the program compares it.
+func macOf(mac net.HardwareAddr) uint64 {
 	return binary.LittleEndian.Uint64(append(slices.Clone(mac), 0, 0))
 }
 

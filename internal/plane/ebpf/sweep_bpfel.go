@@ -27,7 +27,7 @@ type sweepControl struct {
 	_          structs.HostLayout
 	Abi        uint64
 	Netns      uint64
-	Seed       uint64
+	Clock      uint64
 	RouteEpoch uint32
 	Features   uint32
 	Timeout    [8]uint32
@@ -38,7 +38,9 @@ type sweepControl struct {
 	Hand       uint32
 	Young      uint32
 	Watched    uint32
-	Reserved   [9]uint32
+	Reserved   uint32
+	Seed       uint64
+	Reserved2  [6]uint32
 }
 
 type sweepFlow struct {

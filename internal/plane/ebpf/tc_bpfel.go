@@ -50,7 +50,7 @@ type tcControl struct {
 	_          structs.HostLayout
 	Abi        uint64
 	Netns      uint64
-	Seed       uint64
+	Clock      uint64
 	RouteEpoch uint32
 	Features   uint32
 	Timeout    [8]uint32
@@ -61,7 +61,9 @@ type tcControl struct {
 	Hand       uint32
 	Young      uint32
 	Watched    uint32
-	Reserved   [9]uint32
+	Reserved   uint32
+	Seed       uint64
+	Reserved2  [6]uint32
 }
 
 type tcCounters struct {
@@ -119,6 +121,7 @@ const (
 	tcFlowFlagFLOW_FIN_REAL   tcFlowFlag = 2048
 	tcFlowFlagFLOW_STAYS      tcFlowFlag = 4096
 	tcFlowFlagFLOW_SOCKET     tcFlowFlag = 8192
+	tcFlowFlagFLOW_V6         tcFlowFlag = 16384
 )
 
 type tcFlowState uint32
