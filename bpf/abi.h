@@ -252,10 +252,9 @@ struct hop {
 	__u32 ifindex;
 	__u32 seen; /* ticks */
 	__u64 key;  /* its hash, 0 while it is written */
-	__u64 dmac; /* XDP: the neighbor's hardware address, in the lower six bytes; 0: not known */
-	__u64 smac; /* XDP: the interface's own */
-	__u32 probed; /* XDP: ticks when the stack last sent a packet there */
-	__u32 reserved[3];
+	__u64 dmac; /* the neighbor's hardware address, in the lower six bytes; 0: not known, or no Ethernet */
+	__u64 smac; /* the interface's own */
+	__u32 reserved[4];
 };
 
 /* One connection, both directions. The index finds it by entries that hold

@@ -20,15 +20,18 @@ enum lane {
 	LANE_NEW = -3, /* and the index knows no connection of it */
 };
 
-/* What the lane has read of a packet. Constants are known to the compiler. */
+/* No packet with ports is shorter. */
+#define SHORTEST (ETH_HLEN + sizeof(struct iphdr) + sizeof(struct udphdr))
+
+/* What the lane has read of a packet. All but its places are constants, so that
+ * the compiler writes the lane for each case by itself. */
 struct fast {
 	void *ip; /* header, in the packet */
 	__u8 *l4;
-	int v6;       /* constant */
-	__u32 header; /* constant: bytes */
-	__u32 ports;  /* source, and destination above it */
-	__u32 field;  /* offset of the transport's sum */
+	__u32 ports; /* source, and destination above it */
+	int v6;
 	__u8 proto;
+	enum direction dir;
 };
 
 static __always_inline struct addr src_of(const struct fast *p)
@@ -50,13 +53,21 @@ static __always_inline int is_at(const struct fast *p, __u32 at, const struct ad
 	return ((__u32 *)a)[3] == *(__u32 *)(p->ip + at);
 }
 
-/* along carries a packet of a connection's record f in one direction, a constant. */
-static __always_inline int along(CTX *ctx, const struct fast *p, struct flow *f, __u32 slot, enum direction dir)
+/* The parts of flow.word that packets of the lane have to do with. */
+#define LANE_WORD (0xff0000 | FLOW_LOCAL | FLOW_V6 | 0xff)
+
+/* along carries a packet of a connection's record f. */
+static __always_inline int along(CTX *ctx, const struct fast *p, struct flow *f, __u32 slot)
 {
+	const __u32 header = p->v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
 	const __u32 at_src = p->v6 ? 8 : 12, at_dst = p->v6 ? 24 : 16;
+	const __u32 at_check = p->proto == IPPROTO_UDP ? __builtin_offsetof(struct udphdr, check) :
+							 __builtin_offsetof(struct tcphdr, check);
+	const __u32 wanted = p->proto << 16 | (p->v6 ? FLOW_V6 : 0) |
+			     (p->proto == IPPROTO_UDP ? FLOW_UDP : FLOW_ESTABLISHED);
 	__u32 gen = READ_ONCE(f->gen), word = READ_ONCE(f->word), now, total;
-	struct route *mine = &f->route[dir == TO_CLIENT];
-	__u16 *check = (__u16 *)(p->l4 + p->field);
+	struct route *mine = &f->route[p->dir == TO_CLIENT];
+	__u16 *check = (__u16 *)(p->l4 + at_check);
 	int masq, partial = 0;
 	struct real_cpu *rc;
 	struct control *c;
@@ -65,14 +76,12 @@ static __always_inline int along(CTX *ctx, const struct fast *p, struct flow *f,
 	struct hop *h;
 	__u32 delta;
 
-	if (!(gen & 1) || (word & (0xff0000 | FLOW_LOCAL | FLOW_V6 | 0xff)) !=
-				  (p->proto << 16 | (p->v6 ? FLOW_V6 : 0) |
-				   (p->proto == IPPROTO_UDP ? FLOW_UDP : FLOW_ESTABLISHED)))
+	if (!(gen & 1) || (word & LANE_WORD) != wanted)
 		return LANE_OTHER;
 	masq = FORWARD(word) == FORWARD_MASQ;
 	if (!masq && FORWARD(word) != FORWARD_GATE)
 		return LANE_OTHER;
-	if (dir == TO_REAL) {
+	if (p->dir == TO_REAL) {
 		if (!is_at(p, at_src, &f->client) || !is_at(p, at_dst, &f->virt) ||
 		    *(__u32 *)&f->cport != p->ports) /* and vport */
 			return LANE_OTHER;
@@ -94,106 +103,117 @@ static __always_inline int along(CTX *ctx, const struct fast *p, struct flow *f,
 	if ((masq || !OFFLOADS) && (p->proto == IPPROTO_TCP || *check)) {
 		struct addr src = src_of(p), dst = dst_of(p);
 
-		partial = is_pseudo(*check, addr_sum(&src, p->v6) + addr_sum(&dst, p->v6), p->proto, total - p->header);
+		partial = is_pseudo(*check, addr_sum(&src, p->v6) + addr_sum(&dst, p->v6), p->proto, total - header);
 		if (!OFFLOADS && partial)
 			return LANE_OTHER;
 	}
 	if (!may_leave(ctx, h))
 		return LANE_OTHER;
-	to = dir == TO_REAL ? f->real : f->virt;
-	port = dir == TO_REAL ? f->rport : f->vport;
-	delta = dir == TO_REAL ? f->delta : delta_back(f);
+	to = p->dir == TO_REAL ? f->real : f->virt;
+	port = p->dir == TO_REAL ? f->rport : f->vport;
+	delta = p->dir == TO_REAL ? f->delta : delta_back(f);
 	/* As in tc.c: the record was ours while we read it, or it was not. */
 	asm volatile("" ::: "memory");
 	if (READ_ONCE(f->gen) != gen)
 		return LANE_OTHER;
 
-	count_packet(rc, dir, 1, length_of(ctx) - ETH_HLEN);
+	count_packet(rc, p->dir, 1, length_of(ctx) - ETH_HLEN);
 	keep_alive(f, now);
 	if (!masq) {
 		if (hop_down(ctx, p->v6))
 			goto refused;
-		return leave(ctx, h, p->v6);
+		return leave(ctx, h);
 	}
-	was = *(__be16 *)(p->l4 + (dir == TO_REAL ? 2 : 0));
-	*(__be16 *)(p->l4 + (dir == TO_REAL ? 2 : 0)) = port;
+	was = *(__be16 *)(p->l4 + (p->dir == TO_REAL ? 2 : 0));
+	*(__be16 *)(p->l4 + (p->dir == TO_REAL ? 2 : 0)) = port;
 	if (!p->v6)
-		put_addr4(p->ip, dir, addr4(&to), delta, 1);
-	else if (put_addr(ctx, dir, &to, delta, 1, 1))
+		put_addr4(p->ip, p->dir, addr4(&to), delta, 1);
+	else if (put_addr(ctx, p->dir, &to, delta, 1, 1))
 		goto refused;
-	if (put_sum(ctx, check, ETH_HLEN + p->header + p->field, p->proto, partial, p->v6, delta, was, port))
+	if (put_sum(ctx, check, ETH_HLEN + header + at_check, p->proto, partial, p->v6, delta, was, port))
 		goto refused;
-	return leave(ctx, h, p->v6);
+	return leave(ctx, h);
 refused:
 	count_quietly(REASON_REWRITE);
 	return DROP;
 }
 
-static __always_inline int lane(CTX *ctx, int v6)
+/* lane is given the packet's bounds; that it holds the shortest one of IPv4 is known. */
+static __always_inline int lane(CTX *ctx, void *data, void *end, int v6)
 {
-	struct fast p = { .v6 = v6, .header = v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr) };
-	void *data = data_of(ctx), *end = end_of(ctx);
+	const __u32 header = v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
 	struct iphdr *ip = data + ETH_HLEN;
 	struct ipv6hdr *ip6 = data + ETH_HLEN;
+	struct fast p = { .v6 = v6, .ip = ip, .l4 = data + ETH_HLEN + header };
 	struct addr src, dst;
 	struct flow *f;
 	__u64 entry;
 	__u32 slot;
+	__u8 proto;
 
-	p.ip = ip;
-	p.l4 = data + ETH_HLEN + p.header;
-	if (p.l4 + sizeof(struct udphdr) > (__u8 *)end)
-		return LANE_OTHER;
 	if (v6) {
+		if (p.l4 + sizeof(struct udphdr) > (__u8 *)end)
+			return LANE_OTHER;
 		src = src_of(&p);
 		dst = dst_of(&p);
-		p.proto = ip6->nexthdr;
+		proto = ip6->nexthdr;
 		if (*(__u8 *)ip6 >> 4 != 6 || ip6->hop_limit <= 1 || is4(&src) || is4(&dst))
 			return LANE_OTHER;
 	} else {
-		p.proto = ip->protocol;
+		proto = ip->protocol;
 		if (*(__u8 *)ip != 0x45 || ip->ttl <= 1 || ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
 			return LANE_OTHER;
 	}
-	p.field = __builtin_offsetof(struct udphdr, check);
-	if (p.proto != IPPROTO_UDP) {
-		if (p.proto != IPPROTO_TCP || p.l4 + sizeof(struct tcphdr) > (__u8 *)end ||
-		    p.l4[13] & (TCP_FIN | TCP_SYN | TCP_RST))
-			return LANE_OTHER;
-		p.field = __builtin_offsetof(struct tcphdr, check);
-	}
+	if (proto != IPPROTO_UDP && (proto != IPPROTO_TCP || p.l4 + sizeof(struct tcphdr) > (__u8 *)end ||
+				     p.l4[13] & (TCP_FIN | TCP_SYN | TCP_RST)))
+		return LANE_OTHER;
 	p.ports = *(__u32 *)p.l4;
-	entry = find_entry(v6 ? ends_hash(&src, &dst, p.ports, p.ports >> 16, p.proto) :
-				ends4_hash(*(__u64 *)&ip->saddr, p.ports, p.proto));
+	entry = find_entry(v6 ? ends_hash(&src, &dst, p.ports, p.ports >> 16, proto) :
+				ends4_hash(*(__u64 *)&ip->saddr, p.ports, proto));
 	if (!entry)
 		return LANE_NEW;
 	slot = (__u32)entry & ~INDEX_TO_CLIENT;
 	f = bpf_map_lookup_elem(&flows, &slot);
 	if (!f)
 		return LANE_OTHER;
-	return entry & INDEX_TO_CLIENT ? along(ctx, &p, f, slot, TO_CLIENT) : along(ctx, &p, f, slot, TO_REAL);
+	if (proto == IPPROTO_UDP) {
+		p.proto = IPPROTO_UDP;
+		if (entry & INDEX_TO_CLIENT) {
+			p.dir = TO_CLIENT;
+			return along(ctx, &p, f, slot);
+		}
+		p.dir = TO_REAL;
+		return along(ctx, &p, f, slot);
+	}
+	p.proto = IPPROTO_TCP;
+	if (p.l4 + sizeof(struct tcphdr) > (__u8 *)end) /* known, but not to the verifier */
+		return LANE_OTHER;
+	if (entry & INDEX_TO_CLIENT) {
+		p.dir = TO_CLIENT;
+		return along(ctx, &p, f, slot);
+	}
+	p.dir = TO_REAL;
+	return along(ctx, &p, f, slot);
 }
 
-static __attribute__((noinline)) int lane4(CTX *ctx)
+static __attribute__((noinline)) int lane4(CTX *ctx, void *data, void *end)
 {
-	return lane(ctx, 0);
+	return lane(ctx, data, end, 0);
 }
 
-static __attribute__((noinline)) int lane6(CTX *ctx)
+static __attribute__((noinline)) int lane6(CTX *ctx, void *data, void *end)
 {
-	return lane(ctx, 1);
+	return lane(ctx, data, end, 1);
 }
 
-/* express carries a packet, or says why it did not. */
-static __always_inline int express(CTX *ctx)
+/* express carries a packet of an Ethernet type, or says why it did not. */
+static __always_inline int express(CTX *ctx, void *data, void *end, __be16 type)
 {
-	__be16 type = ether_type(ctx);
-
-	if (tracing || segment_size(ctx))
+	if (tracing || segment_size(ctx) || data + SHORTEST > end)
 		return LANE_OTHER;
 	if (type == bpf_htons(ETH_P_IP))
-		return lane4(ctx);
+		return lane4(ctx, data, end);
 	if (type == bpf_htons(ETH_P_IPV6))
-		return lane6(ctx);
+		return lane6(ctx, data, end);
 	return LANE_OTHER;
 }

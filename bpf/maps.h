@@ -57,6 +57,8 @@ ARRAY(flows, struct flow);
 ARRAY(flow_index, struct bucket);
 ARRAY(hops, struct hop);
 ARRAY(watches, struct watch);
+/* By an interface's number: 1 if its frames have Ethernet headers. */
+ARRAY(ethers, __u64);
 
 HASH(service_slots, BPF_MAP_TYPE_HASH, struct service_key, __u32);
 HASH(addresses, BPF_MAP_TYPE_HASH, struct addr, __u32);
@@ -154,21 +156,26 @@ static __always_inline __u32 ticks(void)
 	return bpf_ktime_get_coarse_ns() >> 20;
 }
 
-/* ticks_of is the same, read once a jiffy for all packets. */
-static __always_inline __u32 ticks_of(struct control *c)
-{
-	__u32 jiffy = bpf_jiffies64(), now;
-	__u64 clock = READ_ONCE(c->clock);
+/* A function that the verifier looks at once, whoever calls it. */
+#define SEPARATE __attribute__((noinline))
 
-	if (clock >> 32 == jiffy)
-		return clock;
-	now = ticks();
-	WRITE_ONCE(c->clock, (__u64)jiffy << 32 | now);
+SEPARATE __u32 read_ticks(__u32 jiffy)
+{
+	struct control *c = get_control();
+	__u32 now = ticks();
+
+	if (c)
+		WRITE_ONCE(c->clock, (__u64)jiffy << 32 | now);
 	return now;
 }
 
-/* A function that the verifier looks at once, whoever calls it. */
-#define SEPARATE __attribute__((noinline))
+/* ticks_of is ticks, read once a jiffy for all packets. */
+static __always_inline __u32 ticks_of(struct control *c)
+{
+	__u64 clock = READ_ONCE(c->clock), jiffies = bpf_jiffies64();
+
+	return (clock ^ jiffies << 32) >> 32 ? read_ticks(jiffies) : clock;
+}
 
 static __always_inline int same_addr(const struct addr *a, const struct addr *b)
 {

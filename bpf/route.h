@@ -2,11 +2,11 @@
 /* route.h: where a packet leaves.
  *
  * A connection remembers the answer of the kernel's routing table until the
- * daemon hears of a change, or for about eight seconds, should there be no
- * daemon. At tc the neighbor is resolved by the kernel at each packet, so that
- * its reachability is probed as usual. At XDP its hardware address is remembered
- * with the next hop for a second, and one packet a second goes by tc, for the
- * same reason. */
+ * daemon hears of a change or an error tells of a narrower tunnel, or for about
+ * half a minute, should there be no daemon. The neighbor's hardware address is
+ * remembered with the next hop for a second; the packet that asks for it again
+ * goes by the kernel's own neighbor entry, so that its reachability is probed as
+ * usual. */
 #pragma once
 
 #include "maps.h"
@@ -21,9 +21,29 @@
 
 /* How long after its last look-up a next hop may be overwritten: longer than
  * any connection remembers it. */
-#define HOP_TICKS 20000
+#define HOP_TICKS 80000
 #define HOP_TRIES 8
 #define PROBE_TICKS 1000
+
+/* A hardware address as two numbers: the compiler would go byte by byte. */
+struct mac {
+	__u32 a;
+	__u16 b;
+};
+
+static __always_inline int put_macs(CTX *ctx, __u64 dmac, __u64 smac)
+{
+	void *frame = data_of(ctx);
+	struct mac *dst = frame, *src = frame + ETH_ALEN;
+
+	if (frame + ETH_HLEN > end_of(ctx))
+		return -1;
+	dst->a = dmac;
+	dst->b = dmac >> 32;
+	src->a = smac;
+	src->b = smac >> 32;
+	return 0;
+}
 
 struct way {
 	struct addr nexthop;
@@ -108,67 +128,61 @@ SEPARATE enum reason find_route(CTX *ctx, const struct packet *p,
 /* Carried in tc_index from ingress to egress: this packet is done. */
 #define DONE 0xba7a
 
-/* send_by sends a packet by an interface to a next hop of its own family. */
-static __always_inline int send_by(struct __sk_buff *skb, __u32 ifindex, const struct addr *nexthop, int v6)
+static __always_inline int send(struct __sk_buff *skb, const struct way *w)
 {
 	struct bpf_redir_neigh nh = {};
 
 	skb->tc_index = DONE;
-	trace(skb, TRACE_IFINDEX, ifindex);
-	if (v6) {
-		nh.nh_family = AF_INET6;
-		__builtin_memcpy(nh.ipv6_nh, nexthop, 16);
-	} else {
+	trace(skb, TRACE_IFINDEX, w->ifindex);
+	if (is4(&w->nexthop)) {
 		nh.nh_family = AF_INET;
-		nh.ipv4_nh = addr4(nexthop);
+		nh.ipv4_nh = addr4(&w->nexthop);
+	} else {
+		nh.nh_family = AF_INET6;
+		__builtin_memcpy(nh.ipv6_nh, &w->nexthop, 16);
 	}
-	return bpf_redirect_neigh(ifindex, &nh, sizeof(nh), 0);
-}
-
-static __always_inline int send(struct __sk_buff *skb, const struct way *w)
-{
-	return send_by(skb, w->ifindex, &w->nexthop, !is4(&w->nexthop));
+	return bpf_redirect_neigh(w->ifindex, &nh, sizeof(nh), 0);
 }
 
 static __always_inline int may_leave(struct __sk_buff *skb, const struct hop *h)
 {
-	return 1;
+	return h->dmac != 0;
 }
 
-static __always_inline int leave(struct __sk_buff *skb, const struct hop *h, int v6)
+static __always_inline int leave(struct __sk_buff *skb, const struct hop *h)
 {
-	return send_by(skb, h->ifindex, &h->nexthop, v6);
+	if (put_macs(skb, h->dmac, h->smac))
+		return TC_ACT_SHOT;
+	skb->tc_index = DONE;
+	return bpf_redirect(h->ifindex, 0);
 }
 #endif
 
-/* route_stamp changes every 2^33 ns, for each slot at a time of its own, and
- * whenever the daemon says so. */
+/* route_stamp changes every 2^35 ns, for each slot at a time of its own, and
+ * whenever routes do. It is never 0. */
 static __always_inline __u16 route_stamp(const struct control *c, __u32 now, __u32 slot)
 {
-	__u16 stamp = c->route_epoch + ((now + (slot & 0x1fff)) >> 13);
-
-	return stamp ? stamp : 1; /* 0 is "never" */
+	return (c->route_epoch + ((now + (slot & 0x7fff)) >> 15)) | 0x8000;
 }
 
-/* is_fresh tells whether a next hop is known well enough: at XDP its hardware
- * address may have changed since. */
+/* is_fresh tells whether a next hop is known well enough: its hardware address may
+ * have changed since. */
 static __always_inline int is_fresh(const struct hop *h, __u32 now)
 {
-#ifdef BATUTA_XDP
 	return now - h->seen < PROBE_TICKS;
-#else
-	return 1;
-#endif
 }
 
 /* keep_hop gives the place of a next hop in the shared table, 0xffff if it is full. */
 SEPARATE __u32 keep_hop(const struct way *w, __u32 now)
 {
-	__u64 key;
-	__u32 i;
+	__u32 i, ifindex;
+	__u64 key, dmac, *ether;
 
 	if (!w)
 		return 0xffff;
+	ifindex = w->ifindex;
+	ether = bpf_map_lookup_elem(&ethers, &ifindex);
+	dmac = ether && *ether ? w->dmac : 0;
 	key = mix(mix(mix(seed, w->nexthop.d[0]), w->nexthop.d[1]), w->ifindex) | 1;
 	for (i = 0; i < HOP_TRIES; i++) {
 		__u32 at = ((__u32)key + i) & hop_mask, seen;
@@ -180,9 +194,11 @@ SEPARATE __u32 keep_hop(const struct way *w, __u32 now)
 		if (READ_ONCE(h->key) == key) {
 			if (h->ifindex != w->ifindex || !same_addr(&h->nexthop, &w->nexthop))
 				continue;
+#ifndef BATUTA_XDP /* where no packet tells the kernel that its neighbor is in use */
 			h->seen = now;
-			if (w->dmac && h->dmac != w->dmac)
-				h->dmac = w->dmac;
+#endif
+			if (dmac && h->dmac != dmac)
+				h->dmac = dmac;
 			return at;
 		}
 		if (h->key && now - seen < HOP_TICKS)
@@ -192,7 +208,7 @@ SEPARATE __u32 keep_hop(const struct way *w, __u32 now)
 		WRITE_ONCE(h->key, 0);
 		h->nexthop = w->nexthop;
 		h->ifindex = w->ifindex;
-		h->dmac = w->dmac;
+		h->dmac = dmac;
 		h->smac = w->smac;
 		asm volatile("" ::: "memory");
 		__sync_val_compare_and_swap(&h->key, 0, key);
@@ -201,17 +217,15 @@ SEPARATE __u32 keep_hop(const struct way *w, __u32 now)
 	return 0xffff;
 }
 
-/* probe leaves a packet a second to the stack, which asks neighbors that have
- * been silent whether they are there. */
-static __always_inline void probe(struct way *w, __u32 at, __u32 now)
+/* defer leaves packets whose next hop has not been asked for lately to tc, where
+ * the first one goes by the kernel's neighbor entry. */
+static __always_inline void defer(struct way *w, __u32 at, __u32 now)
 {
 #ifdef BATUTA_XDP
 	struct hop *h = bpf_map_lookup_elem(&hops, &at);
 
-	if (h && now - h->probed > PROBE_TICKS) {
-		h->probed = now;
+	if (!h || !is_fresh(h, now))
 		w->dmac = 0;
-	}
 #endif
 }
 
@@ -267,7 +281,7 @@ static __always_inline enum reason flow_route(CTX *ctx, const struct packet *p, 
 	if (why == REASON_NONE && w->mtu && !tracing) {
 		at = keep_hop(w, now);
 		if (at != 0xffff) {
-			probe(w, at, now);
+			defer(w, at, now);
 			WRITE_ONCE(mine->stamp, 0);
 			mine->hop = at;
 			mine->mtu = w->mtu > 0xffff ? 0xffff : w->mtu;

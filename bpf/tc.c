@@ -233,7 +233,7 @@ int ingress(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	if (skb->tc_index == DONE)
 		skb->tc_index = 0;
-	verdict = express(skb);
+	verdict = express(skb, data_of(skb), end_of(skb), skb->protocol);
 	if (verdict >= 0)
 		return verdict;
 	verdict = general(skb, verdict != LANE_NEW);

@@ -49,24 +49,6 @@ static __always_inline int drop(struct xdp_md *ctx, const struct packet *p, enum
 	return XDP_DROP;
 }
 
-/* An Ethernet address as two numbers: the compiler would go byte by byte. */
-struct mac {
-	__u32 a;
-	__u16 b;
-};
-
-/* for_us tells whether the frame is addressed to the interface that it came by. */
-static __always_inline int for_us(struct xdp_md *ctx)
-{
-	__u32 ifindex = ctx->ingress_ifindex;
-	struct mac *dst = data_of(ctx), *own;
-
-	if ((void *)dst + ETH_HLEN > end_of(ctx))
-		return 0;
-	own = bpf_map_lookup_elem(&ports, &ifindex);
-	return own && dst->a == own->a && dst->b == own->b;
-}
-
 /* may_send tells whether a packet can leave from here, and asks the kernel to
  * send it should the program say XDP_REDIRECT. */
 static __always_inline int may_send(struct xdp_md *ctx, __u32 ifindex, __u64 dmac)
@@ -74,28 +56,14 @@ static __always_inline int may_send(struct xdp_md *ctx, __u32 ifindex, __u64 dma
 	return dmac && bpf_redirect_map(&takers, ifindex, 0) == XDP_REDIRECT;
 }
 
-static __always_inline int send(struct xdp_md *ctx, __u64 dmac, __u64 smac)
-{
-	void *frame = data_of(ctx);
-	struct mac *dst = frame, *src = frame + ETH_ALEN;
-
-	if (frame + ETH_HLEN > end_of(ctx))
-		return XDP_DROP;
-	dst->a = dmac;
-	dst->b = dmac >> 32;
-	src->a = smac;
-	src->b = smac >> 32;
-	return XDP_REDIRECT;
-}
-
 static __always_inline int may_leave(struct xdp_md *ctx, const struct hop *h)
 {
 	return may_send(ctx, h->ifindex, h->dmac);
 }
 
-static __always_inline int leave(struct xdp_md *ctx, const struct hop *h, int v6)
+static __always_inline int leave(struct xdp_md *ctx, const struct hop *h)
 {
-	return send(ctx, h->dmac, h->smac);
+	return put_macs(ctx, h->dmac, h->smac) ? XDP_DROP : XDP_REDIRECT;
 }
 
 #include "express.h"
@@ -161,17 +129,26 @@ static __attribute__((noinline)) int general(struct xdp_md *ctx, int may_be)
 	} else if (hop_down(ctx, p.v6) || (FORWARD(h.word) == FORWARD_IPIP && encapsulate(ctx, &p, &n.src, &n.dst))) {
 		return drop(ctx, &p, REASON_REWRITE);
 	}
-	return send(ctx, w.dmac, w.smac);
+	if (put_macs(ctx, w.dmac, w.smac))
+		return drop(ctx, &p, REASON_REWRITE);
+	return XDP_REDIRECT;
 }
 
 SEC("xdp")
 int quick(struct xdp_md *ctx)
 {
+	void *data = data_of(ctx), *end = end_of(ctx);
+	__u32 ifindex = ctx->ingress_ifindex;
+	struct mac *dst = data, *own;
 	int verdict;
 
-	if (!for_us(ctx))
+	if (data + SHORTEST > end)
 		return XDP_PASS;
-	verdict = express(ctx);
+	/* Addressed to the interface that it came by? */
+	own = bpf_map_lookup_elem(&ports, &ifindex);
+	if (!own || dst->a != own->a || dst->b != own->b)
+		return XDP_PASS;
+	verdict = express(ctx, data, end, *(__be16 *)(data + 2 * ETH_ALEN));
 	return verdict >= 0 ? verdict : general(ctx, verdict != LANE_NEW);
 }
 

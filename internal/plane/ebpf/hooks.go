@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -25,6 +26,7 @@ type hooks struct {
 	wanted  func(name string) bool
 	in, out *ebpf.Program
 	quick   *quick
+	ethers  []uint64 // the map
 	tcx     bool
 
 	mu    sync.Mutex
@@ -40,8 +42,8 @@ const (
 )
 
 // openHooks attaches to all interfaces that are there now.
-func openHooks(o Options, in, out *ebpf.Program, q *quick) (*hooks, error) {
-	h := &hooks{dir: filepath.Join(o.Dir, "links"), wanted: o.Interfaces, in: in, out: out, quick: q,
+func openHooks(o Options, in, out *ebpf.Program, q *quick, ethers []uint64) (*hooks, error) {
+	h := &hooks{dir: filepath.Join(o.Dir, "links"), wanted: o.Interfaces, in: in, out: out, quick: q, ethers: ethers,
 		tcx: !o.NoTCX && haveTCX(in), links: map[int][]link.Link{}, names: map[int]string{}}
 	if err := os.MkdirAll(h.dir, 0o700); err != nil {
 		return nil, err
@@ -92,6 +94,7 @@ func (h *hooks) scan() error {
 	if !whole {
 		return errors.Join(errs...) // what changed meanwhile is told, and brings us back
 	}
+	h.tell(all)
 	h.mu.Lock()
 	gone := []int{}
 	for i := range h.names {
@@ -105,6 +108,19 @@ func (h *hooks) scan() error {
 	}
 	h.removeStale(there)
 	return errors.Join(append(errs, h.quick.scan(eligible, all))...)
+}
+
+// tell tells the programs which interfaces have Ethernet headers.
+func (h *hooks) tell(all []netlink.Link) {
+	now := map[int]uint64{}
+	for _, l := range all {
+		if l.Attrs().EncapType == "ether" {
+			now[l.Attrs().Index] = 1
+		}
+	}
+	for i := range h.ethers {
+		atomic.StoreUint64(&h.ethers[i], now[i])
+	}
 }
 
 // eligible leaves out what carries no Ethernet of its own: frames of a bridge's

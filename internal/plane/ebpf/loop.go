@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"runtime"
 	"sync/atomic"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/batuta-ha/batuta/internal/model"
 )
@@ -49,14 +51,15 @@ func (p *Plane) start(ctx context.Context) error {
 
 // news is what the kernel tells.
 type news struct {
-	links  chan netlink.LinkUpdate
-	routes chan netlink.RouteUpdate
-	stop   context.CancelFunc
+	links     chan netlink.LinkUpdate
+	routes    chan netlink.RouteUpdate
+	neighbors chan netlink.NeighUpdate
+	stop      context.CancelFunc
 }
 
 func subscribe(ctx context.Context, ns netns.NsHandle) (news, error) {
 	ctx, stop := context.WithCancel(ctx)
-	n := news{links: make(chan netlink.LinkUpdate, 256), routes: make(chan netlink.RouteUpdate, 256), stop: stop}
+	n := news{links: make(chan netlink.LinkUpdate, 256), routes: make(chan netlink.RouteUpdate, 256), neighbors: make(chan netlink.NeighUpdate, 256), stop: stop}
 	if err := netlink.LinkSubscribeWithOptions(n.links, ctx.Done(), netlink.LinkSubscribeOptions{Namespace: &ns, ErrorCallback: func(error) {}}); err != nil {
 		stop()
 		return n, fmt.Errorf("subscribe to interface changes: %w", err)
@@ -65,7 +68,37 @@ func subscribe(ctx context.Context, ns netns.NsHandle) (news, error) {
 		stop()
 		return n, fmt.Errorf("subscribe to route changes: %w", err)
 	}
+	if err := netlink.NeighSubscribeWithOptions(n.neighbors, ctx.Done(), netlink.NeighSubscribeOptions{Namespace: &ns, ListExisting: true, ErrorCallback: func(error) {}}); err != nil {
+		stop()
+		return n, fmt.Errorf("subscribe to neighbor changes: %w", err)
+	}
 	return n, nil
+}
+
+// hardware is the hardware addresses of neighbors, as heard of last. Of all the
+// kernel tells of a neighbor only another address concerns connections.
+type hardware map[neighbor]string
+
+type neighbor struct {
+	link int
+	addr netip.Addr
+}
+
+// moved enters what is told, and says whether a known neighbor has another
+// hardware address now.
+func (k hardware) moved(u netlink.NeighUpdate) bool {
+	addr, ok := netip.AddrFromSlice(u.IP)
+	if !ok || len(u.HardwareAddr) == 0 {
+		return false
+	}
+	at, now := neighbor{u.LinkIndex, addr.Unmap()}, string(u.HardwareAddr)
+	if u.Type == unix.RTM_DELNEIGH {
+		delete(k, at)
+		return false
+	}
+	was, ok := k[at]
+	k[at] = now
+	return ok && was != now
 }
 
 func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news) {
@@ -73,6 +106,7 @@ func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news) {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	full := uint64(0)
+	heard := hardware{}
 	for {
 		lost := false
 		select {
@@ -98,6 +132,11 @@ func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news) {
 			for len(n.routes) > 0 {
 				<-n.routes
 			}
+		case u, ok := <-n.neighbors:
+			lost = !ok
+			if ok && !heard.moved(u) {
+				continue
+			}
 		}
 		p.findSources()
 		atomic.AddUint32(&p.t.control.RouteEpoch, 1)
@@ -106,9 +145,9 @@ func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news) {
 			fresh, err := subscribe(ctx, ns)
 			if err != nil {
 				p.event(model.LevelError, "subscribe", err.Error())
-				fresh = news{stop: func() {}} // routes are still asked again each second
+				fresh = news{stop: func() {}} // routes are still asked again each half minute
 			}
-			n = fresh
+			n, heard = fresh, hardware{}
 			if err := p.hooks.scan(); err != nil {
 				p.event(model.LevelWarning, "attach-failed", err.Error())
 			}

@@ -21,6 +21,10 @@ import (
 // abiVersion is BATUTA_ABI of bpf/abi.h.
 const abiVersion = 8
 
+// maxInterfaces is above the numbers of interfaces whose neighbors' hardware
+// addresses are remembered; packets to others go by the kernel's neighbor entries.
+const maxInterfaces = 16384
+
 // ErrOtherVersion is wrapped by Open when the pinned maps have another layout
 // than this program's.
 var ErrOtherVersion = errors.New("the pinned table was made by another version of Batuta")
@@ -43,6 +47,7 @@ type tables struct {
 	cpus     int
 	maxFlows int
 	reasons  []uint64 // reasonsLine for each processor
+	ethers   []uint64 // by interface: 1 if its frames have Ethernet headers
 	adopted  bool     // found pinned, not made
 	mapped   [][]byte
 }
@@ -91,7 +96,7 @@ func openTables(dir string, spec *ebpf.CollectionSpec, o Options, netns uint64) 
 		tcMapFlows: o.MaxFlows + passing(cpus), tcMapFlowIndex: buckets(o.MaxFlows), tcMapFreeSlots: o.MaxFlows,
 		tcMapRules: maxRules, tcMapElsewhere: max(o.MaxFlows/4, 1024),
 		tcMapAddresses: o.MaxServices + o.MaxReals, tcMapStays: o.MaxClients, tcMapHops: hops, tcMapFragments: 8192, tcMapReasons: cpus * reasonsLine,
-		tcMapPaths: 1024, tcMapWatches: 1, tcMapEars: 1,
+		tcMapPaths: 1024, tcMapWatches: 1, tcMapEars: 1, tcMapEthers: maxInterfaces,
 	}
 	for name, n := range sizes {
 		spec.Maps[name].MaxEntries = uint32(n)
@@ -225,7 +230,7 @@ func (t *tables) assign(m map[string]*ebpf.Map) {
 		Hops: m[tcMapHops], RealCpus: m[tcMapRealCpus], Reals: m[tcMapReals], Reasons: m[tcMapReasons],
 		Rules: m[tcMapRules], Elsewhere: m[tcMapElsewhere],
 		Rings: m[tcMapRings], ServiceSlots: m[tcMapServiceSlots], Services: m[tcMapServices], Stays: m[tcMapStays],
-		Sockets: m[tcMapSockets], Paths: m[tcMapPaths], Watches: m[tcMapWatches], Ears: m[tcMapEars],
+		Sockets: m[tcMapSockets], Paths: m[tcMapPaths], Watches: m[tcMapWatches], Ears: m[tcMapEars], Ethers: m[tcMapEthers],
 	}
 }
 
@@ -237,7 +242,7 @@ func (t *tables) replacements() map[string]*ebpf.Map {
 		tcMapHops: t.Hops, tcMapRealCpus: t.RealCpus, tcMapReals: t.Reals, tcMapReasons: t.Reasons,
 		tcMapRules: t.Rules, tcMapElsewhere: t.Elsewhere,
 		tcMapRings: t.Rings, tcMapServiceSlots: t.ServiceSlots, tcMapServices: t.Services, tcMapStays: t.Stays,
-		tcMapSockets: t.Sockets, tcMapPaths: t.Paths, tcMapWatches: t.Watches, tcMapEars: t.Ears,
+		tcMapSockets: t.Sockets, tcMapPaths: t.Paths, tcMapWatches: t.Watches, tcMapEars: t.Ears, tcMapEthers: t.Ethers,
 	}
 }
 
@@ -298,7 +303,8 @@ func (t *tables) mapAll() error {
 	if t.reasons, err = mapArray[uint64](t, t.Reasons); err != nil {
 		return err
 	}
-	return nil
+	t.ethers, err = mapArray[uint64](t, t.Ethers)
+	return err
 }
 
 // mapArray maps one array map into memory, as elements of type T.

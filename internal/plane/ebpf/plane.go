@@ -251,7 +251,7 @@ func Open(o Options) (_ *Plane, err error) {
 	if p.state, err = p.t.readState(); err != nil {
 		return nil, err
 	}
-	if p.hooks, err = openHooks(o, p.in, p.out, newQuick(o, p.t)); err != nil {
+	if p.hooks, err = openHooks(o, p.in, p.out, newQuick(o, p.t), p.t.ethers); err != nil {
 		return nil, explain(err)
 	}
 	p.sockets = openSockets(o, p.t)

@@ -86,7 +86,7 @@ func startOlder(t *testing.T, o Options, object string, changes ...model.Change)
 	}
 	defer c.Close()
 	now.closeNow(t) // before, since it takes all filters away
-	h, err := openHooks(o, c.Programs["ingress"], c.Programs["egress"], &quick{mode: XDPOff})
+	h, err := openHooks(o, c.Programs["ingress"], c.Programs["egress"], &quick{mode: XDPOff}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -90,8 +90,7 @@ type socketHop struct {
 	Key      uint64
 	Dmac     uint64
 	Smac     uint64
-	Probed   uint32
-	Reserved [3]uint32
+	Reserved [4]uint32
 }
 
 type socketPath struct {
@@ -254,6 +253,7 @@ const (
 	socketMapControls          = "controls"
 	socketMapEars              = "ears"
 	socketMapElsewhere         = "elsewhere"
+	socketMapEthers            = "ethers"
 	socketMapFlowIndex         = "flow_index"
 	socketMapFlows             = "flows"
 	socketMapFragments         = "fragments"
@@ -362,6 +362,7 @@ type socketMapSpecs struct {
 	Controls     *ebpf.MapSpec `ebpf:"controls"`
 	Ears         *ebpf.MapSpec `ebpf:"ears"`
 	Elsewhere    *ebpf.MapSpec `ebpf:"elsewhere"`
+	Ethers       *ebpf.MapSpec `ebpf:"ethers"`
 	FlowIndex    *ebpf.MapSpec `ebpf:"flow_index"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
@@ -430,6 +431,7 @@ type socketMaps struct {
 	Controls     *ebpf.Map `ebpf:"controls"`
 	Ears         *ebpf.Map `ebpf:"ears"`
 	Elsewhere    *ebpf.Map `ebpf:"elsewhere"`
+	Ethers       *ebpf.Map `ebpf:"ethers"`
 	FlowIndex    *ebpf.Map `ebpf:"flow_index"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
@@ -454,6 +456,7 @@ func (m *socketMaps) Close() error {
 		m.Controls,
 		m.Ears,
 		m.Elsewhere,
+		m.Ethers,
 		m.FlowIndex,
 		m.Flows,
 		m.Fragments,

@@ -90,8 +90,7 @@ type sweepHop struct {
 	Key      uint64
 	Dmac     uint64
 	Smac     uint64
-	Probed   uint32
-	Reserved [3]uint32
+	Reserved [4]uint32
 }
 
 type sweepPath struct {
@@ -254,6 +253,7 @@ const (
 	sweepMapControls          = "controls"
 	sweepMapEars              = "ears"
 	sweepMapElsewhere         = "elsewhere"
+	sweepMapEthers            = "ethers"
 	sweepMapFlowIndex         = "flow_index"
 	sweepMapFlows             = "flows"
 	sweepMapFragments         = "fragments"
@@ -346,6 +346,7 @@ type sweepMapSpecs struct {
 	Controls     *ebpf.MapSpec `ebpf:"controls"`
 	Ears         *ebpf.MapSpec `ebpf:"ears"`
 	Elsewhere    *ebpf.MapSpec `ebpf:"elsewhere"`
+	Ethers       *ebpf.MapSpec `ebpf:"ethers"`
 	FlowIndex    *ebpf.MapSpec `ebpf:"flow_index"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
@@ -414,6 +415,7 @@ type sweepMaps struct {
 	Controls     *ebpf.Map `ebpf:"controls"`
 	Ears         *ebpf.Map `ebpf:"ears"`
 	Elsewhere    *ebpf.Map `ebpf:"elsewhere"`
+	Ethers       *ebpf.Map `ebpf:"ethers"`
 	FlowIndex    *ebpf.Map `ebpf:"flow_index"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
@@ -438,6 +440,7 @@ func (m *sweepMaps) Close() error {
 		m.Controls,
 		m.Ears,
 		m.Elsewhere,
+		m.Ethers,
 		m.FlowIndex,
 		m.Flows,
 		m.Fragments,

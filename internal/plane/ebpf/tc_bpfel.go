@@ -172,8 +172,7 @@ type tcHop struct {
 	Key      uint64
 	Dmac     uint64
 	Smac     uint64
-	Probed   uint32
-	Reserved [3]uint32
+	Reserved [4]uint32
 }
 
 type tcPath struct {
@@ -392,6 +391,7 @@ const (
 	tcMapControls          = "controls"
 	tcMapEars              = "ears"
 	tcMapElsewhere         = "elsewhere"
+	tcMapEthers            = "ethers"
 	tcMapFlowIndex         = "flow_index"
 	tcMapFlows             = "flows"
 	tcMapFragments         = "fragments"
@@ -487,6 +487,7 @@ type tcMapSpecs struct {
 	Controls     *ebpf.MapSpec `ebpf:"controls"`
 	Ears         *ebpf.MapSpec `ebpf:"ears"`
 	Elsewhere    *ebpf.MapSpec `ebpf:"elsewhere"`
+	Ethers       *ebpf.MapSpec `ebpf:"ethers"`
 	FlowIndex    *ebpf.MapSpec `ebpf:"flow_index"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
@@ -556,6 +557,7 @@ type tcMaps struct {
 	Controls     *ebpf.Map `ebpf:"controls"`
 	Ears         *ebpf.Map `ebpf:"ears"`
 	Elsewhere    *ebpf.Map `ebpf:"elsewhere"`
+	Ethers       *ebpf.Map `ebpf:"ethers"`
 	FlowIndex    *ebpf.Map `ebpf:"flow_index"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
@@ -581,6 +583,7 @@ func (m *tcMaps) Close() error {
 		m.Controls,
 		m.Ears,
 		m.Elsewhere,
+		m.Ethers,
 		m.FlowIndex,
 		m.Flows,
 		m.Fragments,

@@ -90,8 +90,7 @@ type xdpHop struct {
 	Key      uint64
 	Dmac     uint64
 	Smac     uint64
-	Probed   uint32
-	Reserved [3]uint32
+	Reserved [4]uint32
 }
 
 type xdpPath struct {
@@ -254,6 +253,7 @@ const (
 	xdpMapControls          = "controls"
 	xdpMapEars              = "ears"
 	xdpMapElsewhere         = "elsewhere"
+	xdpMapEthers            = "ethers"
 	xdpMapFlowIndex         = "flow_index"
 	xdpMapFlows             = "flows"
 	xdpMapFragments         = "fragments"
@@ -347,6 +347,7 @@ type xdpMapSpecs struct {
 	Controls     *ebpf.MapSpec `ebpf:"controls"`
 	Ears         *ebpf.MapSpec `ebpf:"ears"`
 	Elsewhere    *ebpf.MapSpec `ebpf:"elsewhere"`
+	Ethers       *ebpf.MapSpec `ebpf:"ethers"`
 	FlowIndex    *ebpf.MapSpec `ebpf:"flow_index"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
@@ -416,6 +417,7 @@ type xdpMaps struct {
 	Controls     *ebpf.Map `ebpf:"controls"`
 	Ears         *ebpf.Map `ebpf:"ears"`
 	Elsewhere    *ebpf.Map `ebpf:"elsewhere"`
+	Ethers       *ebpf.Map `ebpf:"ethers"`
 	FlowIndex    *ebpf.Map `ebpf:"flow_index"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
@@ -442,6 +444,7 @@ func (m *xdpMaps) Close() error {
 		m.Controls,
 		m.Ears,
 		m.Elsewhere,
+		m.Ethers,
 		m.FlowIndex,
 		m.Flows,
 		m.Fragments,
