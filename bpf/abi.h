@@ -183,7 +183,7 @@ struct service {
 	__u8 flags;       /* enum service_flag */
 	__u8 scheduler;   /* its name's place in internal/plane/ebpf: schedulers */
 	__u8 sched_flags; /* as configured: bits of internal/plane/ebpf */
-	__u64 reserved;
+	__u64 zero;       /* always 0, which the verifier does not know */
 	/* second line */
 	__u32 next;       /* connections scheduled so far: the turn in the ring */
 	__u32 used;       /* 1: this slot holds a service */

@@ -317,11 +317,17 @@ static __always_inline __u32 part(__u64 n, __u32 count)
 SEPARATE __u32 choose(struct service *s, const struct tuple *t, __u32 first, __u32 count)
 {
 	struct least l = { .first = first };
-	__u64 h;
+	__u64 h, zero;
 
 	if (!s || !t || !count)
 		return 0;
 	l.choice = s->choice;
+	/* Before Linux 6.7 the verifier takes a loop's body to run once, knows what
+	 * it begins with, and takes away what only a later round would reach. */
+	zero = READ_ONCE(s->zero);
+	l.found = zero;
+	l.cost = zero;
+	l.per = zero;
 	if (l.choice == CHOOSE_TURN) {
 		if (tracing)
 			return READ_ONCE(s->next) % count;
@@ -442,7 +448,7 @@ static __always_inline __u32 home(const struct stay_key *k, __u32 now)
 static __always_inline enum reason schedule(CTX *ctx, const struct tuple *to, struct service *s,
 					    __u32 slot, __u32 now)
 {
-	struct tries t = { .slot = slot, .now = now, .why = REASON_NO_REAL };
+	struct tries t = { .slot = slot, .now = now };
 	struct stay_key k = {};
 	struct stay stay = {};
 	__u64 ring = READ_ONCE(s->ring);

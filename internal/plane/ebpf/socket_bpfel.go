@@ -172,7 +172,7 @@ type socketService struct {
 	Flags          uint8
 	Scheduler      uint8
 	SchedFlags     uint8
-	Reserved       uint64
+	Zero           uint64
 	Next           uint32
 	Used           uint32
 	Past           [5]uint64
