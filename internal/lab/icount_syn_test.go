@@ -17,7 +17,6 @@ const synTable = 65536
 func (v *guest) compareSYN() {
 	v.Helper()
 	const servers = 4
-	var drop, ipvs float64
 	v.tables("tcp", servers)
 	for _, p := range rivals {
 		if p.name == "forward" || strings.HasSuffix(p.name, "floor") {
@@ -30,13 +29,7 @@ func (v *guest) compareSYN() {
 		sh(v, "sleep 0.1")
 		each, delivered := v.since(begun), v.arrived()-before
 		v.director(servers, 1, p.down)
-		switch p.name {
-		case "drop", "XDP drop":
-			drop = each.each
-		case "IPVS":
-			ipvs = each.each - drop
-		}
-		v.row(p.name+" SYN", servers, synTable, 0, each, drop, ipvs, delivered, synTable)
+		v.add(measured{v.by, p.name + ", SYNs", servers, synTable, 0, each.each, each.batch}, delivered, synTable)
 	}
 }
 

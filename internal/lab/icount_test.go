@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -52,11 +51,4 @@ func TestInstructions(t *testing.T) {
 	if err != nil || status != 0 {
 		t.Fatalf("exit status %d, %v\n%s", status, err, out)
 	}
-	var table strings.Builder
-	for line := range strings.Lines(string(out)) {
-		if strings.HasPrefix(line, "|") {
-			table.WriteString(line)
-		}
-	}
-	t.Logf("\n%s", table.String())
 }
