@@ -17,7 +17,9 @@ import (
 // quartile, the median and the worst of all rounds, in milliseconds.
 func BenchmarkApply(b *testing.B) {
 	const services, reals = 2277, 37205
+	var table [][]string
 	for _, scheduler := range []string{"rr", "wlc", "wrr", "mh"} {
+		cells := []string{scheduler}
 		fresh := make([]model.Change, 0, services+reals)
 		var rows []model.Change
 		for s := range services {
@@ -48,7 +50,12 @@ func BenchmarkApply(b *testing.B) {
 			}
 			report(b, all)
 			slices.Sort(cpu)
-			b.ReportMetric(cpu[len(cpu)/2].Seconds()*1e3, "cpu-ms")
+			used := cpu[len(cpu)/2].Seconds() * 1e3
+			b.ReportMetric(used, "cpu-ms")
+			for _, d := range []time.Duration{all[len(all)/4], all[len(all)/2], all[len(all)-1]} {
+				cells = append(cells, fmt.Sprintf("%.0f", d.Seconds()*1e3))
+			}
+			cells = append(cells, fmt.Sprintf("%.0f", used))
 		})
 		b.Run(scheduler+"/one change", func(b *testing.B) {
 			o.Dir = testOptions().Dir
@@ -63,7 +70,13 @@ func BenchmarkApply(b *testing.B) {
 				all = append(all, time.Since(began))
 			}
 			report(b, all)
+			cells = append(cells, fmt.Sprintf("%.3f", all[len(all)/2].Seconds()*1e3), fmt.Sprintf("%.2f", all[len(all)-1].Seconds()*1e3))
+			table = append(table, cells)
 		})
+	}
+	head("scheduler", "fresh, ms: p25", "p50", "max", "CPU", "one change, ms: p50", "max")
+	for _, cells := range table {
+		row(cells...)
 	}
 }
 
