@@ -75,9 +75,9 @@ func TestInstructionsWithin(t *testing.T) {
 		modprobe ip_vs conn_tab_bits=20; modprobe nf_conntrack
 		echo 1048576 >/sys/module/nf_conntrack/parameters/hashsize; echo 2000000 >/proc/sys/net/netfilter/nf_conntrack_max
 		mkdir -p /run/bpf; mount -t bpf bpf /run/bpf`)
-	// Servers and connections: all of each of one, and what is slow to emulate once.
-	few := [][2]int{{4, 1}, {4, 1000}}
-	many := [][2]int{{4, 1}, {100, 1}, {1000, 1}, {4, 1000}, {100, 1000}, {1000, 1000}, {4, 100_000}, {100, 100_000}, {1000, 100_000}, {4, 1_000_000}}
+	// Servers and connections.
+	few := [][2]int{{4, 1}, {4, 1000}, {4, 100_000}}
+	many := [][2]int{{4, 1}, {100, 1}, {1000, 1}, {4, 1000}, {100, 1000}, {1000, 1000}, {4, 100_000}, {100, 100_000}, {1000, 100_000}, {4, 1_000_000}, {100, 1_000_000}}
 	var all measurements
 	defer func() { all.write(os.Stdout) }() // of a run that failed, too
 	only := regexp.MustCompile(os.Getenv("BATUTA_CASES"))
@@ -233,11 +233,18 @@ func (v *guest) compare(servers, flows int) {
 			first, delivered = v.flood(p.to.Addr(), flows, flows)
 			sent = flows
 		}
-		packets := min(max(flows, 20_000), 200_000) // of a million, the first ones again
-		known, more := v.flood(p.to.Addr(), flows, packets)
-		delivered, sent = delivered+more, sent+packets
+		// Of a million, the first ones again, twice: while all others were begun they
+		// had no packet for longer than planes remember their way.
+		packets, ways := min(max(flows, 20_000), 200_000), []string{p.name}
+		if flows > packets {
+			ways = []string{p.name + ", after a pause", p.name}
+		}
+		for _, way := range ways {
+			known, more := v.flood(p.to.Addr(), flows, packets)
+			v.add(measured{v.by, way, servers, flows, first.each, known.each, known.batch}, delivered+more, sent+packets)
+			delivered, sent = 0, 0
+		}
 		v.director(servers, flows, p.down)
-		v.add(measured{v.by, p.name, servers, flows, first.each, known.each, known.batch}, delivered, sent)
 	}
 }
 

@@ -74,7 +74,7 @@ func BenchmarkApply(b *testing.B) {
 			table = append(table, cells)
 		})
 	}
-	head("scheduler", "fresh, ms: p25", "p50", "max", "CPU", "one change, ms: p50", "max")
+	head(1, "scheduler", "fresh, ms: p25", "p50", "max", "CPU", "one change, ms: p50", "max")
 	for _, cells := range table {
 		row(cells...)
 	}

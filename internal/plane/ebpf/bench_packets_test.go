@@ -32,9 +32,19 @@ import (
 func TestBenchPackets(t *testing.T) {
 	benchmark(t, "packets")
 	neighbors(t) // none is asked for among the packets
-	head("flows", "way", "ns a packet", "range", "million packets/s, one processor", "above drop, ns", "of forwarding's")
-	for _, flows := range []uint32{1, 1 << 10, 1 << 17} {
-		t.Run(fmt.Sprint(flows), func(t *testing.T) { packets(t, flows) })
+	columns, rows := []string{"way"}, map[string][]string{}
+	for _, flows := range []struct {
+		n    uint32
+		text string
+	}{{1, "1 flow"}, {1 << 10, "1,024 flows"}, {1 << 17, "131,072 flows"}} {
+		columns = append(columns, flows.text+": ns (range)", "M packets/s", "of forwarding's, above drop")
+		t.Run(flows.text, func(t *testing.T) { packets(t, flows.n, rows) })
+	}
+	head(1, columns...)
+	for _, c := range courses(t) {
+		if cells := rows[c.name]; len(cells) > 0 { // nft may not be there
+			row(append([]string{c.name}, cells...)...)
+		}
 	}
 }
 
@@ -47,7 +57,7 @@ type course struct {
 	service      model.Change // by the plane, where it is one of a service
 }
 
-func packets(t *testing.T, flows uint32) {
+func courses(t *testing.T) []course {
 	plain, plain6 := "udp 10.1.0.50:1024 > 10.240.0.20:9 len=18", "udp [2001:db8:1::50]:1024 > [2001:db8:240::20]:9 len=18"
 	virtual := func(port int) string { return fmt.Sprintf("udp 10.1.0.50:1024 > 10.1.0.100:%d len=18", port) }
 	to := func(virtual string, forward model.Forward) model.Change {
@@ -64,7 +74,7 @@ func packets(t *testing.T, flows uint32) {
 		return c
 	}
 	virtual6 := "udp [2001:db8:1::50]:1024 > [2001:db8:1::100]:9 len=18"
-	courses := []course{
+	return []course{
 		{name: "drop", packet: plain, drop: true},
 		{name: "forwarding", packet: plain},
 		{name: "nft", packet: virtual(9), nft: true},
@@ -76,15 +86,19 @@ func packets(t *testing.T, flows uint32) {
 		{name: "forwarding, IPv6", packet: plain6},
 		{name: "masq, IPv6", packet: virtual6, service: to(virtual6, model.Masq)},
 	}
-	const rounds = 5
-	took := make([][]float64, len(courses))
+}
+
+// packets measures all courses by turns, and adds each one's cells to its row.
+func packets(t *testing.T, flows uint32, rows map[string][]string) {
+	rounds, all := int(number("ROUNDS", 5)), courses(t)
+	took := make([][]float64, len(all))
 	for range rounds {
-		for i, c := range courses {
+		for i, c := range all {
 			t.Run(c.name, func(t *testing.T) { took[i] = append(took[i], c.run(t, flows)) })
 		}
 	}
 	drop, forward := 0.0, 0.0
-	for i, c := range courses {
+	for i, c := range all {
 		if len(took[i]) < rounds {
 			continue // nft is not there
 		}
@@ -95,11 +109,11 @@ func packets(t *testing.T, flows uint32) {
 		case c.service.Op == 0 && !c.nft:
 			forward = ns
 		}
-		above, of := ns-drop, "–"
-		if forward > drop && !c.drop {
-			of = fmt.Sprintf("%.2f", above/(forward-drop))
+		of := ""
+		if !c.drop {
+			of = fmt.Sprintf("%.2f", (ns-drop)/(forward-drop))
 		}
-		row(fmt.Sprint(flows), c.name, fmt.Sprintf("%.0f", ns), rangeOf(took[i]), fmt.Sprintf("%.2f", 1000/ns), fmt.Sprintf("%.0f", above), of)
+		rows[c.name] = append(rows[c.name], fmt.Sprintf("%.0f (%s)", ns, rangeOf(took[i])), fmt.Sprintf("%.2f", 1000/ns), of)
 	}
 }
 

@@ -27,7 +27,7 @@ import (
 // first connection. make bench-start.
 func TestBenchStart(t *testing.T) {
 	benchmark(t, "start")
-	head("program", "of", "instructions", "looked at by the verifier", "verifier, ms", "load as a whole, ms", "CPU, ms", "range")
+	head(2, "program", "of", "instructions", "looked at by the verifier", "verifier, ms", "load as a whole, ms", "CPU, ms", "range")
 	objects, err := filepath.Glob("../../*/*_bpfel.o")
 	if err != nil {
 		t.Fatal(err)
@@ -47,7 +47,7 @@ func TestBenchStart(t *testing.T) {
 			loadTimes(t, spec, program, strings.TrimPrefix(filepath.Dir(name), "../../"))
 		}
 	}
-	head("the eBPF plane", "with", "ms: median", "CPU, ms", "range")
+	head(2, "the eBPF plane", "with", "ms: median", "CPU, ms", "range")
 	for _, mode := range []XDPMode{XDPOff, XDPOn} {
 		with := map[XDPMode]string{XDPOff: "tc", XDPOn: "tc and XDP"}[mode]
 		var fresh, again, cpu, cpuAgain []float64
@@ -81,7 +81,7 @@ func TestBenchStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	echoServer(t, rack0, "10.240.0.20:8000")
-	head("batuta director", "from", "ms to the first connection", "CPU, ms", "range")
+	head(2, "batuta director", "from", "ms to the first connection", "CPU, ms", "range")
 	for _, plane := range []string{"proxy", "ebpf"} {
 		var took, used []float64
 		for range 7 {
@@ -248,7 +248,7 @@ func TestBenchMemory(t *testing.T) {
 			continue
 		}
 		apply(t, p, addService(model.UDP, vip(0, 53), "rr"), addReal(model.UDP, vip(0, 53), udpReal, 1))
-		head("what", "of", "KB in all", "bytes a connection")
+		head(2, "what", "of", "KB in all", "bytes a connection")
 		var all uint64
 		for _, name := range names(sizes) {
 			b := sizes[name]

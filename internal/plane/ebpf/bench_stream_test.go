@@ -55,7 +55,7 @@ func TestBenchStream(t *testing.T) {
 		})
 	}
 	of := []string{"of forwarding's speed", "of its CPU"}
-	head(slices.Concat([]string{"way", "service", "64 KB packets: Gbit/s"}, of, []string{"merged by the director"}, of, []string{"no offloads"}, of)...)
+	head(2, slices.Concat([]string{"way", "service", "64 KB packets: Gbit/s"}, of, []string{"merged by the director"}, of, []string{"no offloads"}, of)...)
 	for _, r := range table {
 		row(r...)
 	}

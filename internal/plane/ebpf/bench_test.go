@@ -126,7 +126,7 @@ func BenchmarkProgram(b *testing.B) {
 	if nothing == 0 {
 		return // only some were asked for
 	}
-	head("path", "as measured, ns", "net, ns", "budget, net")
+	head(1, "path", "as measured, ns", "net, ns", "budget, net")
 	for _, cells := range table {
 		row(cells...)
 	}
@@ -151,10 +151,11 @@ func benchmark(t *testing.T, name string) {
 	fmt.Fprintf(os.Stdout, "Linux %s\n", unix.ByteSliceToString(u.Release[:]))
 }
 
-// head and row write a table of docs/performance.md.
-func head(cells ...string) {
+// head and row write a table of docs/performance.md: the first columns are
+// words, all others numbers.
+func head(words int, cells ...string) {
 	row(cells...)
-	fmt.Fprintln(os.Stdout, "|---|"+strings.Repeat("--:|", len(cells)-1))
+	fmt.Fprintln(os.Stdout, "|"+strings.Repeat("---|", words)+strings.Repeat("--:|", len(cells)-words))
 }
 
 func row(cells ...string) {
