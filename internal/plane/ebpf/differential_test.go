@@ -405,7 +405,11 @@ func (d *duel) learn() (opened netip.AddrPort) {
 				opened = r.Addr
 			}
 		}
-		if o := d.oracle.services[k]; o.chancy() {
+		o := d.oracle.services[k]
+		if o == nil || len(o.reals) != len(s.reals) {
+			d.fatal("%s: the plane has real servers %v; the oracle's service: %+v", k, s.reals, o)
+		}
+		if o.chancy() {
 			for i, r := range o.reals { // both are sorted by address
 				r.overloaded = d.plane.t.reals[s.reals[i].slot].Overloaded != 0
 			}
