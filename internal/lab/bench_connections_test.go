@@ -1,7 +1,6 @@
 package lab_test
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -43,7 +42,7 @@ func TestBenchConnections(t *testing.T) {
 	t.Run("Debian's kernel", func(t *testing.T) {
 		v.Counted, v.Memory, v.Output = true, 2048, os.Stderr
 		v.Files = map[string]string{"bin/tests": testBinary(t, "internal/lab")}
-		v.Env = []string{inVM + "=connections", "GOMAXPROCS=1", "BATUTA_COUNTED=1"}
+		v.Env = []string{inVM + "=connections", "GOMAXPROCS=1", "BATUTA_COUNTED=1", "ROUNDS=" + os.Getenv("ROUNDS")}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()
 		out, status, err := v.Run(ctx, "tests", "-test.v", "-test.run=^TestConnectionsWithin$", "-test.timeout=0")
@@ -140,11 +139,12 @@ func TestConnectionsWithin(t *testing.T) {
 		t.Setenv("BATUTA_CGROUP", group)
 	}
 	// A second of a machine that counts instructions takes ten and more.
-	rounds, seconds, rate, open := 5, 2*time.Second, 2000, 1000
+	rounds, seconds, rate, open := benchCount(t, "ROUNDS", 7), 2*time.Second, 2000, 1000
 	if os.Getenv("BATUTA_COUNTED") != "" {
-		rounds, seconds, rate, open = 3, 300*time.Millisecond, 500, 100
+		rounds, seconds, rate, open = benchCount(t, "ROUNDS", 3), 300*time.Millisecond, 500, 100
 	}
-	servers := begin(t, "rack", append([]string{"lab", "answer"}, socketsOf(vmServers(4))...)...)
+	servers := begin(t, "/run/netns/rack", "ready", append([]string{"answer"}, socketsOf(vmServers(4))...)...)
+	t.Cleanup(func() { _ = servers.in.Close(); _ = servers.cmd.Wait() })
 	var from []netip.AddrPort
 	for i := range 16 {
 		from = append(from, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, 0, byte(10 + i)}), 0))
@@ -167,7 +167,7 @@ func TestConnectionsWithin(t *testing.T) {
 				}
 			}
 			// Threads of the kernel that carry what nobody's own time did.
-			pids := []string{servers, "ksoftirqd"}
+			pids := []string{fmt.Sprint(servers.cmd.Process.Pid), "ksoftirqd"}
 			if r.name == "HAProxy" {
 				pids = append(pids, strings.TrimSpace(sh(t, "cat /run/haproxy.pid")))
 			}
@@ -221,30 +221,6 @@ func carryOut(t *testing.T, e errand) (got asked) {
 		t.Fatalf("client: %v: %s", err, trouble.String())
 	}
 	return got
-}
-
-// begin starts a process of this program that says when it is ready, and ends
-// with its standard input; its process ID is returned.
-func begin(t *testing.T, host string, args ...string) string {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "nsenter", append([]string{"--net=/run/netns/" + host, "tests"}, args...)...)
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = in.Close(); _ = cmd.Wait() })
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		t.Fatalf("%v: %q %v", args, line, err)
-	}
-	return fmt.Sprint(cmd.Process.Pid)
 }
 
 // cpuOf is the processor's time that processes have had: named by number, or
@@ -309,11 +285,15 @@ func connectionTable(t *testing.T, all map[string]*result, rounds int) {
 		if r == nil {
 			continue
 		}
-		above := make([]float64, rounds)
-		for i := range above {
-			above[i] = r.cpu[i] - all["forward"].cpu[i]
+		var above string
+		if p.name != "forward" {
+			each := make([]float64, rounds)
+			for i := range each {
+				each[i] = r.cpu[i] - all["forward"].cpu[i]
+			}
+			above = spread(each, "%+.1f")
 		}
-		fmt.Fprintf(os.Stdout, "| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", p.name, spread(r.perSecond, "%.0f"), spread(r.cpu, "%.1f"), spread(above, "%+.1f"),
+		fmt.Fprintf(os.Stdout, "| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", p.name, spread(r.perSecond, "%.0f"), spread(r.cpu, "%.1f"), above,
 			micros(r.connection, 500), micros(r.connection, 990), micros(r.request, 500), micros(r.request, 990), micros(r.request, 999))
 	}
 }
@@ -322,7 +302,7 @@ func connectionTable(t *testing.T, all map[string]*result, rounds int) {
 func spread(all []float64, format string) string {
 	sorted := slices.Sorted(slices.Values(all))
 	n := len(sorted)
-	return fmt.Sprintf(format+" ("+format+" – "+format+")", sorted[n/2], sorted[0], sorted[n-1])
+	return fmt.Sprintf(format+" ("+format+"–"+format+")", sorted[n/2], sorted[0], sorted[n-1])
 }
 
 // micros sorts, and writes microseconds.

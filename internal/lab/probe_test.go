@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"runtime"
 	"runtime/debug"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -20,14 +19,47 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// A helper is a process of this program, in a network of its own, that ends with
+// its standard input.
+type helper struct {
+	cmd *exec.Cmd
+	in  io.Closer
+	out *bufio.Reader
+}
+
+// begin starts a helper, "lab" and its words, in the network of a file, and
+// waits until it says that it is ready.
+func begin(t *testing.T, network, ready string, words ...string) *helper {
+	t.Helper()
+	self, err := os.Executable() // for nsenter /proc/self/exe is another
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &helper{cmd: exec.CommandContext(t.Context(), "nsenter", append([]string{"--net=" + network, self, "lab"}, words...)...)}
+	h.cmd.Stderr = os.Stderr
+	if h.in, err = h.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := h.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.out = bufio.NewReader(out)
+	if err := h.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := h.out.ReadString('\n'); line != ready+"\n" {
+		t.Fatalf("%v said %q, %v", words, line, err)
+	}
+	return h
+}
+
 // prober is a client that pings an address each millisecond, in a process of
 // its own, which lives in a node's network. It says who answers when that
 // changes, and the rest at its end.
 type prober struct {
 	*testing.T
-	cmd *exec.Cmd
-	end io.Closer
-	out *bufio.Reader
+	*helper
 }
 
 // sighting is one packet that came to the client from whoever has the address.
@@ -40,36 +72,14 @@ type sighting struct {
 // startProber starts a client in the network namespace of a process of the node.
 func startProber(t *testing.T, pid int, vip string) *prober {
 	t.Helper()
-	cmd := exec.Command("nsenter", "--net=/proc/"+strconv.Itoa(pid)+"/ns/net", "/proc/self/exe", "lab", "probe", "eth0", vip)
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd.Args[2] = self // for nsenter /proc/self/exe is another
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	p := &prober{t, cmd, in, bufio.NewReader(out)}
-	if line, err := p.out.ReadString('\n'); line != "probing\n" {
-		t.Fatalf("the probing client said %q, %v", line, err)
-	}
-	return p
+	return &prober{t, begin(t, fmt.Sprintf("/proc/%d/ns/net", pid), "probing", "probe", "eth0", vip)}
 }
 
 // await returns when that card answers, at once: nobody asks meanwhile. It is
 // false if it does not for a minute; the client has ended then.
 func (p *prober) await(mac string) bool {
 	p.Helper()
-	stop := time.AfterFunc(time.Minute, func() { p.end.Close() })
+	stop := time.AfterFunc(time.Minute, func() { p.in.Close() })
 	defer stop.Stop()
 	for {
 		switch line, err := p.out.ReadString('\n'); {
@@ -86,7 +96,7 @@ func (p *prober) await(mac string) bool {
 // seen ends the client and returns what it saw, in the order of the kernel.
 func (p *prober) seen() []sighting {
 	p.Helper()
-	p.end.Close()
+	p.in.Close()
 	var all []sighting
 	for {
 		line, err := p.out.ReadString('\n')
