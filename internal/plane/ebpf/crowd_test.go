@@ -136,7 +136,7 @@ func (c *crowd) survives(what string, do func()) {
 	c.say("rest")
 	c.hear(what + ": busy connections")
 	c.survived("after the " + what)
-	c.t.Logf("%s: %v, 0 of %d connections lost", what, took.Round(time.Millisecond), c.n)
+	c.t.Logf("| %s | %v | 0 of %d |", what, took.Round(time.Millisecond), c.n) // a row of docs/performance.md
 }
 
 // beCrowd is one of the processes: words are its own address, the number of
@@ -238,7 +238,9 @@ func TestNothingIsLost(t *testing.T) {
 		}
 		p = open(t, o)
 	}
-	c.survives("reload", func() {
+	t.Log("| event | took | lost |")
+	t.Log("|---|--:|--:|")
+	c.survives("reload: a service comes and goes, another scheduler, other weights", func() {
 		apply(t, p, addService(model.TCP, vip(1, 80), "wrr"), addReal(model.TCP, vip(1, 80), "10.240.0.21:80", 3),
 			addService(model.TCP, to, "wlc"), addReal(model.TCP, to, reals[0], 0), addReal(model.TCP, to, reals[1], 7))
 		gone := addService(model.TCP, vip(1, 80), "")
@@ -247,11 +249,11 @@ func TestNothingIsLost(t *testing.T) {
 	})
 	c.survives("restart", restart)
 	c.survives("update of the program", func() { mutate(t, p, func(ins asm.Instructions) int { return len(ins) }) })
-	c.survives("restart of an updated program", restart)
+	c.survives("restart of the updated program", restart)
 	if f, err := p.Flows(t.Context()); err != nil || len(f) < connections {
 		t.Errorf("%d connections in the table, %v; want %d", len(f), err, connections)
 	}
-	c.survives("update to another layout", func() {
+	c.survives("update to another layout of the table", func() {
 		ofAnotherVersion(p)
 		restart()
 	})
