@@ -71,9 +71,9 @@ func TestInstructionsWithin(t *testing.T) {
 	if os.Getenv(inVM) != "icount" {
 		t.Skip("runs in the virtual machine of TestInstructions")
 	}
-	// A queue between veth pairs that holds all of a flood: there is one processor,
-	// and the sender may go on before the receiver.
-	sh(t, `echo 1000000 >/proc/sys/net/core/netdev_max_backlog
+	// A queue between veth pairs that holds what is sent in a slice of time: there is
+	// one processor, and the sender may have it for that long before the receiver.
+	sh(t, `echo 10000 >/proc/sys/net/core/netdev_max_backlog
 		for m in virtio_net veth pktgen nf_tables nft_nat nft_numgen nft_chain_nat sch_ingress cls_bpf; do modprobe $m; done
 		modprobe ip_vs conn_tab_bits=20; modprobe nf_conntrack
 		echo 1048576 >/sys/module/nf_conntrack/parameters/hashsize; echo 2000000 >/proc/sys/net/netfilter/nf_conntrack_max
