@@ -23,6 +23,7 @@ import (
 	"github.com/batuta-ha/batuta/internal/link"
 	"github.com/batuta-ha/batuta/internal/messenger"
 	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/rig"
 )
 
 // How long each case is measured; $BATUTA_BENCH_SECONDS sets another.
@@ -72,9 +73,9 @@ func TestBenchCost(t *testing.T) {
 		pid := started(t, a)
 		started(t, b)
 		time.Sleep(7 * time.Second) // a node's first moments are over
-		before, packets := used(t, pid), udpPackets(t)
+		before, packets := rig.Ran(t, pid), udpPackets(t)
 		time.Sleep(10 * time.Second)
-		cpu, packets := used(t, pid)-before, udpPackets(t)-packets
+		cpu, packets := rig.Ran(t, pid)-before, udpPackets(t)-packets
 		fmt.Printf("| %s | %d | %.2f %% |\n", keepalive, packets/10, 100*cpu.Seconds()/10)
 		for _, c := range []*exec.Cmd{a, b} {
 			_ = c.Process.Kill()
@@ -100,25 +101,6 @@ func started(t *testing.T, cmd *exec.Cmd) (pid int) {
 	}
 	go func() { _, _ = io.Copy(io.Discard, out) }()
 	return pid
-}
-
-// used is the processor time of a process, from /proc/PID/schedstat of its threads.
-func used(t *testing.T, pid int) (sum time.Duration) {
-	t.Helper()
-	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, task := range tasks {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/schedstat", pid, task.Name()))
-		if err != nil {
-			continue
-		}
-		var ns int64
-		_, _ = fmt.Sscan(string(b), &ns)
-		sum += time.Duration(ns)
-	}
-	return sum
 }
 
 // udpPackets is how many datagrams this host has delivered.

@@ -11,12 +11,15 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/batuta-ha/batuta/internal/rig"
 )
 
 // TestBenchConnections measures short TCP connections through a director, and
@@ -167,9 +170,13 @@ func TestConnectionsWithin(t *testing.T) {
 				}
 			}
 			// Threads of the kernel that carry what nobody's own time did.
-			pids := []string{fmt.Sprint(servers.cmd.Process.Pid), "ksoftirqd"}
+			pids := append(rig.Named(t, "ksoftirqd/*"), servers.cmd.Process.Pid)
 			if r.name == "HAProxy" {
-				pids = append(pids, strings.TrimSpace(sh(t, "cat /run/haproxy.pid")))
+				pid, err := strconv.Atoi(strings.TrimSpace(sh(t, "cat /run/haproxy.pid")))
+				if err != nil {
+					t.Fatal(err)
+				}
+				pids = append(pids, pid)
 			}
 			all[r.name].round(t, errand{To: to, From: from, Sockets: 32, For: seconds}, errand{To: to, From: from, Sockets: open, For: seconds, Rate: rate}, pids)
 			onDirector(t, r.down)
@@ -186,11 +193,11 @@ func onDirector(t *testing.T, script string) {
 }
 
 // round adds one round's numbers.
-func (r *result) round(t *testing.T, connections, requests errand, pids []string) {
+func (r *result) round(t *testing.T, connections, requests errand, pids []int) {
 	t.Helper()
-	before := cpuOf(t, pids)
+	before := rig.Ran(t, pids...)
 	got := carryOut(t, connections)
-	others := float64(cpuOf(t, pids)-before) / float64(got.Made)
+	others := float64(rig.Ran(t, pids...)-before) / float64(got.Made)
 	n := len(got.Latency)
 	for i, one := range got.By[:4] {
 		if one < n/8 {
@@ -221,36 +228,6 @@ func carryOut(t *testing.T, e errand) (got asked) {
 		t.Fatalf("client: %v: %s", err, trouble.String())
 	}
 	return got
-}
-
-// cpuOf is the processor's time that processes have had: named by number, or
-// threads of the kernel by how their names begin.
-func cpuOf(t *testing.T, which []string) (all time.Duration) {
-	t.Helper()
-	for _, w := range which {
-		pids := []string{w}
-		if w[0] < '0' || w[0] > '9' {
-			pids = strings.Fields(sh(t, "grep -ls '^"+w+"/' /proc/[0-9]*/comm | cut -d/ -f3"))
-		}
-		for _, pid := range pids {
-			threads, err := filepath.Glob("/proc/" + pid + "/task/*/schedstat")
-			if err != nil || len(threads) == 0 {
-				t.Fatalf("process %s: gone, or no schedstat: %v", pid, err)
-			}
-			for _, name := range threads {
-				text, err := os.ReadFile(name)
-				if err != nil {
-					t.Fatal(err)
-				}
-				var ran int64
-				if _, err := fmt.Sscan(string(text), &ran); err != nil {
-					t.Fatal(err)
-				}
-				all += time.Duration(ran)
-			}
-		}
-	}
-	return all
 }
 
 func socketsOf(addrs []netip.Addr) (all []string) {

@@ -1,8 +1,8 @@
 // Package rig is what tests of other rooms stand on: the test binary in
-// namespaces of its own, the demand for root, the program as it is shipped. A
-// test's needs come in; the test run, or a skip with its reason, comes out. It
-// never touches the namespaces that it was started in, and nothing but tests
-// imports it.
+// namespaces of its own, the demand for root, the program as it is shipped, what
+// processes have used of processors. A test's needs come in; the test run, or a
+// skip with its reason, comes out. It never touches the namespaces that it was
+// started in, and nothing but tests imports it.
 package rig
 
 import (
@@ -10,11 +10,15 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // inside is set in the environment of a test binary that runs in namespaces of
@@ -88,3 +92,47 @@ var Program = sync.OnceValues(func() (string, error) {
 	}
 	return out, nil
 })
+
+// Ran is how long the threads of processes have run, to the nanosecond
+// (/proc/PID/task/*/schedstat); those that have ended are not in it.
+func Ran(t testing.TB, pids ...int) (all time.Duration) {
+	t.Helper()
+	for _, pid := range pids {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+		if err != nil || len(threads) == 0 {
+			t.Fatalf("process %d: gone, or a kernel without schedstat (%v)", pid, err)
+		}
+		for _, name := range threads {
+			text, err := os.ReadFile(name)
+			if err != nil {
+				continue // a thread that has ended
+			}
+			var ns int64
+			if _, err := fmt.Sscan(string(text), &ns); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			all += time.Duration(ns)
+		}
+	}
+	return all
+}
+
+// Named is the processes and threads of the kernel of a name, which may be a
+// pattern of path.Match: ksoftirqd/0.
+func Named(t testing.TB, pattern string) (pids []int) {
+	t.Helper()
+	names, err := filepath.Glob("/proc/[0-9]*/comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		comm, _ := os.ReadFile(name)
+		if is, err := path.Match(pattern, strings.TrimSpace(string(comm))); err != nil {
+			t.Fatal(err)
+		} else if is {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}

@@ -4,9 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -18,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/rig"
 )
 
 // TestBenchPackets makes UDP packets of 64 bytes within the kernel, as many as
@@ -330,15 +329,7 @@ func softTime(t *testing.T, cpu int) time.Duration {
 	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &all); err != nil {
 		t.Fatal(err)
 	}
-	names, _ := filepath.Glob("/proc/[0-9]*/comm")
-	for _, name := range names {
-		comm, _ := os.ReadFile(name)
-		if strings.TrimSpace(string(comm)) != fmt.Sprintf("ksoftirqd/%d", cpu) {
-			continue
-		}
-		return time.Duration(all.Nano()) + ran(t, filepath.Join(filepath.Dir(name), "schedstat"))
-	}
-	return time.Duration(all.Nano())
+	return time.Duration(all.Nano()) + rig.Ran(t, rig.Named(t, fmt.Sprintf("ksoftirqd/%d", cpu))...)
 }
 
 func nft(t *testing.T, script string) {

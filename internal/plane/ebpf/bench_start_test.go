@@ -133,7 +133,7 @@ func startDirector(t *testing.T, program, plane string) (took, cpu time.Duration
 		}
 		time.Sleep(time.Millisecond)
 	}
-	return time.Since(began), ran(t, fmt.Sprintf("/proc/%d/task/*/schedstat", cmd.Process.Pid))
+	return time.Since(began), rig.Ran(t, cmd.Process.Pid)
 }
 
 // dial makes a connection to the service, and ends it. It does not wait for a

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -169,23 +168,4 @@ func row(cells ...string) {
 func middle(all []float64) float64 {
 	sorted := slices.Sorted(slices.Values(all))
 	return sorted[len(sorted)/2]
-}
-
-// ran is how long threads have run, by their files (proc(5), schedstat).
-func ran(t *testing.T, pattern string) (all time.Duration) {
-	t.Helper()
-	names, err := filepath.Glob(pattern)
-	if err != nil || len(names) == 0 {
-		t.Fatalf("%s: no thread, %v", pattern, err)
-	}
-	for _, name := range names {
-		var ns int64
-		if text, err := os.ReadFile(name); err != nil {
-			t.Fatal(err)
-		} else if _, err := fmt.Sscan(string(text), &ns); err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		all += time.Duration(ns)
-	}
-	return all
 }
