@@ -53,6 +53,15 @@ type Flow struct {
 	EngineData string `json:"pe_data,omitempty"`
 }
 
+// Binding is what a persistent service remembers of a client: its next
+// connections get that real server.
+type Binding struct {
+	Service ServiceKey
+	Client  netip.Addr // or its network, under the service's mask
+	Real    netip.AddrPort
+	Expires time.Duration // until it is forgotten if nothing more is heard
+}
+
 // PlaneInfo describes a plane for people.
 type PlaneInfo struct {
 	Name   string `json:"name"`   // ipvs, ebpf, proxy, memory

@@ -19,20 +19,27 @@ import (
 type predecessor interface {
 	// rows are what the new plane takes over.
 	rows(ctx context.Context) (model.Table, error)
-	// release leaves new connections to the new plane, and is repeated while
-	// it drains. It returns how many are still open.
-	release(ctx context.Context) (open int, err error)
-	// remove takes away what is left, when none is open any more.
+	// bindings are which clients of persistent services have which real server.
+	bindings(ctx context.Context) ([]model.Binding, error)
+	// release leaves new connections of the services that the new plane has to
+	// it, and is repeated while it drains.
+	release(ctx context.Context) (left, error)
+	// remove takes away what is left, when nothing is open any more.
 	remove(ctx context.Context) error
 	close()
 	String() string
+}
+
+// left is what a predecessor still has.
+type left struct {
+	open int // connections
+	kept int // services that the new plane does not have: it has refused them
 }
 
 // swap is the task that ends a plane whose place was taken.
 type swap struct {
 	from  predecessor
 	sink  model.Sink
-	every time.Duration
 	ready chan struct{}
 }
 
@@ -42,64 +49,75 @@ type swap struct {
 func swapIn(ctx context.Context, p plane.Plane, sink model.Sink, directors []model.Director) []Task {
 	var tasks []Task
 	for _, from := range predecessors(p, sink, directors) {
-		say := func(l model.Level, text string) {
-			sink(model.Event{At: time.Now(), Level: l, Source: "plane", Kind: "plane-swap", Text: text})
-		}
-		open, err := takeOver(ctx, p, from)
+		text, err := takeOver(ctx, p, from)
+		tellSwap(sink, model.LevelNotice, text)
 		if err != nil {
-			say(model.LevelError, fmt.Sprintf("take the place of %s: %v", from, err))
-		} else {
-			say(model.LevelNotice, fmt.Sprintf("plane %s takes the place of %s; its %d open connections go on there until they end", p.Info().Name, from, open))
+			tellSwap(sink, model.LevelError, fmt.Sprintf("take the place of %s: %v", from, err))
 		}
 		ready := make(chan struct{})
 		close(ready)
-		tasks = append(tasks, &swap{from: from, sink: sink, every: time.Second, ready: ready})
+		tasks = append(tasks, &swap{from: from, sink: sink, ready: ready})
 	}
 	return tasks
 }
 
+func tellSwap(sink model.Sink, l model.Level, text string) {
+	if text != "" {
+		sink(model.Event{At: time.Now(), Level: l, Source: "plane", Kind: "plane-swap", Text: text})
+	}
+}
+
 // predecessors are the planes whose place p takes. What cannot be looked at is told.
 func predecessors(p plane.Plane, sink model.Sink, directors []model.Director) []predecessor {
-	var (
-		found []predecessor
-		err   error
-	)
+	var found []predecessor
+	unknown := func(err error) {
+		if err != nil {
+			tellSwap(sink, model.LevelError, fmt.Sprintf("whether another plane has left a table in the kernel cannot be found out: %v; "+
+				"it may go on balancing beside this one: end it with the plane that made it", err))
+		}
+	}
 	switch p.Info().Name {
 	case "ipvs", "proxy":
-		var all []*ebpf.Retired
-		var now *ebpf.Retired
-		if all, err = ebpf.AllRetired(""); err == nil {
-			now, err = ebpf.Retire("")
-		}
+		all, failed := ebpf.AllRetired("")
 		for _, r := range all {
-			found = append(found, &retiredTable{r: r, known: true})
+			found = append(found, &retiredTable{r: r, next: p, known: true})
 		}
+		for _, err := range failed {
+			l := model.LevelError
+			if errors.Is(err, ebpf.ErrOtherNamespace) {
+				l = model.LevelNotice
+			}
+			tellSwap(sink, l, err.Error())
+		}
+		now, err := ebpf.Retire("")
 		if now != nil {
-			found = append(found, &retiredTable{r: now})
+			found = append(found, &retiredTable{r: now, next: p})
+		}
+		if !errors.Is(err, ebpf.ErrOtherNamespace) { // whose table is nothing to this one
+			unknown(err)
 		}
 	case "ebpf":
 		if _, none := os.Stat("/proc/net/ip_vs"); none != nil {
 			return nil // not loaded, and it need not be
 		}
-		var old *quietIPVS
-		if old, err = openQuietIPVS(p, directors); old != nil {
+		old, err := openQuietIPVS(p, directors)
+		if old != nil {
 			found = append(found, old)
 		}
-	}
-	// Another namespace's table is nothing to this one.
-	if err != nil && !errors.Is(err, ebpf.ErrOtherNamespace) {
-		sink(model.Event{At: time.Now(), Level: model.LevelWarning, Source: "plane", Kind: "plane-swap",
-			Text: fmt.Sprintf("whether another plane has left a table in the kernel cannot be found out: %v", err)})
+		unknown(err)
 	}
 	return found
 }
 
-// takeOver fills p before its predecessor lets go.
-func takeOver(ctx context.Context, p plane.Plane, from predecessor) (open int, err error) {
+// takeOver fills p before its predecessor lets go, and says what was done. What
+// p refuses stays with its predecessor; where it took nothing all does.
+func takeOver(ctx context.Context, p plane.Plane, from predecessor) (text string, err error) {
 	t, err := from.rows(ctx)
 	if err != nil {
-		return 0, err
+		return "", err
 	}
+	// Listed before p serves: it may take a while, in which p would bind clients anew.
+	bindings, unlisted := from.bindings(ctx)
 	var changes []model.Change
 	for _, v := range t.Services {
 		changes = append(changes, model.Change{Op: model.ServiceAdd, Service: v})
@@ -107,11 +125,37 @@ func takeOver(ctx context.Context, p plane.Plane, from predecessor) (open int, e
 			changes = append(changes, model.Change{Op: model.RealAdd, Service: v, Real: r})
 		}
 	}
+	var refused error
 	if len(changes) > 0 {
-		err = p.Apply(ctx, changes)
+		refused = p.Apply(ctx, changes)
 	}
-	open, released := from.release(ctx)
-	return open, errors.Join(err, released)
+	var row *plane.RowError
+	if refused != nil && !errors.As(refused, &row) {
+		return "", fmt.Errorf("%w; %s carries all as before, until the new plane has its services", refused, from)
+	}
+	bound, unbound := bind(ctx, p, bindings)
+	now, unreleased := from.release(ctx)
+	text = fmt.Sprintf("plane %s takes the place of %s; its %d open connections go on there until they end", p.Info().Name, from, now.open)
+	if bound != "" {
+		text += "; " + bound
+	}
+	if now.kept > 0 {
+		refused = errors.Join(refused, fmt.Errorf("%d services that plane %s has refused stay with %s, as they were: mend them, or take the plane back", now.kept, p.Info().Name, from))
+	}
+	return text, errors.Join(unlisted, refused, unbound, unreleased)
+}
+
+// bind gives p the bindings, as far as it takes any, and says so.
+func bind(ctx context.Context, p plane.Plane, bindings []model.Binding) (text string, err error) {
+	if len(bindings) == 0 {
+		return "", nil
+	}
+	to, ok := plane.As[plane.Binder](p)
+	if !ok {
+		return fmt.Sprintf("%d clients of persistent services may get another real server: plane %s takes no bindings over", len(bindings), p.Info().Name), nil
+	}
+	n, err := to.Bind(ctx, bindings)
+	return fmt.Sprintf("%d of %d clients of persistent services keep their real servers", n, len(bindings)), err
 }
 
 // Run ends the old plane once its connections have. It returns with ctx only:
@@ -125,27 +169,27 @@ func (s *swap) Run(ctx context.Context) error {
 
 // drain returns when the old plane is gone, or with ctx.
 func (s *swap) drain(ctx context.Context) {
-	tick := time.NewTicker(s.every)
-	defer tick.Stop()
+	again := time.NewTimer(plane.Pace(0))
+	defer again.Stop()
 	for said := false; ; {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-again.C:
 		}
-		open, err := s.from.release(ctx)
-		if err == nil && open == 0 {
+		begin := time.Now()
+		now, err := s.from.release(ctx)
+		if err == nil && now == (left{}) {
 			if err = s.from.remove(ctx); err == nil {
-				s.sink(model.Event{At: time.Now(), Level: model.LevelNotice, Source: "plane", Kind: "plane-swap",
-					Text: "the last connection of " + s.from.String() + " has ended; it is gone"})
+				tellSwap(s.sink, model.LevelNotice, "the last connection of "+s.from.String()+" has ended; it is gone")
 				return
 			}
 		}
 		if err != nil && !said && ctx.Err() == nil {
 			said = true
-			s.sink(model.Event{At: time.Now(), Level: model.LevelWarning, Source: "plane", Kind: "plane-swap",
-				Text: fmt.Sprintf("end %s: %v; it is tried again each second", s.from, err)})
+			tellSwap(s.sink, model.LevelWarning, fmt.Sprintf("end %s: %v; it is tried again and again", s.from, err))
 		}
+		again.Reset(plane.Pace(time.Since(begin)))
 	}
 }
 
@@ -157,7 +201,8 @@ func (s *swap) String() string { return "end of " + s.from.String() }
 // retiredTable is a table of the eBPF plane.
 type retiredTable struct {
 	r     *ebpf.Retired
-	known bool // its rows were taken over in an earlier life
+	next  plane.Plane // in its place
+	known bool        // its rows were taken over in an earlier life
 }
 
 func (t *retiredTable) rows(context.Context) (model.Table, error) {
@@ -167,11 +212,24 @@ func (t *retiredTable) rows(context.Context) (model.Table, error) {
 	return t.r.Table(), nil
 }
 
-func (t *retiredTable) release(context.Context) (int, error) {
-	if err := t.r.Release(); err != nil {
-		return 0, err
+func (t *retiredTable) bindings(context.Context) ([]model.Binding, error) {
+	if t.known {
+		return nil, nil
 	}
-	return t.r.Connections(), nil
+	return t.r.Bindings()
+}
+
+func (t *retiredTable) release(ctx context.Context) (now left, err error) {
+	next, err := t.next.Read(ctx)
+	if err != nil {
+		return now, err
+	}
+	taken := keys(next)
+	if now.kept, err = t.r.Release(func(k model.ServiceKey) bool { return taken[k] }); err != nil {
+		return now, err
+	}
+	now.open = t.r.Connections()
+	return now, nil
 }
 
 func (t *retiredTable) remove(context.Context) error { return t.r.Remove() }
@@ -184,7 +242,12 @@ func (t *retiredTable) String() string               { return "the eBPF plane's 
 type quietIPVS struct {
 	old    plane.Plane
 	new    passer
-	missed model.Table // services that the new plane does not have yet
+	wanted map[model.ServiceKey]bool // of the configuration, or the new plane's
+	missed model.Table               // services that the new plane does not have yet
+
+	ours   map[model.ServiceKey]bool // that the new plane has or had: they are ended here
+	passed int                       // connections that the new plane was last told to let by
+	looked bool                      // for them, with all of ours
 }
 
 // passer is a plane that leaves connections to another one behind it.
@@ -219,17 +282,16 @@ func quiet(ctx context.Context, old plane.Plane, next passer, directors []model.
 	if err != nil {
 		return nil, err
 	}
-	wanted := keys(now)
+	q := &quietIPVS{old: old, new: next, wanted: keys(now), ours: map[model.ServiceKey]bool{}}
 	for _, d := range directors {
 		for _, s := range d.Services {
-			wanted[s.Virtual.Key] = true
+			q.wanted[s.Virtual.Key] = true
 		}
 	}
-	q := &quietIPVS{old: old, new: next}
 	found, there := false, keys(now)
 	for _, v := range have.Services {
-		found = found || wanted[v.Key]
-		if wanted[v.Key] && !there[v.Key] {
+		found = found || q.wanted[v.Key]
+		if q.wanted[v.Key] && !there[v.Key] {
 			q.missed.Services = append(q.missed.Services, v)
 		}
 	}
@@ -249,31 +311,50 @@ func keys(t model.Table) map[model.ServiceKey]bool {
 
 func (q *quietIPVS) rows(context.Context) (model.Table, error) { return q.missed, nil }
 
+func (q *quietIPVS) bindings(ctx context.Context) ([]model.Binding, error) {
+	from, ok := plane.As[plane.Bound](q.old)
+	if !ok {
+		return nil, nil
+	}
+	all, err := from.Bindings(ctx)
+	return slices.DeleteFunc(all, func(b model.Binding) bool { return !q.wanted[b.Service] }), err
+}
+
 // passBy keeps datagrams of open connections, and repeated SYNs of half-open
 // ones, away from the new plane. All other packets of its predecessor's
 // connections it lets go by itself.
 func (q *quietIPVS) passBy(ctx context.Context) error {
-	flows, err := q.old.Flows(ctx)
+	flows, err := search(ctx, q.old, func(f model.Flow) bool {
+		return f.Client.Port() != 0 && (f.Proto != model.TCP || f.State == "SYN_RECV") && f.Proto != model.ProtocolNone
+	})
 	if err != nil {
 		return err
 	}
-	return q.new.PassBy(ctx, slices.DeleteFunc(flows, func(f model.Flow) bool {
-		return f.Client.Port() == 0 || f.Proto == model.TCP && f.State != "SYN_RECV" || f.Proto == model.ProtocolNone
-	}))
+	q.passed = len(flows)
+	return q.new.PassBy(ctx, flows)
 }
 
-func (q *quietIPVS) release(ctx context.Context) (open int, err error) {
+// search lists the connections of p that are wanted.
+func search(ctx context.Context, p plane.Plane, wanted func(model.Flow) bool) ([]model.Flow, error) {
+	if s, ok := plane.As[plane.Searcher](p); ok {
+		return s.Search(ctx, wanted)
+	}
+	flows, err := p.Flows(ctx)
+	return slices.DeleteFunc(flows, func(f model.Flow) bool { return !wanted(f) }), err
+}
+
+func (q *quietIPVS) release(ctx context.Context) (is left, err error) {
 	now, err := q.new.Read(ctx)
 	if err != nil {
-		return 0, err
+		return is, err
 	}
 	have, err := q.old.Read(ctx)
 	if err != nil {
-		return 0, err
+		return is, err
 	}
 	counters, err := q.old.Counters(ctx)
 	if err != nil {
-		return 0, err
+		return is, err
 	}
 	busy := map[model.ServiceKey]int{}
 	for _, c := range counters {
@@ -281,13 +362,19 @@ func (q *quietIPVS) release(ctx context.Context) (open int, err error) {
 			busy[c.Key] += int(r.Active + r.Inactive)
 		}
 	}
-	ours := keys(now)
+	has := keys(now)
 	var changes []model.Change
 	for _, v := range have.Services {
-		if !ours[v.Key] {
+		if has[v.Key] && !q.ours[v.Key] {
+			q.ours[v.Key], q.looked = true, false
+		}
+		if !q.ours[v.Key] {
+			if q.wanted[v.Key] {
+				is.kept++
+			}
 			continue
 		}
-		open += busy[v.Key]
+		is.open += busy[v.Key]
 		if busy[v.Key] == 0 {
 			changes = append(changes, model.Change{Op: model.ServiceDelete, Service: v})
 			continue
@@ -299,7 +386,15 @@ func (q *quietIPVS) release(ctx context.Context) (open int, err error) {
 			}
 		}
 	}
-	return open, errors.Join(q.old.Apply(ctx, changes), q.passBy(ctx))
+	err = q.old.Apply(ctx, changes)
+	// The list of all connections costs more than all else. New ones that are to
+	// be let by come with new services only; afterwards they become fewer.
+	if !q.looked || q.passed > 0 {
+		listed := q.passBy(ctx)
+		q.looked = listed == nil
+		err = errors.Join(err, listed)
+	}
+	return is, err
 }
 
 func (q *quietIPVS) remove(ctx context.Context) error { return q.new.PassBy(ctx, nil) }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -28,9 +29,25 @@ type listPlane struct {
 	flows  []model.Flow
 	passed []model.Flow
 	active map[model.ServiceKey]uint64
+	listed int                        // how often Flows was asked
+	refuse func([]model.Change) error // Apply; nil: nothing
 }
 
-func (p *listPlane) Flows(context.Context) ([]model.Flow, error) { return slices.Clone(p.flows), nil }
+func (p *listPlane) Flows(context.Context) ([]model.Flow, error) {
+	p.listed++
+	return slices.Clone(p.flows), nil
+}
+
+func (p *listPlane) Apply(ctx context.Context, changes []model.Change) error {
+	if p.refuse != nil {
+		if err := p.refuse(changes); err != nil {
+			return err
+		}
+	}
+	return p.Plane.Apply(ctx, changes)
+}
+
+func (p *listPlane) Unwrap() plane.Plane { return p.Plane }
 
 func (p *listPlane) PassBy(_ context.Context, flows []model.Flow) error {
 	p.passed = flows
@@ -59,10 +76,11 @@ type stubborn struct {
 	fails int
 }
 
-func (s *stubborn) rows(context.Context) (model.Table, error) { return model.Table{}, nil }
-func (s *stubborn) release(context.Context) (int, error) {
+func (s *stubborn) rows(context.Context) (model.Table, error)         { return model.Table{}, nil }
+func (s *stubborn) bindings(context.Context) ([]model.Binding, error) { return nil, nil }
+func (s *stubborn) release(context.Context) (left, error) {
 	s.log = append(s.log, "release")
-	return 0, nil
+	return left{}, nil
 }
 
 func (s *stubborn) remove(context.Context) error {
@@ -81,7 +99,7 @@ func TestOldPlaneIsRemovedInTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		old := &stubborn{fails: 2}
 		var told []string
-		task := &swap{from: old, every: time.Second, sink: func(e model.Event) { told = append(told, e.Text) }}
+		task := &swap{from: old, sink: func(e model.Event) { told = append(told, e.Text) }}
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
 		go func() { ended <- task.Run(ctx) }()
@@ -93,83 +111,219 @@ func TestOldPlaneIsRemovedInTheEnd(t *testing.T) {
 		if d := cmp.Diff([]string{"release", "remove", "release", "remove", "release", "remove", "close"}, old.log); d != "" {
 			t.Errorf("(-want +got):\n%s", d)
 		}
-		if d := cmp.Diff([]string{"end the old plane: device or resource busy; it is tried again each second", "the last connection of the old plane has ended; it is gone"}, told); d != "" {
+		if d := cmp.Diff([]string{"end the old plane: device or resource busy; it is tried again and again", "the last connection of the old plane has ended; it is gone"}, told); d != "" {
 			t.Errorf("told (-want +got):\n%s", d)
 		}
 	})
 }
 
-// What the configuration names goes over, weights of the old plane become 0, a
-// service leaves it with its last connection, and what is others' stays.
-func TestSwapFromIPVSStepByStep(t *testing.T) {
-	ctx := t.Context()
-	key := func(text string) model.ServiceKey {
-		k, err := model.ParseServiceKey(text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return k
-	}
-	web, dns, other := key("tcp 10.1.0.100:80"), key("udp 10.1.0.100:53"), key("tcp 10.9.9.9:443")
-	fill := func(p plane.Plane, weight int, keys ...model.ServiceKey) {
-		for _, k := range keys {
-			v := model.VirtualService{Key: k, Scheduler: "rr"}
-			r := model.RealServer{Addr: netip.AddrPortFrom(netip.MustParseAddr("10.240.0.20"), k.Addr.Port()), Forward: model.Masq, Weight: weight}
-			if err := p.Apply(ctx, []model.Change{{Op: model.ServiceAdd, Service: v}, {Op: model.RealAdd, Service: v, Real: r}}); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	fresh := func() *listPlane {
-		p, err := memory.New(memory.Options{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return &listPlane{Plane: p}
-	}
-	old, next := fresh(), fresh()
-	fill(old, 3, web, dns, other)
+// house is an old plane with a service for the web, one for names, and one that
+// the configuration does not know, and a new plane without any.
+type house struct {
+	old, next       *listPlane
+	web, dns, other model.ServiceKey
+	directors       []model.Director
+}
+
+func newHouse(t *testing.T) *house {
+	h := &house{old: newListPlane(t), next: newListPlane(t), web: serviceKey(t, "tcp 10.1.0.100:80"), dns: serviceKey(t, "udp 10.1.0.100:53"), other: serviceKey(t, "tcp 10.9.9.9:443")}
+	fill(t, h.old, 3, h.web, h.dns, h.other)
 	flow := func(p model.Protocol, port uint16, state string) model.Flow {
 		return model.Flow{Proto: p, Client: netip.AddrPortFrom(netip.MustParseAddr("10.1.0.50"), port), State: state}
 	}
-	old.flows = []model.Flow{flow(model.TCP, 1, "ESTABLISHED"), flow(model.TCP, 2, "SYN_RECV"), flow(model.UDP, 3, "UDP"), flow(model.TCP, 0, "NONE")}
-	old.active = map[model.ServiceKey]uint64{web: 1, dns: 1, other: 5}
+	h.old.flows = []model.Flow{flow(model.TCP, 1, "ESTABLISHED"), flow(model.TCP, 2, "SYN_RECV"), flow(model.UDP, 3, "UDP"), flow(model.TCP, 0, "NONE")}
+	h.old.active = map[model.ServiceKey]uint64{h.web: 1, h.dns: 1, h.other: 5}
+	h.directors = []model.Director{{Services: []model.Service{{Virtual: model.VirtualService{Key: h.web}}, {Virtual: model.VirtualService{Key: h.dns}}}}}
+	return h
+}
 
-	q, err := quiet(ctx, old, next, []model.Director{{Services: []model.Service{{Virtual: model.VirtualService{Key: web}}, {Virtual: model.VirtualService{Key: dns}}}}})
+func newListPlane(t *testing.T) *listPlane {
+	t.Helper()
+	p, err := memory.New(memory.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if open, err := takeOver(ctx, next, q); err != nil || open != 2 {
-		t.Errorf("%d open, %v; want 2", open, err)
+	return &listPlane{Plane: p}
+}
+
+func serviceKey(t *testing.T, text string) model.ServiceKey {
+	t.Helper()
+	k, err := model.ParseServiceKey(text)
+	if err != nil {
+		t.Fatal(err)
 	}
-	want := fresh()
-	fill(want, 3, web, dns)
-	if diff := cmp.Diff(tableOfText(t, want), tableOfText(t, next)); diff != "" {
-		t.Errorf("the new plane (-want +got):\n%s", diff)
+	return k
+}
+
+// fill gives a plane persistent services with two real servers each.
+func fill(t *testing.T, p plane.Plane, weight int, keys ...model.ServiceKey) {
+	t.Helper()
+	for _, k := range keys {
+		v := model.VirtualService{Key: k, Scheduler: "rr", Persistence: model.Persistence{Enabled: true, Timeout: 5 * time.Minute}}
+		changes := []model.Change{{Op: model.ServiceAdd, Service: v}}
+		for _, a := range []string{"10.240.0.20", "10.240.0.21"} {
+			changes = append(changes, model.Change{Op: model.RealAdd, Service: v,
+				Real: model.RealServer{Addr: netip.AddrPortFrom(netip.MustParseAddr(a), k.Addr.Port()), Forward: model.Masq, Weight: weight}})
+		}
+		if err := p.Apply(t.Context(), changes); err != nil {
+			t.Fatal(err)
+		}
 	}
-	want = fresh()
-	fill(want, 0, web, dns)
-	fill(want, 3, other)
-	if diff := cmp.Diff(tableOfText(t, want), tableOfText(t, old)); diff != "" {
-		t.Errorf("the old plane (-want +got):\n%s", diff)
+}
+
+func (h *house) quiet(t *testing.T) *quietIPVS {
+	t.Helper()
+	q, err := quiet(t.Context(), h.old, h.next, h.directors)
+	if err != nil || q == nil {
+		t.Fatalf("%v, %v; want the old plane", q, err)
 	}
-	if len(next.passed) != 2 || next.passed[0].State != "SYN_RECV" || next.passed[1].Proto != model.UDP {
-		t.Errorf("passes by: %+v; want the half-open and the UDP one", next.passed)
+	return q
+}
+
+func (h *house) release(t *testing.T, q *quietIPVS, want left) {
+	t.Helper()
+	if got, err := q.release(t.Context()); err != nil || got != want {
+		t.Errorf("left %+v, %v; want %+v", got, err, want)
+	}
+}
+
+// wantTable compares the table of p with services of these weights.
+func wantTable(t *testing.T, what string, p plane.Plane, weights map[model.ServiceKey]int) {
+	t.Helper()
+	want := newListPlane(t)
+	for k, w := range weights {
+		fill(t, want, w, k)
+	}
+	if diff := cmp.Diff(tableOfText(t, want), tableOfText(t, p)); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", what, diff)
+	}
+}
+
+// What the configuration names goes over, weights of the old plane become 0, a
+// service leaves it with its last connection, and what is others' stays.
+func TestSwapFromIPVSStepByStep(t *testing.T) {
+	h := newHouse(t)
+	q := h.quiet(t)
+	if text, err := takeOver(t.Context(), h.next, q); err != nil || !strings.Contains(text, "its 2 open connections") {
+		t.Errorf("%q, %v", text, err)
+	}
+	wantTable(t, "the new plane", h.next, map[model.ServiceKey]int{h.web: 3, h.dns: 3})
+	wantTable(t, "the old plane", h.old, map[model.ServiceKey]int{h.web: 0, h.dns: 0, h.other: 3})
+	if p := h.next.passed; len(p) != 2 || p[0].State != "SYN_RECV" || p[1].Proto != model.UDP {
+		t.Errorf("passes by: %+v; want the half-open and the UDP one", p)
 	}
 
-	old.flows, old.active = nil, map[model.ServiceKey]uint64{other: 5}
-	if open, err := q.release(ctx); err != nil || open != 0 {
-		t.Errorf("%d open, %v; want 0", open, err)
-	}
-	want = fresh()
-	fill(want, 3, other)
-	if diff := cmp.Diff(tableOfText(t, want), tableOfText(t, old)); diff != "" {
-		t.Errorf("the old plane at the end (-want +got):\n%s", diff)
-	}
+	h.old.flows, h.old.active = nil, map[model.ServiceKey]uint64{h.other: 5}
+	h.release(t, q, left{})
+	wantTable(t, "the old plane at the end", h.old, map[model.ServiceKey]int{h.other: 3})
 
 	// There, it is nobody's any more.
-	if q, err := quiet(ctx, old, next, nil); q != nil || err != nil {
+	if q, err := quiet(t.Context(), h.old, h.next, nil); q != nil || err != nil {
 		t.Errorf("%v, %v; want nothing to end", q, err)
+	}
+}
+
+// Nothing goes over: the old plane carries everything as before, until the new
+// one has the services by another way.
+func TestOldPlaneGoesOnWhenTheNewTakesNothing(t *testing.T) {
+	h := newHouse(t)
+	h.next.refuse = func([]model.Change) error { return errors.New("cannot allocate memory") }
+	q := h.quiet(t)
+	if text, err := takeOver(t.Context(), h.next, q); text != "" || err == nil || !strings.Contains(err.Error(), "cannot allocate memory; the kernel's IPVS carries all as before") {
+		t.Errorf("%q, %v", text, err)
+	}
+	before := map[model.ServiceKey]int{h.web: 3, h.dns: 3, h.other: 3}
+	wantTable(t, "the old plane", h.old, before)
+	h.release(t, q, left{kept: 2})
+	wantTable(t, "the old plane a second later", h.old, before)
+
+	h.next.refuse = nil
+	fill(t, h.next, 3, h.web)
+	h.release(t, q, left{open: 1, kept: 1})
+	wantTable(t, "the old plane when the new one has a service", h.old, map[model.ServiceKey]int{h.web: 0, h.dns: 3, h.other: 3})
+}
+
+// One row is refused: its service stays where it was, and is told.
+func TestRefusedServiceStaysWithTheOldPlane(t *testing.T) {
+	h := newHouse(t)
+	h.next.refuse = func(changes []model.Change) error {
+		var rows []error
+		for _, c := range changes {
+			if c.Service.Key == h.dns {
+				rows = append(rows, &plane.RowError{Change: c, Err: plane.ErrNotSupported})
+				continue
+			}
+			if err := h.next.Plane.Apply(t.Context(), []model.Change{c}); err != nil {
+				t.Error(err)
+			}
+		}
+		return errors.Join(rows...)
+	}
+	q := h.quiet(t)
+	if text, err := takeOver(t.Context(), h.next, q); !errors.Is(err, plane.ErrNotSupported) || !strings.Contains(fmt.Sprint(err), "1 services that plane memory has refused stay with the kernel's IPVS") {
+		t.Errorf("%q, %v", text, err)
+	}
+	wantTable(t, "the old plane", h.old, map[model.ServiceKey]int{h.web: 0, h.dns: 3, h.other: 3})
+}
+
+// The list of connections is long: it is asked for only while there are some
+// that the new plane has to let by, or when a service has come.
+func TestConnectionsAreListedWhileItMatters(t *testing.T) {
+	h := newHouse(t)
+	q := h.quiet(t)
+	if _, err := takeOver(t.Context(), h.next, q); err != nil {
+		t.Fatal(err)
+	}
+	asked := func(during string, want int, do func()) {
+		t.Helper()
+		before := h.old.listed
+		do()
+		if n := h.old.listed - before; n != want {
+			t.Errorf("%s: listed %d times, want %d", during, n, want)
+		}
+	}
+	again := func() { h.release(t, q, left{open: 2}) }
+	asked("a half-open and a UDP connection", 1, again)
+	h.old.flows = h.old.flows[:1]
+	asked("they have gone", 1, again)
+	asked("an established one is left", 0, again)
+	fill(t, h.next, 3, h.other)
+	asked("a service has come", 1, func() { h.release(t, q, left{open: 7}) })
+}
+
+// A client of a persistent service keeps its real server when planes change.
+func TestBindingsGoOverToTheNewPlane(t *testing.T) {
+	h := newHouse(t)
+	client := netip.MustParseAddr("10.1.0.50")
+	open := func(p *listPlane, port uint16) netip.AddrPort {
+		to, ok := p.Plane.(*memory.Plane).In(memory.Packet{Proto: model.TCP, Client: netip.AddrPortFrom(client, port), Virtual: h.web.Addr, Flags: memory.SYN})
+		if !ok {
+			t.Fatal("no real server")
+		}
+		return to
+	}
+	// The next in turn would be the first again; the client is the second's.
+	home := netip.MustParseAddrPort("10.240.0.21:80")
+	if n, err := h.old.Plane.(*memory.Plane).Bind(t.Context(), []model.Binding{{Service: h.web, Client: client, Real: home, Expires: time.Minute}}); n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+	if to := open(h.old, 1); to != home {
+		t.Fatalf("by %s before", to)
+	}
+	text, err := takeOver(t.Context(), h.next, h.quiet(t))
+	if err != nil || !strings.HasSuffix(text, "; 1 of 1 clients of persistent services keep their real servers") {
+		t.Errorf("%q, %v", text, err)
+	}
+	for port := range uint16(4) {
+		if to := open(h.next, 2+port); to != home {
+			t.Errorf("by %s, want %s", to, home)
+		}
+	}
+
+	// A plane that takes none says so.
+	text, err = bind(t.Context(), struct{ plane.Plane }{h.next}, []model.Binding{{}})
+	if want := "1 clients of persistent services may get another real server: plane memory takes no bindings over"; text != want || err != nil {
+		t.Errorf("%q, %v; want %q", text, err, want)
 	}
 }
 
@@ -341,13 +495,14 @@ func TestSwapOfPlanes(t *testing.T) {
 	step := func(task Task) (open int) {
 		director.Do(t, func() {
 			s := task.(*swap)
-			var err error
-			if open, err = s.from.release(t.Context()); err == nil && open == 0 {
+			now, err := s.from.release(t.Context())
+			if err == nil && now == (left{}) {
 				err = s.from.remove(t.Context())
 			}
 			if err != nil {
 				t.Error(err)
 			}
+			open = now.open
 		})
 		return open
 	}

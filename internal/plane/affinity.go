@@ -43,6 +43,26 @@ func (a *Affinity) Remember(p model.Persistence, client netip.Addr, real netip.A
 	a.clients[masked(p, client)] = stay{real: real, expires: now.Add(p.Timeout)}
 }
 
+// Bindings lists what a service remembers.
+func (a *Affinity) Bindings(of model.ServiceKey, now time.Time) (all []model.Binding) {
+	for c, s := range a.clients {
+		if now.Before(s.expires) {
+			all = append(all, model.Binding{Service: of, Client: c, Real: s.real, Expires: s.expires.Sub(now)})
+		}
+	}
+	return all
+}
+
+// Bind takes over what another plane remembered of a client, and says whether
+// it did: one that is remembered here stays where it is.
+func (a *Affinity) Bind(p model.Persistence, b model.Binding, now time.Time) bool {
+	if _, here := a.Find(p, b.Client, now); here || !p.Enabled || b.Expires <= 0 {
+		return false
+	}
+	a.Remember(p, b.Client, b.Real, now.Add(min(b.Expires, p.Timeout)-p.Timeout))
+	return true
+}
+
 // Forget drops every client of a real server, or all if none is named.
 func (a *Affinity) Forget(real netip.AddrPort) {
 	for c, s := range a.clients {

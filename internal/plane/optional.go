@@ -43,6 +43,29 @@ type Tuned interface {
 	Sysctls(ctx context.Context) ([]model.Setting, error)
 }
 
+// Bound is implemented by planes that say which real servers the clients of
+// persistent services have.
+type Bound interface {
+	// Bindings lists those in force, in no set order.
+	Bindings(ctx context.Context) ([]model.Binding, error)
+}
+
+// Binder is implemented by planes that take bindings over from another plane.
+// The kernel's IPVS has no interface for that.
+type Binder interface {
+	// Bind enters bindings and returns how many. It passes over those whose
+	// service or real server is not in the table, or whose service is not
+	// persistent; a client that is bound already stays where it is.
+	Bind(ctx context.Context, bindings []model.Binding) (bound int, err error)
+}
+
+// Searcher is implemented by planes whose list of connections may be long, and
+// of which only some are wanted.
+type Searcher interface {
+	// Search lists what Flows does, as far as wanted says yes.
+	Search(ctx context.Context, wanted func(model.Flow) bool) ([]model.Flow, error)
+}
+
 // As finds an optional interface of a plane, or of a plane within it: a
 // wrapper lets itself be looked through by a method Unwrap() Plane.
 func As[T any](p Plane) (T, bool) {

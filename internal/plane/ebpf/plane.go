@@ -77,6 +77,8 @@ const tickShift = 20
 
 func toTicks(d time.Duration) uint32 { return uint32(d >> tickShift) }
 
+func ofTicks(n int32) time.Duration { return time.Duration(n) << tickShift }
+
 // Plane is the eBPF data plane. Its methods may be called from any goroutine.
 type Plane struct {
 	o    Options
@@ -90,10 +92,12 @@ type Plane struct {
 	sweep   *ebpf.Program
 	hooks   *hooks
 	sockets *sockets
-	state   *state     // what the maps hold, in this process's words
-	retired []*Retired // tables set aside, until their connections have ended
+	state   *state // what the maps hold, in this process's words
 	warned  map[model.Family]bool
 	net     *netlink.Handle // of the namespace that the plane was opened in
+
+	retired  []*Retired // tables set aside, until their connections have ended
+	nextLook time.Time  // at them
 
 	stop context.CancelFunc
 	done sync.WaitGroup
@@ -229,9 +233,9 @@ func Open(o Options) (_ *Plane, err error) {
 			p.release()
 		}
 	}()
-	if p.retired, err = AllRetired(o.Dir); err != nil {
-		return nil, explain(err)
-	}
+	var failed []error
+	p.retired, failed = AllRetired(o.Dir)
+	p.tellRetired(failed)
 	var old *Retired
 	p.t, err = openTables(o.Dir, spec, o, ns)
 	if errors.Is(err, ErrOtherVersion) {

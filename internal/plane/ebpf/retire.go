@@ -11,7 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -62,14 +62,19 @@ func Retire(dir string) (*Retired, error) {
 }
 
 // AllRetired opens the tables that were set aside in dir ("" is DefaultDir) and
-// whose connections may still be open.
-func AllRetired(dir string) (all []*Retired, err error) {
+// whose connections may still be open. Those that cannot be opened do not stop
+// the others: there is an error for each, with what to do; it wraps
+// ErrOtherNamespace where the table is for another network namespace's packets.
+func AllRetired(dir string) (all []*Retired, errs []error) {
 	if dir == "" {
 		dir = DefaultDir
 	}
 	entries, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, []error{fmt.Errorf("look for tables set aside: %w", err)}
 	}
 	for _, e := range entries {
 		n, isOne := strings.CutPrefix(e.Name(), retiredPrefix)
@@ -77,16 +82,14 @@ func AllRetired(dir string) (all []*Retired, err error) {
 		if _, none := os.Stat(filepath.Join(dir, e.Name(), "maps")); !isOne || err != nil || none != nil {
 			continue
 		}
-		r, err := openRetired(dir, number)
+		r, err := openRetired(filepath.Join(dir, e.Name()), number)
 		if err != nil {
-			for _, r := range all {
-				r.Close()
-			}
-			return nil, err
+			errs = append(errs, err)
+			continue
 		}
 		all = append(all, r)
 	}
-	return all, nil
+	return all, errs
 }
 
 // setAside moves the pins of the table in force to a directory of their own.
@@ -122,11 +125,23 @@ func setAside(dir string, netns uint64) (*Retired, error) {
 	return r, nil
 }
 
-func openRetired(dir string, number int) (*Retired, error) {
-	at := filepath.Join(dir, retiredPrefix+strconv.Itoa(number))
-	r, err := openRows(filepath.Join(at, "maps"))
+// openRetired opens one table that was set aside, if it is of the caller's
+// network namespace: elsewhere its interfaces have the same names and numbers
+// at best, and its connections are not to be seen.
+func openRetired(at string, number int) (*Retired, error) {
+	netns, err := namespace()
 	if err != nil {
 		return nil, err
+	}
+	r, err := openRows(filepath.Join(at, "maps"))
+	if err != nil {
+		return nil, fmt.Errorf("the table set aside in %s cannot be opened, and its programs stay in force: %w; "+
+			"start as root (or with the capabilities BPF, NET_ADMIN and SYS_ADMIN), or end its connections: rm -r %s", at, err, at)
+	}
+	if r.control.at(0).Netns != netns {
+		r.Close()
+		return nil, fmt.Errorf("the table set aside in %s is left alone: %w; the daemon in that namespace ends it; if the namespace is gone: rm -r %s",
+			at, ErrOtherNamespace, at)
 	}
 	r.dir, r.number = at, number
 	return r, nil
@@ -175,14 +190,21 @@ func (r *Retired) openRules(dir string, now *btf.Spec) error {
 // column is a member that two versions of a struct have.
 type column struct{ from, to, n uint32 }
 
-// columns finds the members of the same name and size.
+// columns finds the members of the same name and size. Neighbors that were
+// neighbors are copied as one: of rows that are as they were, it is all.
 func columns(was, is *btf.Struct) (c []column) {
 	for _, m := range is.Members {
 		for _, o := range was.Members {
 			n, err1 := btf.Sizeof(m.Type)
 			k, err2 := btf.Sizeof(o.Type)
-			if err1 == nil && err2 == nil && k == n && o.Name == m.Name {
-				c = append(c, column{o.Offset.Bytes(), m.Offset.Bytes(), uint32(n)})
+			if err1 != nil || err2 != nil || k != n || o.Name != m.Name {
+				continue
+			}
+			at := column{o.Offset.Bytes(), m.Offset.Bytes(), uint32(n)}
+			if last := len(c) - 1; last >= 0 && c[last].from+c[last].n == at.from && c[last].to+c[last].n == at.to {
+				c[last].n += at.n
+			} else {
+				c = append(c, at)
 			}
 		}
 	}
@@ -266,29 +288,40 @@ func (r *Retired) Table() model.Table {
 	return t
 }
 
-// Release lets new connections go by: from now on the table only ends.
-func (r *Retired) Release() error {
-	for i := range r.rules.len() {
-		if err := r.maps[tcMapRules].Put(uint32(i), make([]byte, r.rules.size)); err != nil {
-			return fmt.Errorf("release the table in %s: %w", r.dir, err)
-		}
-	}
+// Release lets new connections of the services that are taken (nil: of all) go
+// by: from now on the table only ends theirs. It returns how many services it
+// still has, and is repeated as more of them are taken.
+func (r *Retired) Release(taken func(model.ServiceKey) bool) (left int, err error) {
 	m := r.maps[tcMapServiceSlots]
-	var keys [][]byte
-	key, value := make([]byte, m.KeySize()), make([]byte, m.ValueSize())
+	let := map[uint32][]byte{} // the keys of those to release, by slot
+	key, slot := make([]byte, m.KeySize()), uint32(0)
 	it := m.Iterate()
-	for it.Next(&key, &value) {
-		keys = append(keys, slices.Clone(key))
+	for it.Next(&key, &slot) {
+		if int(slot) < r.services.len() && taken != nil && !taken(keyOfWire(r.services.at(int(slot)).Key)) {
+			left++
+			continue
+		}
+		let[slot] = slices.Clone(key)
 	}
 	if err := it.Err(); err != nil {
-		return fmt.Errorf("release the table in %s: %w", r.dir, err)
+		return left, fmt.Errorf("release the table in %s: %w", r.dir, err)
 	}
-	for _, k := range keys {
-		if err := m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("release the table in %s: %w", r.dir, err)
+	// Rules lead to a service by its slot, without its key.
+	for i := range r.rules.len() {
+		to := r.rules.at(i).Service // the slot + 1
+		if _, gone := let[to-1]; to == 0 || !gone {
+			continue
+		}
+		if err := r.maps[tcMapRules].Put(uint32(i), make([]byte, r.rules.size)); err != nil {
+			return left, fmt.Errorf("release the table in %s: %w", r.dir, err)
 		}
 	}
-	return nil
+	for _, k := range let {
+		if err := m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return left, fmt.Errorf("release the table in %s: %w", r.dir, err)
+		}
+	}
+	return left, nil
 }
 
 // Connections counts those that are still open: that were not silent for
@@ -358,76 +391,53 @@ func (p *Plane) inherit(old *Retired) error {
 	if refused != nil {
 		p.event(model.LevelError, "not-inherited", fmt.Sprintf("of the table of the version before: %v", refused))
 	}
-	bound, err := p.inheritStays(old)
-	if err != nil { // their clients are served, by whichever comes next
+	// What is not inherited is served all the same, by whichever comes next.
+	bindings, err := old.Bindings()
+	bound, err2 := p.Bind(context.Background(), bindings)
+	if err := errors.Join(err, err2); err != nil {
 		p.event(model.LevelError, "not-inherited", fmt.Sprintf("which clients have which real server: %v", err))
 	}
 	p.event(model.LevelNotice, "table-inherited", fmt.Sprintf("the table of another version in %s was taken over; %d open connections go on beside it until they end, %d clients keep their real servers",
 		p.o.Dir, old.Connections(), bound))
-	return old.Release()
+	_, err = old.Release(nil)
+	return err
 }
 
-// inheritStays takes over which client of a persistent service has which real
-// server, and for how long. What is bound anew meanwhile stays so. An old
-// connection no longer prolongs its client's binding.
-func (p *Plane) inheritStays(old *Retired) (n int, err error) {
-	spec, err := loadTc()
-	if err != nil {
-		return 0, err
-	}
-	m := old.maps[tcMapStays]
-	keys, err1 := layoutOf[tcStayKey](m, spec.Types, "stay_key")
-	values, err2 := layoutOf[tcStay](m, spec.Types, "stay")
-	if err := errors.Join(err1, err2); err != nil {
-		return 0, err
-	}
-	if keys.size != int(m.KeySize()) || values.size != int(m.ValueSize()) {
-		return 0, fmt.Errorf("%s: %w", m, ErrOtherVersion)
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	cpus := old.realCPUs.len() / max(old.reals.len(), 1)
-	now := ticksNow()
-	rawKey, rawValue := make([]byte, keys.size), make([]byte, values.size)
-	it := m.Iterate()
-	for it.Next(&rawKey, &rawValue) {
-		k, v := keys.read(rawKey), values.read(rawValue)
-		if int(k.Service) >= old.services.len() || int(v.Real) >= old.reals.len() ||
-			int32(v.Expires-now) <= 0 || old.realCPUs.at(int(v.Real)*cpus).Gen != v.RealGen {
-			continue
+// tellRetired says why tables that were set aside could not be opened: they go
+// on as they are, and nobody ends them.
+func (p *Plane) tellRetired(errs []error) {
+	for _, err := range errs {
+		l := model.LevelError
+		if errors.Is(err, ErrOtherNamespace) {
+			l = model.LevelNotice
 		}
-		was, wasReal := old.services.at(int(k.Service)), old.reals.at(int(v.Real))
-		s := p.state.services[keyOfWire(was.Key)]
-		if s == nil {
-			continue // refused
-		}
-		at := slices.IndexFunc(s.reals, func(r *real) bool { return r.Addr == realOf(&wasReal).Addr })
-		if at < 0 {
-			continue
-		}
-		r := s.reals[at]
-		k.Service, v.Real, v.RealGen = s.slot, r.slot, atomic.LoadUint32(&p.t.realCPUs[int(r.slot)*p.t.cpus].Gen)
-		switch err := p.t.Stays.Update(k, v, ebpf.UpdateNoExist); {
-		case err == nil:
-			n++
-		case errors.Is(err, ebpf.ErrKeyExist):
-		default: // full: the others are served without being remembered
-			return n, err
-		}
+		p.event(l, "retired-table", err.Error())
 	}
-	return n, it.Err()
 }
 
-// endRetired takes tables away whose connections have all ended.
+// endRetired takes tables away whose connections have all ended. An update that
+// was cut short has left services in them: those that this table has are its own.
 func (p *Plane) endRetired() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	begin := time.Now()
+	if len(p.retired) == 0 || begin.Before(p.nextLook) {
+		return
+	}
+	defer func() { p.nextLook = time.Now().Add(plane.Pace(time.Since(begin))) }()
 	p.retired = slices.DeleteFunc(p.retired, func(r *Retired) bool {
-		if p.closed || r.Connections() > 0 {
+		if p.closed {
 			return false
 		}
-		if err := r.Remove(); err != nil {
-			p.event(model.LevelWarning, "retired-table", err.Error())
+		left, err := r.Release(func(k model.ServiceKey) bool { return p.state.services[k] != nil })
+		if err == nil && (left > 0 || r.Connections() > 0) {
+			return false
+		}
+		if err == nil {
+			err = r.Remove()
+		}
+		if err != nil {
+			p.event(model.LevelWarning, "retired-table", fmt.Sprintf("end the table in %s: %v; it is tried again at the next start", r.dir, err))
 			r.Close()
 		} else {
 			p.event(model.LevelInfo, "retired-table", "the last connection of the table in "+r.dir+" has ended; it is gone")

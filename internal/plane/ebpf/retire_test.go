@@ -225,7 +225,7 @@ func TestRetire(t *testing.T) {
 					err = errors.New("its table: " + r.Table().String())
 				}
 				if err == nil {
-					err = r.Release()
+					_, err = r.Release(nil)
 				}
 				if err != nil {
 					t.Fatal(err)
@@ -246,9 +246,58 @@ func TestRetire(t *testing.T) {
 			if err := r.Remove(); err != nil {
 				t.Error(err)
 			}
-			if all, err := AllRetired(o.Dir); len(all) > 0 || err != nil {
-				t.Errorf("left: %v, %v", all, err)
+			if all, errs := AllRetired(o.Dir); len(all) > 0 || len(errs) > 0 {
+				t.Errorf("left: %v, %v", all, errs)
 			}
 		})
+	}
+}
+
+// Of a table that is set aside services go one by one, and only the network
+// namespace that it is for may open it again.
+func TestRetireServiceByService(t *testing.T) {
+	requireRoot(t)
+	answering(t, rack0, netip.MustParseAddrPort("10.240.0.20:8000"))
+	o := testOptions()
+	p := open(t, o)
+	for i := range 2 {
+		apply(t, p, addService(model.TCP, vip(i, 80), "rr"), addReal(model.TCP, vip(i, 80), "10.240.0.20:8000", 1))
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r, err := Retire(o.Dir)
+	if err != nil || r == nil {
+		t.Fatalf("%v, %v; want the table", r, err)
+	}
+	defer r.Close()
+	first := func(k model.ServiceKey) bool { return k.Addr == vip(0, 80) }
+	for range 2 { // it is repeated while the table drains
+		if left, err := r.Release(first); left != 1 || err != nil {
+			t.Fatalf("%d services left, %v; want 1", left, err)
+		}
+	}
+	client.do(func() {
+		if said, _ := askOnce(t, "tcp", vip(1, 80)); said != "who at 10.240.0.20:8000" {
+			t.Errorf("the service that nobody has taken: %q", said)
+		}
+		all, errs := AllRetired(o.Dir)
+		if len(all) != 0 || len(errs) != 1 || !errors.Is(errs[0], ErrOtherNamespace) || !strings.Contains(errs[0].Error(), "rm -r "+r.dir) {
+			t.Errorf("in another namespace: %v, %v", all, errs)
+		}
+	})
+	var told []string
+	o.Sink = func(e model.Event) {
+		if e.Kind == "retired-table" {
+			told = append(told, e.Level.String()+" "+e.Text)
+		}
+	}
+	client.do(func() { p = open(t, o) })
+	p.closeNow(t)
+	if len(told) != 1 || !strings.Contains(told[0], "another network namespace") {
+		t.Errorf("told when the plane was opened in another namespace: %q", told)
+	}
+	if left, err := r.Release(nil); left != 0 || err != nil {
+		t.Errorf("%d services left, %v; want none", left, err)
 	}
 }

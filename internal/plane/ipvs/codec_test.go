@@ -449,7 +449,7 @@ TCP 2001:0db8:0000:0000:0000:0000:0000:0001 B482 2001:0db8:0000:0000:0000:0000:0
 TCP 0A010064 0000 0A010064 0050 7F000001 0050 NONE            299
 TCP 0A010064 8F90 0A010064 0050 7F000001 0050 CLOSE             9
 `
-	flows, err := readFlows(strings.NewReader(text))
+	flows, err := readFlows(strings.NewReader(text), everything)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -465,8 +465,65 @@ TCP 0A010064 8F90 0A010064 0050 7F000001 0050 CLOSE             9
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if _, err := readFlows(strings.NewReader("TCP 0A010064 zzzz 0A010064 0050 7F000001 0050 NONE 299\n")); err == nil {
+	if _, err := readFlows(strings.NewReader("TCP 0A010064 zzzz 0A010064 0050 7F000001 0050 NONE 299\n"), everything); err == nil {
 		t.Error("a bad port is taken")
+	}
+}
+
+// Templates say which client has which real server: of a port, of FTP, of all
+// ports, of a mark, of networks; what they name may be gone.
+func TestBindingsOfTemplates(t *testing.T) {
+	const text = `Pro FromIP   FPrt ToIP     TPrt DestIP   DPrt State       Expires PEName PEData
+TCP 0A010032 0000 0A010064 0050 0AF00014 1F40 NONE            299
+TCP 0A010032 8F90 0A010064 0050 0AF00014 1F40 ESTABLISHED     899
+TCP 0A010033 0000 0A010064 0050 0AF00015 1F40 ASSURED          59
+TCP 0A010034 0000 0A010064 0050 0AF00063 1F40 NONE            299
+TCP 0A010032 0000 0A010064 0051 0AF00014 1F40 NONE            299
+TCP 0A010032 0000 0A010065 0000 0AF00014 0000 NONE            299
+UDP 0A010000 0000 0A010066 0000 0AF00014 0000 NONE            120
+IP  0A010032 0000 00000007 0000 0AF00015 0000 NONE             30
+UDP 0A010032 0000 0A010067 13C4 0AF00014 13C4 NONE            299 sip call-1
+TCP 2001:0db8:0000:0000:0000:0000:0000:0050 0000 2001:0db8:0000:0000:0000:0000:0000:0100 0050 2001:0db8:0000:0000:0000:0000:0000:0020 0050 NONE             10
+UDP 0A010035 0000 0A010066 0035 0AF00014 0035 UDP              10
+`
+	service := func(key, engine string, reals ...string) model.VirtualService {
+		k, err := model.ParseServiceKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := model.VirtualService{Key: k, Scheduler: "rr", Persistence: model.Persistence{Enabled: true, Timeout: 5 * time.Minute, Engine: engine}}
+		for _, r := range reals {
+			v.Reals = append(v.Reals, model.RealServer{Addr: netip.MustParseAddrPort(r), Forward: model.Masq, Weight: 1})
+		}
+		return v
+	}
+	table := model.Table{Services: []model.VirtualService{
+		service("tcp 10.1.0.100:80", "", "10.240.0.20:8000", "10.240.0.21:8000"),
+		service("tcp 10.1.0.101:21", "", "10.240.0.20:21"),
+		service("udp 10.1.0.102:0", "", "10.240.0.20:0"),
+		{Key: model.ServiceKey{Mark: 7, MarkFamily: model.IPv4}, Persistence: model.Persistence{Enabled: true, Timeout: time.Minute}, Reals: []model.RealServer{{Addr: netip.MustParseAddrPort("10.240.0.21:0")}}},
+		service("udp 10.1.0.103:5060", "sip", "10.240.0.20:5060"),
+		service("tcp [2001:db8::100]:80", "", "[2001:db8::20]:80"),
+		{Key: tcp("10.1.0.100:81")},
+	}}
+	templates, err := readFlows(strings.NewReader(text), isTemplate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, b := range bindings(table, templates) {
+		got = append(got, fmt.Sprintf("%s: %s has %s for %s", b.Service, b.Client, b.Real, b.Expires))
+	}
+	want := []string{
+		"tcp 10.1.0.100:80: 10.1.0.50 has 10.240.0.20:8000 for 4m59s",
+		"tcp 10.1.0.100:80: 10.1.0.51 has 10.240.0.21:8000 for 59s",
+		"tcp 10.1.0.101:21: 10.1.0.50 has 10.240.0.20:21 for 4m59s",
+		"udp 10.1.0.102:0: 10.1.0.0 has 10.240.0.20:0 for 2m0s",
+		"fwm 7: 10.1.0.50 has 10.240.0.21:0 for 30s",
+		"tcp [2001:db8::100]:80: 2001:db8::50 has [2001:db8::20]:80 for 10s",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 
@@ -483,6 +540,8 @@ func FuzzDecode(f *testing.F) {
 		_, _, _ = decodeInfo(message)
 		_, _ = decodeDaemon(message)
 		_, _ = decodeTimeouts(message)
-		_, _ = readFlows(strings.NewReader(proc))
+		if flows, err := readFlows(strings.NewReader(proc), everything); err == nil {
+			bindings(model.Table{}, flows)
+		}
 	})
 }

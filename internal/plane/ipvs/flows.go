@@ -21,8 +21,8 @@ import (
 // that is protocol, client, virtual and real address with ports, state and
 // seconds until it is forgotten. Templates of persistence have client port 0;
 // those of a mark are of protocol IP and have the mark for an address. The
-// order is the kernel's, which ipvsadm keeps.
-func readFlows(r io.Reader) ([]model.Flow, error) {
+// order is the kernel's, which ipvsadm keeps. Only those wanted are kept.
+func readFlows(r io.Reader, wanted func(model.Flow) bool) ([]model.Flow, error) {
 	var flows []model.Flow
 	in := bufio.NewScanner(r)
 	for n := 1; in.Scan(); n++ {
@@ -34,7 +34,9 @@ func readFlows(r io.Reader) ([]model.Flow, error) {
 		if err != nil {
 			return nil, fmt.Errorf("ip_vs_conn, line %d: %w", n, err)
 		}
-		flows = append(flows, f)
+		if wanted(f) {
+			flows = append(flows, f)
+		}
 	}
 	if err := in.Err(); err != nil {
 		return nil, err

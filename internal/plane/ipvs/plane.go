@@ -60,6 +60,8 @@ var (
 	_ plane.TimeoutKeeper = (*Plane)(nil)
 	_ plane.Syncer        = (*Plane)(nil)
 	_ plane.Tuned         = (*Plane)(nil)
+	_ plane.Bound         = (*Plane)(nil)
+	_ plane.Searcher      = (*Plane)(nil)
 )
 
 // Supported tells whether the plane can work here, and loads the kernel's
@@ -305,20 +307,27 @@ func (p *Plane) dests(k model.ServiceKey) ([]dest, error) {
 
 // Flows reads the kernel's connections, with the templates of persistence
 // among them, as ipvsadm -Lc lists them.
-func (p *Plane) Flows(context.Context) ([]model.Flow, error) {
+func (p *Plane) Flows(ctx context.Context) ([]model.Flow, error) {
+	return p.Search(ctx, everything)
+}
+
+func everything(model.Flow) bool { return true }
+
+// Search reads all of the kernel's connections, too, but keeps only some.
+func (p *Plane) Search(_ context.Context, wanted func(model.Flow) bool) ([]model.Flow, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return nil, plane.ErrClosed
 	}
-	return p.listFlows()
+	return p.listFlows(wanted)
 }
 
-func (p *Plane) listFlows() ([]model.Flow, error) {
+func (p *Plane) listFlows(wanted func(model.Flow) bool) ([]model.Flow, error) {
 	if _, err := p.flows.Seek(0, io.SeekStart); err != nil {
 		return nil, fmt.Errorf("IPVS connections: %w", err)
 	}
-	flows, err := readFlows(p.flows)
+	flows, err := readFlows(p.flows, wanted)
 	if err != nil {
 		return nil, fmt.Errorf("IPVS connections: %w", err)
 	}

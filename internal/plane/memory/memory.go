@@ -61,7 +61,11 @@ type Plane struct {
 	file     []byte // the table file as last read or written
 }
 
-var _ plane.Plane = (*Plane)(nil)
+var (
+	_ plane.Plane  = (*Plane)(nil)
+	_ plane.Bound  = (*Plane)(nil)
+	_ plane.Binder = (*Plane)(nil)
+)
 
 // New opens a plane. A table file that exists but cannot be understood is an
 // error; one that does not exist is an empty table.
@@ -294,6 +298,31 @@ func (p *Plane) Flows(context.Context) (out []model.Flow, err error) {
 		return nil
 	})
 	return out, err
+}
+
+// Bindings lists which client of a persistent service has which real server.
+func (p *Plane) Bindings(context.Context) (all []model.Binding, err error) {
+	err = p.locked(func() error {
+		for k, s := range p.services {
+			all = append(all, s.affinity.Bindings(k, p.options.Now())...)
+		}
+		return nil
+	})
+	return all, err
+}
+
+// Bind takes bindings over from another plane.
+func (p *Plane) Bind(_ context.Context, bindings []model.Binding) (bound int, err error) {
+	err = p.locked(func() error {
+		for _, b := range bindings {
+			v := p.table.Find(b.Service)
+			if v != nil && v.Find(b.Real) != nil && p.services[b.Service].affinity.Bind(v.Persistence, b, p.options.Now()) {
+				bound++
+			}
+		}
+		return nil
+	})
+	return bound, err
 }
 
 // realKey is one real server of one service.

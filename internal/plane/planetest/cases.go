@@ -279,6 +279,44 @@ var schedulingCases = []testCase{
 			}
 		}
 	}},
+	{name: "clients' real servers are listed, and taken over from another plane", needs: []Feature{Persistent}, run: func(s *suite) {
+		from, ok := plane.As[plane.Bound](s.Plane())
+		if !ok {
+			s.Skip("the plane does not tell")
+		}
+		for _, p := range []model.Protocol{model.TCP, model.UDP} {
+			v := s.service(p, 0, "rr")
+			v.Service.Persistence = model.Persistence{Enabled: true, Timeout: time.Hour}
+			rows := []model.Change{v, s.real(model.RealAdd, p, 0, 0, 1), s.real(model.RealAdd, p, 0, 1, 1)}
+			s.apply(rows...)
+			home := s.visit(p, 0)
+			all, err := from.Bindings(s.Context())
+			all = slices.DeleteFunc(all, func(b model.Binding) bool { return b.Service != v.Service.Key })
+			if err != nil || len(all) != 1 || all[0].Real != s.Real(p, home) || all[0].Expires <= time.Minute || all[0].Expires > time.Hour {
+				s.Fatalf("%s: bindings %v, %v; want the client's to %s", p, all, err, s.Real(p, home))
+			}
+			to, ok := plane.As[plane.Binder](s.Plane())
+			if !ok {
+				continue
+			}
+			bind := func(b model.Binding, want int) {
+				if n, err := to.Bind(s.Context(), []model.Binding{b}); err != nil || n != want {
+					s.Errorf("%s: bind %v: %d, %v; want %d", p, b, n, err, want)
+				}
+			}
+			other, elsewhere := all[0], all[0]
+			other.Real, elsewhere.Real = s.Real(p, 1-home), s.Real(p, 2)
+			bind(other, 0) // it is bound here
+			s.apply(model.Change{Op: model.ServiceDelete, Service: v.Service})
+			bind(other, 0)
+			s.apply(rows...)
+			bind(elsewhere, 0)
+			bind(other, 1)
+			if got := s.visits(p, 0, 4); got[1-home] != 4 {
+				s.Errorf("%s: connections per real server %v, bound to %d", p, got, 1-home)
+			}
+		}
+	}},
 	{name: "two services may share a real server", run: func(s *suite) {
 		s.serve(model.TCP, 0, "rr", 1)
 		s.serve(model.TCP, 1, "rr", 1)

@@ -83,6 +83,8 @@ type Plane struct {
 var (
 	_ plane.Plane         = (*Plane)(nil)
 	_ plane.AddressHolder = (*Plane)(nil)
+	_ plane.Bound         = (*Plane)(nil)
+	_ plane.Binder        = (*Plane)(nil)
 )
 
 // New makes a plane with an empty table that holds no address.
@@ -272,6 +274,38 @@ func (p *Plane) Flows(context.Context) ([]model.Flow, error) {
 		}
 	}
 	return out, nil
+}
+
+// Bindings lists which client of a persistent service has which real server.
+func (p *Plane) Bindings(context.Context) (all []model.Binding, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil, plane.ErrClosed
+	}
+	for k, s := range p.services {
+		all = append(all, s.affinity.Bindings(k, time.Now())...)
+	}
+	return all, nil
+}
+
+// Bind takes bindings over from another plane.
+func (p *Plane) Bind(_ context.Context, bindings []model.Binding) (bound int, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return 0, plane.ErrClosed
+	}
+	for _, b := range bindings {
+		s := p.services[b.Service]
+		if s == nil {
+			continue
+		}
+		if _, found := s.search(b.Real); found && s.affinity.Bind(s.row.Persistence, b, time.Now()) {
+			bound++
+		}
+	}
+	return bound, nil
 }
 
 // Close ends every listener, connection and goroutine.
