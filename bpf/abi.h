@@ -9,7 +9,7 @@
 
 #include <linux/types.h>
 
-#define BATUTA_ABI 8
+#define BATUTA_ABI 9
 
 /* An address of either family: IPv4 as an IPv4-mapped one (RFC 4291, 2.5.5.2),
  * so that tables, keys and comparisons know one form only. */
@@ -92,7 +92,7 @@ enum feature {
 enum reason {
 	REASON_NONE,
 	REASON_NO_REAL,        /* the service has no real server that takes connections */
-	REASON_TABLE_FULL,     /* no free record: new connections wait, others go on */
+	REASON_TABLE_FULL,     /* no free record, or no place in the index: new connections wait, others go on */
 	REASON_DEAD_FLOW,      /* its real server or service was deleted */
 	REASON_COLLISION,      /* every server tried has another connection of this client and port */
 	REASON_RACE,           /* two processors opened or closed one connection; the client repeats */
@@ -129,12 +129,14 @@ enum address_role {
 /* The one element of the control map. The first line is read for each packet. */
 struct control {
 	__u64 abi;         /* BATUTA_ABI and a hash of the layouts; 0 until the maps are complete */
-	__u64 netns;       /* inode of the network namespace that the table belongs to */
 	__u64 clock;       /* the jiffy in which ticks were last read << 32 | those ticks */
 	__u32 route_epoch; /* counted up when routes change: cached ones are looked up again */
 	__u32 features;    /* enum feature */
+	__u32 heard;       /* ticks when somebody last listened to what changes routes */
+	__u32 reserved;
 	__u32 timeout[8];  /* ticks (2^20 ns, about a millisecond) by enum flow_state */
 	/* second line */
+	__u64 netns;       /* inode of the network namespace that the table belongs to */
 	__u32 next_slot;   /* records below have been used; the free_slots queue holds those given back */
 	__u32 live;        /* records in use at the last sweep */
 	__u32 swept;       /* sweeps so far */
@@ -142,9 +144,9 @@ struct control {
 	__u32 hand;        /* where in a full table the next half-open connection is looked for */
 	__u32 young;       /* ticks for which one does not give way */
 	__u32 watched;     /* ticks until which somebody listens to events, 0: nobody does */
-	__u32 reserved;
+	__u32 narrowed;    /* ticks when a tunnel's path was last heard to be narrower */
 	__u64 seed;        /* of the index's hash: secret and random, so that nobody can fill a bucket at will */
-	__u32 reserved2[6];
+	__u32 reserved2[4];
 };
 
 struct service_key {
@@ -245,16 +247,17 @@ struct real_cpu {
 	struct counters count;
 };
 
-/* A next hop. Connections share them; one that was not looked up for
- * HOP_TICKS is nobody's. */
+/* A next hop. Connections share them; the place of one that was not looked up for
+ * HOP_TICKS may be given to another. */
 struct hop {
 	struct addr nexthop;
 	__u32 ifindex;
 	__u32 seen; /* ticks */
-	__u64 key;  /* its hash, 0 while it is written */
+	__u64 key;  /* its hash, which is odd; 0: an empty place; HOP_WRITTEN */
 	__u64 dmac; /* the neighbor's hardware address, in the lower six bytes; 0: not known, or no Ethernet */
 	__u64 smac; /* the interface's own */
-	__u32 reserved[4];
+	__u32 owners; /* how many this place has had */
+	__u32 reserved[3];
 };
 
 /* One connection, both directions. The index finds it by entries that hold

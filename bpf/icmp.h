@@ -60,8 +60,10 @@ static __always_inline int find_quoted(struct __sk_buff *skb, const struct packe
 	return !read_quote(skb, p, q) && find_flow(&q->t, h);
 }
 
-/* How long an error about a tunnel's packet is believed (RFC 1191, section 6.3). */
-#define PATH_TICKS (10 * 60 * 1000)
+/* One error in so many ticks is believed. Each makes all connections look up
+ * their routes again; who forges them would have them do so at every packet. What
+ * is not heard is said again about the next packet that is too big. */
+#define PATH_REST 8
 /* No smaller size is believed: who forges errors would slow the tunnel down.
  * (RFC 8200, section 5; Linux believes as much of IPv4: route/min_pmtu.) */
 #define PATH_LEAST4 552
@@ -69,14 +71,16 @@ static __always_inline int find_quoted(struct __sk_buff *skb, const struct packe
 
 /* learn_path hears that a packet which we have put into a tunnel was too big
  * on its way (RFC 2003, section 4; RFC 2473, section 7.1). From now on clients
- * are told in time. The stack gets the error, too. */
+ * are told in time, those of open connections, too. The stack gets the error,
+ * too. (By masq and gate nothing is learned: such an error is about the client's
+ * packet, and rewrite_error or the network brings it to him.) */
 SEPARATE int learn_path(struct __sk_buff *skb, const struct packet *p)
 {
 	struct control *c = get_control();
 	struct path path = {}, *old;
 	struct addr to, inner;
 	struct icmphdr h;
-	__u32 at;
+	__u32 at, now, last;
 	__u8 proto;
 
 	if (!p || !c || bpf_skb_load_bytes(skb, p->l4, &h, sizeof(h)))
@@ -130,10 +134,14 @@ SEPARATE int learn_path(struct __sk_buff *skb, const struct packet *p)
 			}
 		}
 	}
-	path.expires = ticks() + PATH_TICKS;
+	now = ticks();
+	path.expires = now + PATH_TICKS;
 	old = bpf_map_lookup_elem(&paths, &to);
-	if (old && (__s32)(old->expires - ticks()) > 0 && old->mtu <= path.mtu)
+	if (old && is_believed(old, now) && old->mtu <= path.mtu)
 		return 0; /* a larger one is tried when this one has expired */
+	last = READ_ONCE(c->narrowed);
+	if (now - last < PATH_REST || __sync_val_compare_and_swap(&c->narrowed, last, now) != last)
+		return 0;
 	bpf_map_update_elem(&paths, &to, &path, BPF_ANY);
 	__sync_fetch_and_add(&c->route_epoch, 1);
 	return 0;

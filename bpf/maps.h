@@ -177,6 +177,16 @@ static __always_inline __u32 ticks_of(struct control *c)
 	return (clock ^ jiffies << 32) >> 32 ? read_ticks(jiffies) : clock;
 }
 
+/* How long an error about a tunnel's packet is believed (RFC 1191, section 6.3). */
+#define PATH_TICKS (10 * 60 * 1000)
+
+/* is_believed asks for no more than the longest time, too: ticks come around in
+ * 51 days, and what has expired stays until a sweep comes by. */
+static __always_inline int is_believed(const struct path *p, __u32 now)
+{
+	return p->expires - now - 1 < PATH_TICKS;
+}
+
 static __always_inline int same_addr(const struct addr *a, const struct addr *b)
 {
 	return a->d[0] == b->d[0] && a->d[1] == b->d[1];

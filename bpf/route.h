@@ -2,8 +2,8 @@
 /* route.h: where a packet leaves.
  *
  * A connection remembers the answer of the kernel's routing table until the
- * daemon hears of a change or an error tells of a narrower tunnel, or for about
- * half a minute, should there be no daemon. The neighbor's hardware address is
+ * daemon hears of a change or an error tells of a narrower tunnel; where no daemon
+ * listens, for about half a minute. The neighbor's hardware address is
  * remembered with the next hop for a second; the packet that asks for it again
  * goes by the kernel's own neighbor entry, so that its reachability is probed as
  * usual. */
@@ -19,9 +19,9 @@
 #define AF_INET6 10
 #endif
 
-/* How long after its last look-up a next hop may be overwritten: longer than
- * any connection remembers it. */
+/* How long after its last look-up a next hop's place may be given to another. */
 #define HOP_TICKS 80000
+#define HOP_WRITTEN 2 /* hop.key while it is */
 #define HOP_TRIES 8
 #define PROBE_TICKS 1000
 
@@ -63,7 +63,7 @@ static __always_inline __u32 narrowed(const struct tuple *n)
 	if (n->proto != IPPROTO_IPIP && n->proto != IPPROTO_IPV6)
 		return 0;
 	p = bpf_map_lookup_elem(&paths, &dst);
-	return p && (__s32)(p->expires - ticks()) > 0 ? p->mtu : 0;
+	return p && is_believed(p, ticks()) ? p->mtu : 0;
 }
 
 /* find_route gives REASON_NONE and a way, or the reason why there is none. n
@@ -158,11 +158,25 @@ static __always_inline int leave(struct __sk_buff *skb, const struct hop *h)
 }
 #endif
 
-/* route_stamp changes every 2^35 ns, for each slot at a time of its own, and
- * whenever routes do. It is never 0. */
+/* For how long a daemon may be silent that listens. */
+#define SILENT_TICKS 5000
+
+/* route_stamp changes whenever routes do. Where nobody listens it changes every
+ * 2^35 ns, too, for each slot at a time of its own. */
 static __always_inline __u16 route_stamp(const struct control *c, __u32 now, __u32 slot)
 {
-	return (c->route_epoch + ((now + (slot & 0x7fff)) >> 15)) | 0x8000;
+	__u32 silent = now - READ_ONCE(c->heard), stamp = c->route_epoch;
+
+	if (silent + SILENT_TICKS > 2 * SILENT_TICKS) /* heard may be later than now */
+		stamp += (silent - SILENT_TICKS + (slot & 0x7fff)) >> 15;
+	return stamp;
+}
+
+/* stamp_of is what a route by a next hop is remembered under. It is never 0, and
+ * another one when the hop's place has another owner. */
+static __always_inline __u16 stamp_of(__u16 stamp, __u32 owners)
+{
+	return (stamp + owners) | 0x8000;
 }
 
 /* is_fresh tells whether a next hop is known well enough: its hardware address may
@@ -172,26 +186,30 @@ static __always_inline int is_fresh(const struct hop *h, __u32 now)
 	return now - h->seen < PROBE_TICKS;
 }
 
-/* keep_hop gives the place of a next hop in the shared table, 0xffff if it is full. */
+#define NO_HOP 0xffff
+
+/* keep_hop gives the place of a next hop in the shared table, above it how many
+ * owners that has had; NO_HOP if there is none. */
 SEPARATE __u32 keep_hop(const struct way *w, __u32 now)
 {
-	__u32 i, ifindex;
-	__u64 key, dmac, *ether;
+	__u64 key, has, dmac, *ether;
+	__u32 i, ifindex, owners;
 
 	if (!w)
-		return 0xffff;
+		return NO_HOP;
 	ifindex = w->ifindex;
 	ether = bpf_map_lookup_elem(&ethers, &ifindex);
 	dmac = ether && *ether ? w->dmac : 0;
 	key = mix(mix(mix(seed, w->nexthop.d[0]), w->nexthop.d[1]), w->ifindex) | 1;
 	for (i = 0; i < HOP_TRIES; i++) {
-		__u32 at = ((__u32)key + i) & hop_mask, seen;
+		__u32 at = ((__u32)key + i) & hop_mask;
 		struct hop *h = bpf_map_lookup_elem(&hops, &at);
 
 		if (!h)
-			return 0xffff;
-		seen = READ_ONCE(h->seen);
-		if (READ_ONCE(h->key) == key) {
+			return NO_HOP;
+		owners = READ_ONCE(h->owners); /* before the key: whose place it was then */
+		has = READ_ONCE(h->key);
+		if (has == key) {
 			if (h->ifindex != w->ifindex || !same_addr(&h->nexthop, &w->nexthop))
 				continue;
 #ifndef BATUTA_XDP /* where no packet tells the kernel that its neighbor is in use */
@@ -199,22 +217,23 @@ SEPARATE __u32 keep_hop(const struct way *w, __u32 now)
 #endif
 			if (dmac && h->dmac != dmac)
 				h->dmac = dmac;
-			return at;
+			return owners << 16 | at;
 		}
-		if (h->key && now - seen < HOP_TICKS)
+		if (has == HOP_WRITTEN || (has && now - READ_ONCE(h->seen) < HOP_TICKS))
 			continue;
-		if (__sync_val_compare_and_swap(&h->seen, seen, now) != seen)
+		if (__sync_val_compare_and_swap(&h->key, has, HOP_WRITTEN) != has)
 			continue;
-		WRITE_ONCE(h->key, 0);
+		owners = __sync_fetch_and_add(&h->owners, 1) + 1;
 		h->nexthop = w->nexthop;
 		h->ifindex = w->ifindex;
 		h->dmac = dmac;
 		h->smac = w->smac;
-		asm volatile("" ::: "memory");
-		__sync_val_compare_and_swap(&h->key, 0, key);
-		return at;
+		/* Whoever sees it used (is_fresh) sees that it has another owner. */
+		__sync_lock_test_and_set(&h->seen, now);
+		__sync_lock_test_and_set(&h->key, key);
+		return owners << 16 | at;
 	}
-	return 0xffff;
+	return NO_HOP;
 }
 
 /* defer leaves packets whose next hop has not been asked for lately to tc, where
@@ -237,14 +256,10 @@ static __always_inline struct route *route_of(const struct hit *hit)
 /* recall gives the next hop that was remembered under that stamp, 0 if none was. */
 static __always_inline struct hop *recall(const struct route *mine, __u16 stamp, __u32 now)
 {
-	struct hop *h;
-	__u32 at;
+	__u32 at = mine->hop;
+	struct hop *h = bpf_map_lookup_elem(&hops, &at);
 
-	if (READ_ONCE(mine->stamp) != stamp)
-		return 0;
-	at = mine->hop;
-	h = bpf_map_lookup_elem(&hops, &at);
-	return h && is_fresh(h, now) ? h : 0;
+	return h && is_fresh(h, now) && READ_ONCE(mine->stamp) == stamp_of(stamp, READ_ONCE(h->owners)) ? h : 0;
 }
 
 /* flow_route is find_route with the connection's memory. room is what will be
@@ -280,7 +295,9 @@ static __always_inline enum reason flow_route(CTX *ctx, const struct packet *p, 
 	why = find_route(ctx, p, &n, p->segment + room, w);
 	if (why == REASON_NONE && w->mtu && !tracing) {
 		at = keep_hop(w, now);
-		if (at != 0xffff) {
+		if (at != NO_HOP) {
+			stamp = stamp_of(stamp, at >> 16);
+			at &= 0xffff;
 			defer(w, at, now);
 			WRITE_ONCE(mine->stamp, 0);
 			mine->hop = at;

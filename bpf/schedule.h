@@ -132,8 +132,9 @@ static __always_inline int finished(const struct flow *f, __u32 now)
 	       (c && (__s32)(now - f->seen) > (__s32)c->timeout[state & 7]);
 }
 
-/* claim enters the way back into the index. A connection that is over gives way. */
-static __always_inline int claim(struct flow *f, __u32 slot, __u32 now)
+/* claim enters the way back into the index, or says why not. A connection that
+ * is over gives way. */
+static __always_inline enum reason claim(struct flow *f, __u32 slot, __u32 now)
 {
 	__u64 hash = ends_hash(&f->real, &f->client, f->rport, f->cport, PROTO(f->word)), e;
 	enum place at = PLACE_TWIN;
@@ -150,13 +151,15 @@ static __always_inline int claim(struct flow *f, __u32 slot, __u32 now)
 	old = e ? bpf_map_lookup_elem(&flows, &other) : 0;
 	gen = old ? READ_ONCE(old->gen) : 0;
 	if (slot == max_flows)
-		return gen && !finished(old, now);
+		return gen && !finished(old, now) ? REASON_COLLISION : REASON_NONE;
 	if (!(gen & 1) || !finished(old, now))
-		return -1;
+		return REASON_COLLISION;
 	end_flow(other, gen);
 	at = place(hash, slot | INDEX_TO_CLIENT);
 out:
-	return at == PLACE_MADE ? 0 : -1;
+	if (at == PLACE_MADE)
+		return REASON_NONE;
+	return at == PLACE_FULL ? REASON_TABLE_FULL : REASON_COLLISION;
 }
 
 /* try_real gives the record to a real server, or says why not. */
@@ -192,8 +195,8 @@ SEPARATE enum reason try_real(__u32 slot, __u32 real, __u32 now)
 #ifdef BATUTA_SOCKET
 	asm volatile("" : : "r"(now)); /* else nobody would pass it, and the verifier misses it */
 #else
-	if (slot <= max_flows && (r->forward == FORWARD_MASQ || (r->flags & REAL_LOCAL)) && claim(f, slot, now))
-		return REASON_COLLISION;
+	if (slot <= max_flows && (r->forward == FORWARD_MASQ || (r->flags & REAL_LOCAL)))
+		return claim(f, slot, now);
 #endif
 	return REASON_NONE;
 }

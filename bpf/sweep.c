@@ -12,7 +12,8 @@
 #define PRESSED(live) ((live) > max_flows - max_flows / 8)
 #define PRESSED_TICKS 5000
 
-/* One sweep in so many looks after the clients of persistent services. */
+/* One sweep in so many looks after the clients of persistent services, and after
+ * what errors have told of paths. */
 #define STAYS_EVERY 16
 #define STAYS_TICKS (3 * STAYS_EVERY * 1000)
 
@@ -80,6 +81,18 @@ static long sweep_stay(void *map, const struct stay_key *key, struct stay *stay,
 	return 0;
 }
 
+/* A larger size is tried again when an error has expired. */
+static long sweep_path(void *map, const struct addr *key, struct path *p, struct sweep *s)
+{
+	struct control *c = get_control();
+
+	if (c && !is_believed(p, s->now)) {
+		bpf_map_delete_elem(&paths, key);
+		__sync_fetch_and_add(&c->route_epoch, 1);
+	}
+	return 0;
+}
+
 SEC("syscall")
 int sweep(void *ctx)
 {
@@ -96,8 +109,10 @@ int sweep(void *ctx)
 	s.stays = c->swept % STAYS_EVERY == 0;
 	__builtin_memcpy(s.timeout, c->timeout, sizeof(s.timeout));
 	bpf_for_each_map_elem(&flows, sweep_one, &s, 0);
-	if (s.stays)
+	if (s.stays) {
 		bpf_for_each_map_elem(&stays, sweep_stay, &s, 0);
+		bpf_for_each_map_elem(&paths, sweep_path, &s, 0);
+	}
 	c->live = s.live;
 	c->swept++;
 	return 0;

@@ -279,8 +279,7 @@ func names(sizes map[string][2]uint64) (all []string) {
 }
 
 // fill begins so many connections, and tells how many were refused as both
-// places that an entry of theirs may have in the index were full (bpf/table.h):
-// that of the reply counts as a collision.
+// places that an entry of theirs may have in the index were full (bpf/table.h).
 func fill(t *testing.T, p *Plane, n int) (refused int) {
 	t.Helper()
 	in, err := parsePacket("udp 10.1.0.50:1024 > 10.1.0.100:53 len=18")
@@ -301,7 +300,7 @@ func fill(t *testing.T, p *Plane, n int) (refused int) {
 		}
 	}
 	why, err := p.Reasons(t.Context())
-	if err != nil || why[ReasonTableFull]+why[ReasonCollision] != uint64(refused) {
+	if err != nil || why[ReasonTableFull] != uint64(refused) {
 		t.Fatalf("%d refused for %v, %v", refused, why, err)
 	}
 	flows, err := p.Flows(t.Context())

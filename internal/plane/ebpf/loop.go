@@ -11,6 +11,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
@@ -52,19 +53,19 @@ func (p *Plane) start(ctx context.Context) error {
 // news is what the kernel tells.
 type news struct {
 	links     chan netlink.LinkUpdate
-	routes    chan netlink.RouteUpdate
+	routes    chan struct{}
 	neighbors chan netlink.NeighUpdate
 	stop      context.CancelFunc
 }
 
 func subscribe(ctx context.Context, ns netns.NsHandle) (news, error) {
 	ctx, stop := context.WithCancel(ctx)
-	n := news{links: make(chan netlink.LinkUpdate, 256), routes: make(chan netlink.RouteUpdate, 256), neighbors: make(chan netlink.NeighUpdate, 256), stop: stop}
+	n := news{links: make(chan netlink.LinkUpdate, 256), routes: make(chan struct{}, 1), neighbors: make(chan netlink.NeighUpdate, 256), stop: stop}
 	if err := netlink.LinkSubscribeWithOptions(n.links, ctx.Done(), netlink.LinkSubscribeOptions{Namespace: &ns, ErrorCallback: func(error) {}}); err != nil {
 		stop()
 		return n, fmt.Errorf("subscribe to interface changes: %w", err)
 	}
-	if err := netlink.RouteSubscribeWithOptions(n.routes, ctx.Done(), netlink.RouteSubscribeOptions{Namespace: &ns, ErrorCallback: func(error) {}}); err != nil {
+	if err := hearRoutes(ctx, ns, n.routes); err != nil {
 		stop()
 		return n, fmt.Errorf("subscribe to route changes: %w", err)
 	}
@@ -73,6 +74,31 @@ func subscribe(ctx context.Context, ns netns.NsHandle) (news, error) {
 		return n, fmt.Errorf("subscribe to neighbor changes: %w", err)
 	}
 	return n, nil
+}
+
+// hearRoutes tells whenever something changes that decides on routes (rtnetlink(7)):
+// several changes may be told once. It closes the channel when some may have been
+// missed.
+func hearRoutes(ctx context.Context, ns netns.NsHandle, told chan<- struct{}) error {
+	s, err := nl.SubscribeAt(ns, netns.None(), unix.NETLINK_ROUTE,
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_NEXTHOP)
+	if err != nil {
+		return err
+	}
+	context.AfterFunc(ctx, s.Close)
+	go func() {
+		defer close(told)
+		for {
+			if _, _, err := s.Receive(); err != nil {
+				return
+			}
+			select {
+			case told <- struct{}{}:
+			default:
+			}
+		}
+	}()
+	return nil
 }
 
 // hardware is the hardware addresses of neighbors, as heard of last. Of all the
@@ -106,13 +132,17 @@ func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news) {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	full := uint64(0)
-	heard := hardware{}
+	heard, listening := hardware{}, true
+	p.t.changed() // before anybody listened, perhaps
 	for {
 		lost := false
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			if listening {
+				p.t.heard(ticksNow())
+			}
 			p.sweepOnce()
 			p.endRetired()
 			full = p.warnFull(full)
@@ -129,30 +159,40 @@ func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news) {
 			p.resolveMarks()
 		case _, ok := <-n.routes:
 			lost = !ok
-			for len(n.routes) > 0 {
-				<-n.routes
-			}
 		case u, ok := <-n.neighbors:
 			lost = !ok
 			if ok && !heard.moved(u) {
 				continue
 			}
 		}
-		p.findSources()
-		atomic.AddUint32(&p.t.control.RouteEpoch, 1)
 		if lost && ctx.Err() == nil { // the socket overflowed: listen anew
 			n.stop()
 			fresh, err := subscribe(ctx, ns)
 			if err != nil {
 				p.event(model.LevelError, "subscribe", err.Error())
-				fresh = news{stop: func() {}} // routes are still asked again each half minute
+				fresh = news{stop: func() {}} // routes are asked again each half minute
 			}
-			n, heard = fresh, hardware{}
+			n, heard, listening = fresh, hardware{}, err == nil
 			if err := p.hooks.scan(); err != nil {
 				p.event(model.LevelWarning, "attach-failed", err.Error())
 			}
 		}
+		p.findSources()
+		p.t.changed()
 	}
+}
+
+// changed has all connections look up their routes again.
+func (t *tables) changed() { atomic.AddUint32(&t.control.RouteEpoch, 1) }
+
+// heard says that somebody listens to what changes routes: until they do, or nobody
+// has said so for some seconds (bpf/route.h: SILENT_TICKS), routes are remembered.
+func (t *tables) heard(now uint32) {
+	if silent := now - atomic.LoadUint32(&t.control.Heard); silent > toTicks(2*sweepEvery) {
+		// Meanwhile the programs may have counted on by themselves, once each 2^15 ticks.
+		atomic.AddUint32(&t.control.RouteEpoch, silent>>15+2)
+	}
+	atomic.StoreUint32(&t.control.Heard, now)
 }
 
 // asPacketProgram makes a program for packets of one for system calls, which

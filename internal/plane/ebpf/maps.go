@@ -19,7 +19,7 @@ import (
 )
 
 // abiVersion is BATUTA_ABI of bpf/abi.h.
-const abiVersion = 8
+const abiVersion = 9
 
 // maxInterfaces is above the numbers of interfaces whose neighbors' hardware
 // addresses are remembered; packets to others go by the kernel's neighbor entries.

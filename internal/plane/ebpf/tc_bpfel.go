@@ -49,11 +49,13 @@ const (
 type tcControl struct {
 	_          structs.HostLayout
 	Abi        uint64
-	Netns      uint64
 	Clock      uint64
 	RouteEpoch uint32
 	Features   uint32
+	Heard      uint32
+	Reserved   uint32
 	Timeout    [8]uint32
+	Netns      uint64
 	NextSlot   uint32
 	Live       uint32
 	Swept      uint32
@@ -61,9 +63,9 @@ type tcControl struct {
 	Hand       uint32
 	Young      uint32
 	Watched    uint32
-	Reserved   uint32
+	Narrowed   uint32
 	Seed       uint64
-	Reserved2  [6]uint32
+	Reserved2  [4]uint32
 }
 
 type tcCounters struct {
@@ -172,7 +174,8 @@ type tcHop struct {
 	Key      uint64
 	Dmac     uint64
 	Smac     uint64
-	Reserved [4]uint32
+	Owners   uint32
+	Reserved [3]uint32
 }
 
 type tcPath struct {

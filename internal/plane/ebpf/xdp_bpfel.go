@@ -26,11 +26,13 @@ type xdpBucket struct {
 type xdpControl struct {
 	_          structs.HostLayout
 	Abi        uint64
-	Netns      uint64
 	Clock      uint64
 	RouteEpoch uint32
 	Features   uint32
+	Heard      uint32
+	Reserved   uint32
 	Timeout    [8]uint32
+	Netns      uint64
 	NextSlot   uint32
 	Live       uint32
 	Swept      uint32
@@ -38,9 +40,9 @@ type xdpControl struct {
 	Hand       uint32
 	Young      uint32
 	Watched    uint32
-	Reserved   uint32
+	Narrowed   uint32
 	Seed       uint64
-	Reserved2  [6]uint32
+	Reserved2  [4]uint32
 }
 
 type xdpFlow struct {
@@ -90,7 +92,8 @@ type xdpHop struct {
 	Key      uint64
 	Dmac     uint64
 	Smac     uint64
-	Reserved [4]uint32
+	Owners   uint32
+	Reserved [3]uint32
 }
 
 type xdpPath struct {
