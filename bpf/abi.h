@@ -132,7 +132,7 @@ struct control {
 	__u64 clock;       /* the jiffy in which ticks were last read << 32 | those ticks */
 	__u32 route_epoch; /* counted up when routes change: cached ones are looked up again */
 	__u32 features;    /* enum feature */
-	__u32 heard;       /* ticks when somebody last listened to what changes routes */
+	__u32 routes_until; /* ticks; then route_epoch counts up, unless the daemon, which hears of changes, puts it off */
 	__u32 reserved;
 	__u32 timeout[8];  /* ticks (2^20 ns, about a millisecond) by enum flow_state */
 	/* second line */

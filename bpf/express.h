@@ -97,7 +97,7 @@ static __always_inline int along(CTX *ctx, const struct fast *p, struct flow *f,
 		return LANE_OTHER;
 	now = ticks_of(c);
 	total = p->v6 ? sizeof(struct ipv6hdr) + bpf_ntohs(*(__be16 *)(p->ip + 4)) : bpf_ntohs(*(__be16 *)(p->ip + 2));
-	h = recall(mine, route_stamp(c, now, slot), now);
+	h = recall(c, mine, now);
 	if (!h || total > mine->mtu)
 		return LANE_OTHER;
 	if ((masq || !OFFLOADS) && (p->proto == IPPROTO_TCP || *check)) {

@@ -159,13 +159,21 @@ static __always_inline __u32 ticks(void)
 /* A function that the verifier looks at once, whoever calls it. */
 #define SEPARATE __attribute__((noinline))
 
+/* How long routes are remembered while nobody listens to what changes them. */
+#define ROUTE_TICKS 0x8000
+
 SEPARATE __u32 read_ticks(__u32 jiffy)
 {
 	struct control *c = get_control();
-	__u32 now = ticks();
+	__u32 now = ticks(), until;
 
-	if (c)
-		WRITE_ONCE(c->clock, (__u64)jiffy << 32 | now);
+	if (!c)
+		return now;
+	WRITE_ONCE(c->clock, (__u64)jiffy << 32 | now);
+	until = READ_ONCE(c->routes_until);
+	if (until - now - 1 >= ROUTE_TICKS &&
+	    __sync_val_compare_and_swap(&c->routes_until, until, now + ROUTE_TICKS) == until)
+		__sync_fetch_and_add(&c->route_epoch, 1);
 	return now;
 }
 
@@ -185,6 +193,13 @@ static __always_inline __u32 ticks_of(struct control *c)
 static __always_inline int is_believed(const struct path *p, __u32 now)
 {
 	return p->expires - now - 1 < PATH_TICKS;
+}
+
+static __always_inline __u32 ticks_now(void)
+{
+	struct control *c = get_control();
+
+	return c ? ticks_of(c) : 0;
 }
 
 static __always_inline int same_addr(const struct addr *a, const struct addr *b)

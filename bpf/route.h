@@ -158,25 +158,11 @@ static __always_inline int leave(struct __sk_buff *skb, const struct hop *h)
 }
 #endif
 
-/* For how long a daemon may be silent that listens. */
-#define SILENT_TICKS 5000
-
-/* route_stamp changes whenever routes do. Where nobody listens it changes every
- * 2^35 ns, too, for each slot at a time of its own. */
-static __always_inline __u16 route_stamp(const struct control *c, __u32 now, __u32 slot)
+/* route_stamp is what a route by a next hop is remembered under. It is never 0, and
+ * another one when routes have changed or the hop's place has another owner. */
+static __always_inline __u16 route_stamp(__u32 epoch, __u32 owners)
 {
-	__u32 silent = now - READ_ONCE(c->heard), stamp = c->route_epoch;
-
-	if (silent + SILENT_TICKS > 2 * SILENT_TICKS) /* heard may be later than now */
-		stamp += (silent - SILENT_TICKS + (slot & 0x7fff)) >> 15;
-	return stamp;
-}
-
-/* stamp_of is what a route by a next hop is remembered under. It is never 0, and
- * another one when the hop's place has another owner. */
-static __always_inline __u16 stamp_of(__u16 stamp, __u32 owners)
-{
-	return (stamp + owners) | 0x8000;
+	return (epoch + owners) | 0x8000;
 }
 
 /* is_fresh tells whether a next hop is known well enough: its hardware address may
@@ -253,13 +239,14 @@ static __always_inline struct route *route_of(const struct hit *hit)
 	return hit->slot > max_flows ? &hit->rc->route : &hit->f->route[hit->dir == TO_CLIENT];
 }
 
-/* recall gives the next hop that was remembered under that stamp, 0 if none was. */
-static __always_inline struct hop *recall(const struct route *mine, __u16 stamp, __u32 now)
+/* recall gives the next hop that was remembered, 0 if none was or it must be asked
+ * for again. */
+static __always_inline struct hop *recall(const struct control *c, const struct route *mine, __u32 now)
 {
 	__u32 at = mine->hop;
 	struct hop *h = bpf_map_lookup_elem(&hops, &at);
 
-	return h && is_fresh(h, now) && READ_ONCE(mine->stamp) == stamp_of(stamp, READ_ONCE(h->owners)) ? h : 0;
+	return h && is_fresh(h, now) && READ_ONCE(mine->stamp) == route_stamp(c->route_epoch, READ_ONCE(h->owners)) ? h : 0;
 }
 
 /* flow_route is find_route with the connection's memory. room is what will be
@@ -272,13 +259,12 @@ static __always_inline enum reason flow_route(CTX *ctx, const struct packet *p, 
 	enum reason why;
 	struct tuple n;
 	struct hop *h;
-	__u16 stamp;
-	__u32 at;
+	__u32 at, epoch, owners;
 
 	if (!c)
 		return REASON_NO_ROUTE;
-	stamp = route_stamp(c, now, hit->slot);
-	h = recall(mine, stamp, now);
+	epoch = READ_ONCE(c->route_epoch); /* before the look-up, or a change meanwhile would be forgotten */
+	h = recall(c, mine, now);
 	if (h) {
 		w->mtu = mine->mtu;
 		w->ifindex = h->ifindex;
@@ -296,13 +282,13 @@ static __always_inline enum reason flow_route(CTX *ctx, const struct packet *p, 
 	if (why == REASON_NONE && w->mtu && !tracing) {
 		at = keep_hop(w, now);
 		if (at != NO_HOP) {
-			stamp = stamp_of(stamp, at >> 16);
+			owners = at >> 16;
 			at &= 0xffff;
 			defer(w, at, now);
 			WRITE_ONCE(mine->stamp, 0);
 			mine->hop = at;
 			mine->mtu = w->mtu > 0xffff ? 0xffff : w->mtu;
-			WRITE_ONCE(mine->stamp, stamp);
+			WRITE_ONCE(mine->stamp, route_stamp(epoch, owners));
 		}
 	}
 	return why;

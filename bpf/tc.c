@@ -188,7 +188,7 @@ static __attribute__((noinline)) int general(struct __sk_buff *skb, int may_be)
 	case PARSED_ICMP:
 		return AN_ERROR;
 	case PARSED_FRAGMENT:
-		now = ticks();
+		now = ticks_now();
 		switch (find_fragment(&p, &h, now)) {
 		case 0:
 			return TC_ACT_UNSPEC;
@@ -204,7 +204,7 @@ static __attribute__((noinline)) int general(struct __sk_buff *skb, int may_be)
 		return TC_ACT_UNSPEC;
 	}
 
-	now = ticks();
+	now = ticks_now();
 	switch (balance(skb, &p, may_be, &h, &s, now, &why)) {
 	case BALANCE_NOT:
 		if (p.first)
@@ -249,7 +249,7 @@ static __attribute__((noinline)) int replies(struct __sk_buff *skb)
 	struct hit h = {};
 	__u32 now;
 
-	now = ticks();
+	now = ticks_now();
 	switch (parse(skb, &p)) {
 	case PARSED_PORTS:
 		if (!find_flow(&p.t, &h)) {

@@ -96,7 +96,7 @@ static __attribute__((noinline)) int general(struct xdp_md *ctx, int may_be)
 		return XDP_PASS;
 	if (!is_whole(ctx, &p))
 		return XDP_PASS;
-	now = ticks();
+	now = ticks_now();
 	switch (balance(ctx, &p, may_be, &h, &s, now, &why)) {
 	case BALANCE_DROP:
 		return drop(ctx, &p, why);

@@ -141,7 +141,7 @@ func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news) {
 			return
 		case <-tick.C:
 			if listening {
-				p.t.heard(ticksNow())
+				p.t.heard()
 			}
 			p.sweepOnce()
 			p.endRetired()
@@ -185,14 +185,11 @@ func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news) {
 // changed has all connections look up their routes again.
 func (t *tables) changed() { atomic.AddUint32(&t.control.RouteEpoch, 1) }
 
-// heard says that somebody listens to what changes routes: until they do, or nobody
-// has said so for some seconds (bpf/route.h: SILENT_TICKS), routes are remembered.
-func (t *tables) heard(now uint32) {
-	if silent := now - atomic.LoadUint32(&t.control.Heard); silent > toTicks(2*sweepEvery) {
-		// Meanwhile the programs may have counted on by themselves, once each 2^15 ticks.
-		atomic.AddUint32(&t.control.RouteEpoch, silent>>15+2)
-	}
-	atomic.StoreUint32(&t.control.Heard, now)
+// heard says that somebody listens to what changes routes: for some seconds more
+// they are remembered. After that the programs ask for them again from time to time
+// (bpf/maps.h: ROUTE_TICKS).
+func (t *tables) heard() {
+	atomic.StoreUint32(&t.control.RoutesUntil, ticksNow()+toTicks(5*sweepEvery))
 }
 
 // asPacketProgram makes a program for packets of one for system calls, which

@@ -24,25 +24,25 @@ type socketBucket struct {
 }
 
 type socketControl struct {
-	_          structs.HostLayout
-	Abi        uint64
-	Clock      uint64
-	RouteEpoch uint32
-	Features   uint32
-	Heard      uint32
-	Reserved   uint32
-	Timeout    [8]uint32
-	Netns      uint64
-	NextSlot   uint32
-	Live       uint32
-	Swept      uint32
-	Rules      uint32
-	Hand       uint32
-	Young      uint32
-	Watched    uint32
-	Narrowed   uint32
-	Seed       uint64
-	Reserved2  [4]uint32
+	_           structs.HostLayout
+	Abi         uint64
+	Clock       uint64
+	RouteEpoch  uint32
+	Features    uint32
+	RoutesUntil uint32
+	Reserved    uint32
+	Timeout     [8]uint32
+	Netns       uint64
+	NextSlot    uint32
+	Live        uint32
+	Swept       uint32
+	Rules       uint32
+	Hand        uint32
+	Young       uint32
+	Watched     uint32
+	Narrowed    uint32
+	Seed        uint64
+	Reserved2   [4]uint32
 }
 
 type socketFlow struct {
