@@ -95,8 +95,9 @@ static __always_inline int alive(__u32 real, __u32 gen)
 	return rc && READ_ONCE(rc->gen) == gen;
 }
 
-/* end_flow ends a connection of that generation, once. */
-SEPARATE int end_flow(__u32 slot, __u32 gen)
+/* unlink_flow ends a connection of that generation, once. The record is the
+ * caller's then. */
+SEPARATE int unlink_flow(__u32 slot, __u32 gen)
 {
 	struct flow *f = bpf_map_lookup_elem(&flows, &slot);
 	__u32 real, real_gen, word;
@@ -117,6 +118,14 @@ SEPARATE int end_flow(__u32 slot, __u32 gen)
 		else
 			count_connections(real, 0, -1);
 	}
+	return 1;
+}
+
+/* end_flow ends a connection of that generation, once, and gives its record back. */
+static __always_inline int end_flow(__u32 slot, __u32 gen)
+{
+	if (!unlink_flow(slot, gen))
+		return 0;
 	bpf_map_push_elem(&free_slots, &slot, 0);
 	return 1;
 }

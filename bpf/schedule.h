@@ -57,7 +57,7 @@ static __always_inline int take_slot(__u32 *slot)
 	return -1;
 }
 
-/* make_room ends a connection of a full table that may never become one: the
+/* make_room takes the record of a connection of a full table that may never become one: the
  * oldest half-open one, or one that has ended, of those that a hand comes by
  * which goes round the table. Slots are given again in the order in which they
  * became free, so the hand comes by the oldest first. A client that answers
@@ -65,7 +65,7 @@ static __always_inline int take_slot(__u32 *slot)
 struct victim {
 	__u32 now;
 	__u32 young;
-	__u32 found;
+	__u32 found; /* its slot + 1 */
 };
 
 static long try_victim(__u64 i, struct victim *v)
@@ -86,13 +86,13 @@ static long try_victim(__u64 i, struct victim *v)
 		return 0;
 	if (state != FLOW_SYN_RECV && state != FLOW_TIME_WAIT && state != FLOW_CLOSE && alive(f->real_slot, f->real_gen))
 		return 0;
-	if (!end_flow(at, gen))
+	if (!unlink_flow(at, gen))
 		return 0;
-	v->found = 1;
+	v->found = at + 1;
 	return 1;
 }
 
-SEPARATE int make_room(__u32 now)
+SEPARATE __u32 make_room(__u32 now)
 {
 	struct victim v = { .now = now };
 	struct control *c = get_control();
@@ -517,7 +517,8 @@ static __always_inline enum reason open_flow(CTX *ctx, const struct packet *p, s
 	if (s->flags & SERVICE_ONE_PACKET) {
 		h->slot = passing_slot();
 	} else if (take_slot(&h->slot)) {
-		if (!make_room(now) || take_slot(&h->slot))
+		h->slot = make_room(now) - 1;
+		if (h->slot >= max_flows)
 			return REASON_TABLE_FULL;
 		count_reason(ctx, &p->t, REASON_MADE_ROOM);
 	}

@@ -66,12 +66,6 @@ static __always_inline __u32 second_bucket(__u32 first, __u32 tag)
 	return (first ^ ((tag >> 1) * 0x5bd1e995 | 1)) & index_mask; /* another one: the last bit differs */
 }
 
-/* 1 if the entry has the tag, without a jump. */
-static __always_inline __u64 is_tag(__u64 entry, __u32 tag)
-{
-	return ((entry >> 32 ^ tag) - 1) >> 63;
-}
-
 /* Tags are looked at without their slots: what is entered or removed between
  * one look and the other leads to a record that is not the tuple's. */
 static __always_inline __u64 find_in(__u32 at, __u32 tag)
@@ -98,15 +92,17 @@ static __always_inline __u64 find_entry(__u64 hash)
 	return e ? e : find_in(second_bucket(first, tag), tag);
 }
 
-static __always_inline __u64 count_tag(struct bucket *b, __u32 tag)
+/* has_tag tells whether a bucket has a tag in another place than that one. */
+static __always_inline int has_tag(struct bucket *b, __u32 tag, int but)
 {
-	__u64 n = 0;
+	__u32 *half = (__u32 *)b;
 	int i;
 
-#pragma clang loop unroll(disable)
+#pragma unroll
 	for (i = 0; i < 8; i++)
-		n += is_tag(READ_ONCE(b->entry[i]), tag);
-	return n;
+		if (READ_ONCE(half[2 * i + 1]) == tag && i != but)
+			return 1;
+	return 0;
 }
 
 enum place {
@@ -130,7 +126,7 @@ SEPARATE enum place place(__u64 hash, __u32 slot)
 	two = bpf_map_lookup_elem(&flow_index, &other);
 	if (!one || !two)
 		return PLACE_FULL;
-	if (count_tag(one, tag) + count_tag(two, tag))
+	if (has_tag(one, tag, -1) || has_tag(two, tag, -1))
 		return PLACE_TWIN;
 	for (half = 0; half < 2; half++) {
 		b = half ? two : one;
@@ -138,7 +134,7 @@ SEPARATE enum place place(__u64 hash, __u32 slot)
 			if (READ_ONCE(b->entry[i]) ||
 			    __sync_val_compare_and_swap(&b->entry[i], 0, entry))
 				continue;
-			if (count_tag(one, tag) + count_tag(two, tag) > 1) {
+			if (has_tag(one, tag, half ? -1 : i) || has_tag(two, tag, half ? i : -1)) {
 				__sync_val_compare_and_swap(&b->entry[i], entry, 0);
 				return PLACE_TWIN;
 			}
@@ -155,7 +151,7 @@ static __always_inline int empty(__u32 at, __u64 entry)
 
 	if (!b)
 		return 0;
-#pragma clang loop unroll(disable)
+#pragma unroll
 	for (i = 0; i < 8; i++)
 		if (READ_ONCE(b->entry[i]) == entry)
 			return __sync_val_compare_and_swap(&b->entry[i], entry, 0) == entry;
