@@ -133,7 +133,7 @@ struct control {
 	__u32 route_epoch; /* counted up when routes change: cached ones are looked up again */
 	__u32 features;    /* enum feature */
 	__u32 routes_until; /* ticks; then route_epoch counts up, unless the daemon, which hears of changes, puts it off */
-	__u32 reserved;
+	__u32 plain_routes; /* 1: no policy: to a neighbor there is one way, whoever sends */
 	__u32 timeout[8];  /* ticks (2^20 ns, about a millisecond) by enum flow_state */
 	/* second line */
 	__u64 netns;       /* inode of the network namespace that the table belongs to */
@@ -243,7 +243,8 @@ struct real_cpu {
 	__u32 gen; /* odd: alive. Connections made under another number are dead */
 	__u16 reserved;
 	struct route route; /* of datagrams that belong to no connection */
-	__u32 reserved2[3];
+	struct route direct; /* to the real server, if it is a neighbor: the hop says of whom it is */
+	__u16 reserved2[3];
 	struct counters count;
 };
 

@@ -52,6 +52,12 @@ static __always_inline int follow(__u32 slot, struct hit *h)
 	return 1;
 }
 
+/* slot_of is a connection's slot with the direction, as in an index entry. */
+static __always_inline __u32 slot_of(const struct hit *h)
+{
+	return h->slot | (h->dir == TO_CLIENT ? INDEX_TO_CLIENT : 0);
+}
+
 /* is_its tells whether a connection has these ends. */
 static __always_inline int is_its(const struct hit *h, const struct tuple *t)
 {

@@ -112,7 +112,7 @@ static __always_inline int along(CTX *ctx, const struct fast *p, struct flow *f,
 	to = p->dir == TO_REAL ? f->real : f->virt;
 	port = p->dir == TO_REAL ? f->rport : f->vport;
 	delta = p->dir == TO_REAL ? f->delta : delta_back(f);
-	/* As in tc.c: the record was ours while we read it, or it was not. */
+	/* As in is_still: the record was ours while we read it, or it was not. */
 	asm volatile("" ::: "memory");
 	if (READ_ONCE(f->gen) != gen)
 		return LANE_OTHER;

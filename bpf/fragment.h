@@ -53,11 +53,6 @@ SEPARATE int note_first(const struct packet *p, __u32 slot, __u32 gen, __u32 now
 	return 0;
 }
 
-static __always_inline __u32 slot_of(const struct hit *h)
-{
-	return h->slot | (h->dir == TO_CLIENT ? INDEX_TO_CLIENT : 0);
-}
-
 /* find_fragment tells what to do with a later fragment: 1 follow h, 0 leave
  * it alone, -1 drop it. */
 static __always_inline int find_fragment(const struct packet *p, struct hit *h, __u32 now)

@@ -172,8 +172,10 @@ SEPARATE __u32 read_ticks(__u32 jiffy)
 	WRITE_ONCE(c->clock, (__u64)jiffy << 32 | now);
 	until = READ_ONCE(c->routes_until);
 	if (until - now - 1 >= ROUTE_TICKS &&
-	    __sync_val_compare_and_swap(&c->routes_until, until, now + ROUTE_TICKS) == until)
+	    __sync_val_compare_and_swap(&c->routes_until, until, now + ROUTE_TICKS) == until) {
+		WRITE_ONCE(c->plain_routes, 0);
 		__sync_fetch_and_add(&c->route_epoch, 1);
+	}
 	return now;
 }
 

@@ -163,7 +163,7 @@ static __always_inline int is_whole(CTX *ctx, const struct packet *p)
 /* What takes the place of one of a packet's ends, masq. delta is what sums
  * gain by the address, folded to 16 bits, and never 0. */
 struct new_end {
-	struct addr addr;
+	const struct addr *addr;
 	__be16 port;
 	__u16 delta;
 };
@@ -176,19 +176,18 @@ static __always_inline __u16 delta_back(const struct flow *f)
 	return delta ? delta : 0xffff; /* the same number, and never 0 */
 }
 
-static __always_inline void new_end(const struct hit *h, struct new_end *e)
+/* delta_of is what sums gain by it. */
+static __always_inline __u16 delta_of(const struct hit *h)
 {
-	const struct flow *f = h->f;
+	return h->dir == TO_REAL ? h->f->delta : delta_back(h->f);
+}
 
-	if (h->dir == TO_REAL) {
-		e->addr = f->real;
-		e->port = f->rport;
-		e->delta = f->delta;
-	} else {
-		e->addr = f->virt;
-		e->port = f->vport;
-		e->delta = delta_back(f);
-	}
+/* new_end takes it of the ends that the packet will have. */
+static __always_inline void new_end(enum direction dir, const struct tuple *n, __u16 delta, struct new_end *e)
+{
+	e->addr = dir == TO_REAL ? &n->dst : &n->src;
+	e->port = dir == TO_REAL ? n->dport : n->sport;
+	e->delta = delta;
 }
 
 /* put_sum changes the transport's sum for an address, whose change is delta, and a
@@ -256,5 +255,5 @@ static __always_inline int rewrite(CTX *ctx, const struct packet *p, enum direct
 		    old_port, e->port))
 		return -1;
 ip:
-	return put_addr(ctx, dir, &e->addr, e->delta, p->v6, hop);
+	return put_addr(ctx, dir, e->addr, e->delta, p->v6, hop);
 }

@@ -49,7 +49,7 @@ struct way {
 	struct addr nexthop;
 	__u32 ifindex;
 	__u32 mtu;
-	__u64 dmac; /* 0: not known */
+	__u64 dmac; /* 0: the kernel's neighbor entry gives the frame's addresses */
 	__u64 smac;
 };
 
@@ -123,41 +123,6 @@ SEPARATE enum reason find_route(CTX *ctx, const struct packet *p,
 	return REASON_NONE;
 }
 
-#ifndef BATUTA_XDP
-
-/* Carried in tc_index from ingress to egress: this packet is done. */
-#define DONE 0xba7a
-
-static __always_inline int send(struct __sk_buff *skb, const struct way *w)
-{
-	struct bpf_redir_neigh nh = {};
-
-	skb->tc_index = DONE;
-	trace(skb, TRACE_IFINDEX, w->ifindex);
-	if (is4(&w->nexthop)) {
-		nh.nh_family = AF_INET;
-		nh.ipv4_nh = addr4(&w->nexthop);
-	} else {
-		nh.nh_family = AF_INET6;
-		__builtin_memcpy(nh.ipv6_nh, &w->nexthop, 16);
-	}
-	return bpf_redirect_neigh(w->ifindex, &nh, sizeof(nh), 0);
-}
-
-static __always_inline int may_leave(struct __sk_buff *skb, const struct hop *h)
-{
-	return h->dmac != 0;
-}
-
-static __always_inline int leave(struct __sk_buff *skb, const struct hop *h)
-{
-	if (put_macs(skb, h->dmac, h->smac))
-		return TC_ACT_SHOT;
-	skb->tc_index = DONE;
-	return bpf_redirect(h->ifindex, 0);
-}
-#endif
-
 /* route_stamp is what a route by a next hop is remembered under. It is never 0, and
  * another one when routes have changed or the hop's place has another owner. */
 static __always_inline __u16 route_stamp(__u32 epoch, __u32 owners)
@@ -171,6 +136,46 @@ static __always_inline int is_fresh(const struct hop *h, __u32 now)
 {
 	return now - h->seen < PROBE_TICKS;
 }
+
+#ifndef BATUTA_XDP
+
+/* Carried in tc_index from ingress to egress: this packet is done. */
+#define DONE 0xba7a
+
+static __always_inline int may_leave(struct __sk_buff *skb, const struct hop *h)
+{
+	return h->dmac != 0;
+}
+
+static __always_inline int leave(struct __sk_buff *skb, const struct hop *h)
+{
+	if (put_macs(skb, h->dmac, h->smac))
+		return TC_ACT_SHOT;
+	skb->tc_index = DONE;
+	return bpf_redirect(h->ifindex, 0);
+}
+
+/* send sends a packet to hardware addresses that are known, else by the kernel's neighbor entry. */
+static __always_inline int send(struct __sk_buff *skb, const struct way *w)
+{
+	struct bpf_redir_neigh nh = {};
+
+	trace(skb, TRACE_IFINDEX, w->ifindex);
+	if (w->dmac && !put_macs(skb, w->dmac, w->smac)) {
+		skb->tc_index = DONE;
+		return bpf_redirect(w->ifindex, 0);
+	}
+	skb->tc_index = DONE;
+	if (is4(&w->nexthop)) {
+		nh.nh_family = AF_INET;
+		nh.ipv4_nh = addr4(&w->nexthop);
+	} else {
+		nh.nh_family = AF_INET6;
+		__builtin_memcpy(nh.ipv6_nh, &w->nexthop, 16);
+	}
+	return bpf_redirect_neigh(w->ifindex, &nh, sizeof(nh), 0);
+}
+#endif
 
 #define NO_HOP 0xffff
 
@@ -222,23 +227,6 @@ SEPARATE __u32 keep_hop(const struct way *w, __u32 now)
 	return NO_HOP;
 }
 
-/* defer leaves packets whose next hop has not been asked for lately to tc, where
- * the first one goes by the kernel's neighbor entry. */
-static __always_inline void defer(struct way *w, __u32 at, __u32 now)
-{
-#ifdef BATUTA_XDP
-	struct hop *h = bpf_map_lookup_elem(&hops, &at);
-
-	if (!h || !is_fresh(h, now))
-		w->dmac = 0;
-#endif
-}
-
-static __always_inline struct route *route_of(const struct hit *hit)
-{
-	return hit->slot > max_flows ? &hit->rc->route : &hit->f->route[hit->dir == TO_CLIENT];
-}
-
 /* recall gives the next hop that was remembered, 0 if none was or it must be asked
  * for again. */
 static __always_inline struct hop *recall(const struct control *c, const struct route *mine, __u32 now)
@@ -249,47 +237,125 @@ static __always_inline struct hop *recall(const struct control *c, const struct 
 	return h && is_fresh(h, now) && READ_ONCE(mine->stamp) == route_stamp(c->route_epoch, READ_ONCE(h->owners)) ? h : 0;
 }
 
-/* flow_route is find_route with the connection's memory. room is what will be
- * put before the packet. */
-static __always_inline enum reason flow_route(CTX *ctx, const struct packet *p, const struct hit *hit,
-					      __u32 now, __u32 room, struct way *w)
+/* remember keeps a route in r, for packets of connection f. Whoever asks afterwards
+ * whose r still is comes after it (an atomic with a result is a barrier). */
+static __always_inline void remember(struct flow *f, struct route *r, __u32 hop, __u32 mtu, __u16 stamp, __u32 now)
 {
-	struct route *mine = route_of(hit);
+	WRITE_ONCE(r->stamp, 0);
+	r->hop = hop;
+	r->mtu = mtu > 0xffff ? 0xffff : mtu;
+	WRITE_ONCE(r->stamp, stamp);
+	__sync_lock_test_and_set(&f->seen, now);
+}
+
+/* route_of is what a connection's record remembers; those that are in no index
+ * leave it to their real server. */
+static __always_inline struct route *route_of(struct flow *f, struct real_cpu *rc, __u32 slot, __u32 dir)
+{
+	return slot > max_flows ? &rc->route : &f->route[dir == TO_CLIENT];
+}
+
+/* is_plain tells whether a packet's real server, should it be a neighbor, is
+ * reached as by any other connection's packets. */
+static __always_inline int is_plain(const struct control *c, const struct packet *p, __u32 word, __u32 dir)
+{
+	return c->plain_routes && !(p->tos & ~3) && dir == TO_REAL && FORWARD(word) != FORWARD_IPIP && !tracing;
+}
+
+/* keep_route has connection and real server remember a way that was found under
+ * that epoch; entry is the connection's, as in the index. A next hop that has not
+ * been asked for lately is asked by tc, whose packet goes by the kernel's neighbor
+ * entry. */
+SEPARATE int keep_route(const struct packet *p, const struct tuple *n, __u32 entry, struct way *w, __u32 epoch)
+{
+	__u32 slot = entry & ~INDEX_TO_CLIENT, dir = entry & INDEX_TO_CLIENT ? TO_CLIENT : TO_REAL;
+	struct flow *f = bpf_map_lookup_elem(&flows, &slot);
+	struct control *c = get_control();
+	__u32 real, now, at;
+	struct real_cpu *rc;
+	struct hop *h;
+	struct real *r;
+	__u16 stamp;
+
+	if (!c || !p || !n || !w || !f)
+		return 0;
+	real = f->real_slot;
+	rc = real_on_this_cpu(real);
+	now = ticks_of(c);
+	at = keep_hop(w, now);
+	if (!rc || at == NO_HOP)
+		goto out;
+	stamp = route_stamp(epoch, at >> 16);
+	at &= 0xffff;
+	if (is_plain(c, p, f->word, dir) && same_addr(&w->nexthop, &n->dst))
+		remember(f, &rc->direct, at, w->mtu, stamp, now);
+	remember(f, route_of(f, rc, slot, dir), at, w->mtu, stamp, now);
+	/* Of a real server that has become another meanwhile nothing is remembered. */
+	r = bpf_map_lookup_elem(&reals, &real);
+	if (slot > max_flows && (!r || !same_addr(&r->addr, &n->dst) || r->forward != FORWARD(f->word)))
+		rc->route.stamp = 0;
+	h = bpf_map_lookup_elem(&hops, &at);
+	if (!OFFLOADS && h && is_fresh(h, now))
+		return 0;
+out:
+	if (OFFLOADS || at != NO_HOP)
+		w->dmac = 0;
+	return 0;
+}
+
+/* is_still tells whether the record is still the connection's that was found: a slot
+ * given to another has another generation, and what was read or remembered may be
+ * the other's. */
+static __always_inline int is_still(const struct hit *h)
+{
+	asm volatile("" ::: "memory");
+	if (h->slot >= max_flows || READ_ONCE(h->f->gen) == h->gen)
+		return 1;
+	h->f->route[TO_REAL].stamp = 0;
+	h->f->route[TO_CLIENT].stamp = 0;
+	return 0;
+}
+
+/* flow_route gives the way of a connection's packet, or the reason why there is
+ * none. n holds the ends that the packet will have, room is what will be put
+ * before it. */
+static __always_inline enum reason flow_route(CTX *ctx, const struct packet *p, const struct hit *hit,
+					      const struct tuple *n, __u32 now, __u32 room, struct way *w)
+{
+	struct route *r = route_of(hit->f, hit->rc, hit->slot, hit->dir), *direct = &hit->rc->direct;
 	struct control *c = get_control();
 	enum reason why;
-	struct tuple n;
 	struct hop *h;
-	__u32 at, epoch, owners;
+	__u32 epoch;
 
 	if (!c)
 		return REASON_NO_ROUTE;
-	epoch = READ_ONCE(c->route_epoch); /* before the look-up, or a change meanwhile would be forgotten */
-	h = recall(c, mine, now);
-	if (h) {
-		w->mtu = mine->mtu;
-		w->ifindex = h->ifindex;
+	h = recall(c, r, now);
+	if (!h && is_plain(c, p, hit->word, hit->dir)) {
+		h = recall(c, direct, now);
+		if (h && same_addr(&h->nexthop, &n->dst))
+			remember(hit->f, r, direct->hop, direct->mtu, direct->stamp, now);
+		else
+			h = 0;
+	}
+	if (!h) {
+		epoch = READ_ONCE(c->route_epoch); /* before the look-up, or a change meanwhile would be forgotten */
+		why = find_route(ctx, p, n, p->segment + room, w);
+		if (why == REASON_NONE && w->mtu && !tracing)
+			keep_route(p, n, slot_of(hit), w, epoch);
+		else if (OFFLOADS)
+			w->dmac = 0;
+		return why;
+	}
+	w->mtu = r->mtu;
+	w->ifindex = h->ifindex;
+	w->smac = h->smac;
 #ifdef BATUTA_XDP
-		w->dmac = h->dmac;
-		w->smac = h->smac;
+	w->dmac = h->dmac;
 #else
-		w->nexthop = h->nexthop;
+	if (!room) /* a tunnel's packet gets its header later */
+		w->dmac = h->dmac;
+	w->nexthop = h->nexthop;
 #endif
-		return p->segment + room > w->mtu ? REASON_TOO_BIG : REASON_NONE;
-	}
-	if (!ends_after(p, hit, &n))
-		return REASON_NO_ROUTE;
-	why = find_route(ctx, p, &n, p->segment + room, w);
-	if (why == REASON_NONE && w->mtu && !tracing) {
-		at = keep_hop(w, now);
-		if (at != NO_HOP) {
-			owners = at >> 16;
-			at &= 0xffff;
-			defer(w, at, now);
-			WRITE_ONCE(mine->stamp, 0);
-			mine->hop = at;
-			mine->mtu = w->mtu > 0xffff ? 0xffff : w->mtu;
-			WRITE_ONCE(mine->stamp, route_stamp(epoch, owners));
-		}
-	}
-	return why;
+	return p->segment + room > w->mtu ? REASON_TOO_BIG : REASON_NONE;
 }

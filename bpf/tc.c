@@ -60,6 +60,7 @@ static __always_inline int refuse(struct __sk_buff *skb, const struct packet *p,
 	if (find_route(skb, p, &n, ANSWER_MAX, w) != REASON_NONE ||
 	    answer(skb, p, why == REASON_TOO_BIG ? ANSWER_TOO_BIG : ANSWER_TTL, mtu))
 		return TC_ACT_SHOT;
+	w->dmac = 0;
 	return send(skb, w);
 }
 
@@ -80,12 +81,11 @@ static __always_inline int carry(struct __sk_buff *skb, struct packet *p, struct
 	struct flow *f = h->f;
 	int masq = FORWARD(h->word) == FORWARD_MASQ;
 	enum reason why = REASON_TTL;
+	struct new_end e;
 	struct way w = {};
-	union { /* the programs' stack is small */
-		struct new_end end;  /* masq */
-		struct tuple ends; /* ipip */
-	} to = {};
+	struct tuple n;
 	__u32 room = 0;
+	__u16 delta;
 
 	if (tracing) {
 		trace(skb, TRACE_REAL, f->real_slot + 1);
@@ -100,19 +100,14 @@ static __always_inline int carry(struct __sk_buff *skb, struct packet *p, struct
 			account(skb, p, h, now);
 		return TC_ACT_UNSPEC;
 	}
-	if (masq) {
-		new_end(h, &to.end);
-	} else if (FORWARD(h->word) == FORWARD_IPIP) {
-		if (!ends_after(p, h, &to.ends))
-			return drop(skb, p, REASON_DEAD_FLOW);
-		room = tunnel_room(&to.ends.dst);
-	}
+	if (!ends_after(p, h, &n))
+		return drop(skb, p, REASON_DEAD_FLOW);
+	delta = delta_of(h);
+	if (FORWARD(h->word) == FORWARD_IPIP)
+		room = tunnel_room(&n.dst);
 	if (p->ttl > 1)
-		why = flow_route(skb, p, h, now, room, &w);
-	/* The record was ours while we read it, or it was not: a slot given to
-	 * another connection has another generation. */
-	asm volatile("" ::: "memory");
-	if (h->slot < max_flows && READ_ONCE(f->gen) != h->gen)
+		why = flow_route(skb, p, h, &n, now, room, &w);
+	if (!is_still(h))
 		return drop(skb, p, REASON_RACE);
 	if (why != REASON_NONE && h->dir == TO_CLIENT)
 		return pass(skb, p, why); /* egress does the rest */
@@ -121,9 +116,10 @@ static __always_inline int carry(struct __sk_buff *skb, struct packet *p, struct
 	if (!masq) {
 		if (why != REASON_NONE)
 			return refuse(skb, p, why, w.mtu - room, &w);
-		return carry_as_is(skb, p, h, &to.ends, &w);
+		return carry_as_is(skb, p, h, &n, &w);
 	}
-	if (rewrite(skb, p, h->dir, &to.end, why == REASON_NONE))
+	new_end(h->dir, &n, delta, &e);
+	if (rewrite(skb, p, h->dir, &e, why == REASON_NONE))
 		return drop(skb, p, REASON_REWRITE);
 	if (why != REASON_NONE)
 		return pass(skb, p, why);
@@ -160,6 +156,7 @@ static __attribute__((noinline)) int errors(struct __sk_buff *skb)
 	n.dport = 0;
 	if (p->ttl > 1)
 		why = find_route(skb, p, &n, p->segment + room, &w);
+	w.dmac = 0;
 	if (FORWARD(h.word) != FORWARD_MASQ) /* nobody is told about an error (RFC 1122, 3.2.2) */
 		return why != REASON_NONE ? drop(skb, p, REASON_UNREACHABLE) : carry_as_is(skb, p, &h, &n, &w);
 	if (why != REASON_NONE && h.dir == TO_CLIENT)
@@ -288,7 +285,9 @@ static __attribute__((noinline)) int replies(struct __sk_buff *skb)
 	account(skb, &p, &h, now);
 	if (h.word & FLOW_LOCAL)
 		return TC_ACT_UNSPEC;
-	new_end(&h, &e);
+	e.addr = &h.f->virt;
+	e.port = h.f->vport;
+	e.delta = delta_of(&h);
 	if (rewrite(skb, &p, TO_CLIENT, &e, 0))
 		return drop_out(skb, &p, REASON_REWRITE);
 	return TC_ACT_UNSPEC;

@@ -87,10 +87,11 @@ static __attribute__((noinline)) int general(struct xdp_md *ctx, int may_be)
 	struct service *s;
 	struct hit h = {};
 	struct way w = {};
-	struct new_end e = {};
+	struct new_end e;
 	struct tuple n;
 	enum reason why;
 	__u32 now, room = 0;
+	__u16 delta;
 
 	if (parse(ctx, &p) != PARSED_PORTS || p.first || p.ttl <= 1)
 		return XDP_PASS;
@@ -107,23 +108,20 @@ static __attribute__((noinline)) int general(struct xdp_md *ctx, int may_be)
 	}
 	if (h.word & FLOW_LOCAL)
 		return hand_on(s, &h);
-	if (FORWARD(h.word) == FORWARD_MASQ) {
-		new_end(&h, &e);
-	} else if (FORWARD(h.word) == FORWARD_IPIP) {
-		if (!ends_after(&p, &h, &n))
-			return drop(ctx, &p, REASON_DEAD_FLOW);
+	if (!ends_after(&p, &h, &n))
+		return drop(ctx, &p, REASON_DEAD_FLOW);
+	delta = delta_of(&h);
+	if (FORWARD(h.word) == FORWARD_IPIP)
 		room = tunnel_room(&n.dst);
-	}
-	why = flow_route(ctx, &p, &h, now, room, &w);
+	why = flow_route(ctx, &p, &h, &n, now, room, &w);
 	if (why != REASON_NONE || !may_send(ctx, w.ifindex, w.dmac))
 		return hand_on(s, &h);
-	/* As in tc.c: the record was ours while we read it, or it was not. */
-	asm volatile("" ::: "memory");
-	if (h.slot < max_flows && READ_ONCE(h.f->gen) != h.gen)
+	if (!is_still(&h))
 		return drop(ctx, &p, REASON_RACE);
 
 	account(ctx, &p, &h, now);
 	if (FORWARD(h.word) == FORWARD_MASQ) {
+		new_end(h.dir, &n, delta, &e);
 		if (rewrite(ctx, &p, h.dir, &e, 1))
 			return drop(ctx, &p, REASON_REWRITE);
 	} else if (hop_down(ctx, p.v6) || (FORWARD(h.word) == FORWARD_IPIP && encapsulate(ctx, &p, &n.src, &n.dst))) {

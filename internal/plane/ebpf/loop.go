@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"runtime"
 	"sync/atomic"
 	"time"
@@ -132,8 +133,9 @@ func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news) {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	full := uint64(0)
-	heard, listening := hardware{}, true
+	heard, listening, plain := hardware{}, true, isPlain()
 	p.t.changed() // before anybody listened, perhaps
+	p.t.heard(plain)
 	for {
 		lost := false
 		select {
@@ -141,7 +143,7 @@ func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news) {
 			return
 		case <-tick.C:
 			if listening {
-				p.t.heard()
+				p.t.heard(plain)
 			}
 			p.sweepOnce()
 			p.endRetired()
@@ -178,6 +180,10 @@ func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news) {
 			}
 		}
 		p.findSources()
+		if listening {
+			plain = isPlain()
+			p.t.heard(plain)
+		}
 		p.t.changed()
 	}
 }
@@ -187,9 +193,34 @@ func (t *tables) changed() { atomic.AddUint32(&t.control.RouteEpoch, 1) }
 
 // heard says that somebody listens to what changes routes: for some seconds more
 // they are remembered. After that the programs ask for them again from time to time
-// (bpf/maps.h: ROUTE_TICKS).
-func (t *tables) heard() {
+// (bpf/maps.h: ROUTE_TICKS). plain is isPlain.
+func (t *tables) heard(plain bool) {
+	now := uint32(0)
+	if plain {
+		now = 1
+	}
 	atomic.StoreUint32(&t.control.RoutesUntil, ticksNow()+toTicks(5*sweepEvery))
+	atomic.StoreUint32(&t.control.PlainRoutes, now)
+}
+
+// isPlain tells whether the rules of routing are those that each network has from
+// the beginning, so that destinations alone decide (ip-rule(8)).
+func isPlain() bool {
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		rules, err := netlink.RuleList(family)
+		if err != nil {
+			return false
+		}
+		for _, r := range rules {
+			known := netlink.NewRule()
+			known.Family, known.Table, known.Priority, known.Protocol = r.Family, r.Table, r.Priority, r.Protocol
+			known.Type = r.Type
+			if r.Table < unix.RT_TABLE_DEFAULT || !reflect.DeepEqual(r, *known) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // asPacketProgram makes a program for packets of one for system calls, which

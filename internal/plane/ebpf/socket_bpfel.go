@@ -30,7 +30,7 @@ type socketControl struct {
 	RouteEpoch  uint32
 	Features    uint32
 	RoutesUntil uint32
-	Reserved    uint32
+	PlainRoutes uint32
 	Timeout     [8]uint32
 	Netns       uint64
 	NextSlot    uint32
@@ -131,7 +131,13 @@ type socketRealCpu struct {
 		Mtu   uint16
 		Stamp uint16
 	}
-	Reserved2 [3]uint32
+	Direct struct {
+		_     structs.HostLayout
+		Hop   uint16
+		Mtu   uint16
+		Stamp uint16
+	}
+	Reserved2 [3]uint16
 	Count     struct {
 		_           structs.HostLayout
 		Connections uint64

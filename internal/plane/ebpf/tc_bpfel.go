@@ -53,7 +53,7 @@ type tcControl struct {
 	RouteEpoch  uint32
 	Features    uint32
 	RoutesUntil uint32
-	Reserved    uint32
+	PlainRoutes uint32
 	Timeout     [8]uint32
 	Netns       uint64
 	NextSlot    uint32
@@ -208,7 +208,8 @@ type tcRealCpu struct {
 	Gen       uint32
 	Reserved  uint16
 	Route     tcRoute
-	Reserved2 [3]uint32
+	Direct    tcRoute
+	Reserved2 [3]uint16
 	Count     tcCounters
 }
 
