@@ -8,12 +8,14 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"os/signal"
 	"regexp"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
 
 	"github.com/batuta-ha/batuta/internal/model"
 	"github.com/batuta-ha/batuta/internal/plane/ebpf"
@@ -181,8 +183,20 @@ type rival struct {
 const ingressDrop = `printf 'table netdev d {\nchain i {\ntype filter hook ingress device outside priority 0;\nmeta l4proto { tcp, udp } drop\n}\n}\n' | nft -f -`
 
 func planeWithin(what string) string {
-	return "BATUTA_PLANE=" + what + " tests -test.run=^TestPlaneWithin$"
+	return "BATUTA_PLANE=" + what + " tests -test.timeout=0 -test.run=^TestPlaneWithin$"
 }
+
+// standing is written by a plane's process, with its number, when it is in force,
+// and removed when it has ended.
+const standing = "/run/plane"
+
+// planeUp leaves a plane's process behind: a director's goes on, too.
+func planeUp(what string) string {
+	return planeWithin(what) + ` >/run/plane.log 2>&1 &
+		until [ -e ` + standing + ` ]; do kill -0 $! || { cat /run/plane.log; exit 1; }; sleep 0.1; done`
+}
+
+var planeDown = "kill $(cat " + standing + "); while [ -e " + standing + " ]; do sleep 0.1; done; " + planeWithin("none")
 
 var rivals = []rival{
 	{"drop", ingressDrop, "nft flush ruleset", vmForward},
@@ -191,10 +205,10 @@ var rivals = []rival{
 	{"nft", "nft -f /tmp/nft", "nft flush ruleset; modprobe -r nf_conntrack_netlink 2>/dev/null || true", vmService},
 	{"tc floor", planeWithin("floor-tc") + "; tc qdisc add dev outside clsact; tc filter add dev outside ingress bpf da object-pinned " + floorPin,
 		"tc qdisc del dev outside clsact; " + planeWithin("none"), vmForward},
-	{"tc", planeWithin("tc"), planeWithin("none"), vmService},
+	{"tc", planeUp("tc"), planeDown, vmService},
 	{"XDP drop", planeWithin("drop"), planeWithin("none"), vmForward},
 	{"XDP floor", planeWithin("floor-xdp"), planeWithin("none"), vmForward},
-	{"XDP", planeWithin("xdp"), planeWithin("none"), vmService},
+	{"XDP", planeUp("xdp"), planeDown, vmService},
 }
 
 // director runs a script where the plane is.
@@ -324,8 +338,8 @@ func (v *guest) arrived() int {
 	return n
 }
 
-// TestPlaneWithin puts Batuta's plane into force in its network namespace, or
-// takes it away, and ends: the plane goes on by itself.
+// TestPlaneWithin puts Batuta's plane into force in its network namespace until it
+// is ended by a signal, and the plane goes on by itself; or takes it away.
 func TestPlaneWithin(t *testing.T) {
 	if os.Getenv(inVM) == "" {
 		t.Skip("runs in a virtual machine")
@@ -373,6 +387,15 @@ func TestPlaneWithin(t *testing.T) {
 		}
 	}
 	if err := p.Apply(context.Background(), changes); err != nil {
+		t.Fatal(err)
+	}
+	ended, stop := signal.NotifyContext(t.Context(), unix.SIGTERM)
+	defer stop()
+	if err := os.WriteFile(standing, strconv.AppendInt(nil, int64(os.Getpid()), 10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	<-ended.Done()
+	if err := os.Remove(standing); err != nil {
 		t.Fatal(err)
 	}
 }

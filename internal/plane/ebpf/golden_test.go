@@ -193,6 +193,7 @@ func (s *story) run(command string) string {
 	case "mtu":
 		n, _ := strconv.Atoi(f[1])
 		director.mtu(s.t, f[0], n)
+		s.plane.t.changed() // which the plane hears a moment later
 		return ""
 	case "flows":
 		flows, err := s.plane.Flows(context.Background())
