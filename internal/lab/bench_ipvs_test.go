@@ -1,6 +1,7 @@
 package lab_test
 
 import (
+	"cmp"
 	"os"
 	"testing"
 
@@ -15,7 +16,7 @@ func TestBenchIPVS(t *testing.T) {
 	tree := ipvsKernel(t).Tree
 	k := lab.Kernel{Tree: tree, Memory: 1024, Env: []string{inKernel + "=1", "BATUTA_BENCH=ipvs"},
 		Files: map[string]string{"bin/tests": testBinary(t, "internal/plane/ipvs")}}
-	out, status, err := k.Run(t.Context(), "tests", "-test.v", "-test.run=^TestBenchReconcile$", "-test.timeout=30m")
+	out, status, err := k.Run(t.Context(), "tests", "-test.v", "-test.run="+cmp.Or(os.Getenv("BATUTA_RUN"), "^TestBench"), "-test.timeout=30m")
 	t.Logf("in the kernel:\n%s", out)
 	if err != nil || status != 0 {
 		t.Fatalf("exit status %d, %v", status, err)

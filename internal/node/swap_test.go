@@ -123,6 +123,7 @@ type house struct {
 	old, next       *listPlane
 	web, dns, other model.ServiceKey
 	directors       []model.Director
+	told            []string
 }
 
 func newHouse(t *testing.T) *house {
@@ -173,7 +174,7 @@ func fill(t *testing.T, p plane.Plane, weight int, keys ...model.ServiceKey) {
 
 func (h *house) quiet(t *testing.T) *quietIPVS {
 	t.Helper()
-	q, err := quiet(t.Context(), h.old, h.next, h.directors)
+	q, err := quiet(t.Context(), h.old, h.next, func(e model.Event) { h.told = append(h.told, e.Text) }, h.directors)
 	if err != nil || q == nil {
 		t.Fatalf("%v, %v; want the old plane", q, err)
 	}
@@ -218,7 +219,7 @@ func TestSwapFromIPVSStepByStep(t *testing.T) {
 	wantTable(t, "the old plane at the end", h.old, map[model.ServiceKey]int{h.other: 3})
 
 	// There, it is nobody's any more.
-	if q, err := quiet(t.Context(), h.old, h.next, nil); q != nil || err != nil {
+	if q, err := quiet(t.Context(), h.old, h.next, nil, nil); q != nil || err != nil {
 		t.Errorf("%v, %v; want nothing to end", q, err)
 	}
 }
@@ -269,26 +270,71 @@ func TestRefusedServiceStaysWithTheOldPlane(t *testing.T) {
 // The list of connections is long: it is asked for only while there are some
 // that the new plane has to let by, or when a service has come.
 func TestConnectionsAreListedWhileItMatters(t *testing.T) {
-	h := newHouse(t)
-	q := h.quiet(t)
-	if _, err := takeOver(t.Context(), h.next, q); err != nil {
-		t.Fatal(err)
-	}
-	asked := func(during string, want int, do func()) {
-		t.Helper()
-		before := h.old.listed
-		do()
-		if n := h.old.listed - before; n != want {
-			t.Errorf("%s: listed %d times, want %d", during, n, want)
+	synctest.Test(t, func(t *testing.T) { // by the clock of the test, no list takes long
+		h := newHouse(t)
+		q := h.quiet(t)
+		if _, err := takeOver(t.Context(), h.next, q); err != nil {
+			t.Fatal(err)
 		}
+		again := func() { h.release(t, q, left{open: 2}) }
+		h.asked(t, "a half-open and a UDP connection", 1, again)
+		h.old.flows = h.old.flows[:1]
+		h.asked(t, "they have gone", 1, again)
+		h.asked(t, "an established one is left", 0, again)
+		fill(t, h.next, 3, h.other)
+		h.asked(t, "a service has come", 1, func() { h.release(t, q, left{open: 7}) })
+	})
+}
+
+// asked checks how often connections are listed.
+func (h *house) asked(t *testing.T, during string, want int, do func()) {
+	t.Helper()
+	before := h.old.listed
+	do()
+	if n := h.old.listed - before; n != want {
+		t.Errorf("%s: listed %d times, want %d", during, n, want)
 	}
-	again := func() { h.release(t, q, left{open: 2}) }
-	asked("a half-open and a UDP connection", 1, again)
-	h.old.flows = h.old.flows[:1]
-	asked("they have gone", 1, again)
-	asked("an established one is left", 0, again)
-	fill(t, h.next, 3, h.other)
-	asked("a service has come", 1, func() { h.release(t, q, left{open: 7}) })
+}
+
+// Tens of thousands of connections are listed when the new plane has begun, so
+// that nothing waits for it; hundreds of thousands are not.
+func TestManyConnectionsAreListedLater(t *testing.T) {
+	for _, c := range []struct {
+		open  uint64
+		early string // what takeOver says of the clients
+		later int    // lists
+		told  []string
+	}{
+		{open: listedAtOnce, later: 1},
+		{open: listedAtOnce + 1, later: 1, told: []string{"1 of 1 clients of persistent services keep their real servers"}},
+		{open: listedAtAll + 1, early: "its 200001 connections are more than the kernel can list in a minute: " +
+			"the next datagrams of UDP clients, and the next connections of persistent ones, may come to another real server"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newHouse(t)
+			h.old.active = map[model.ServiceKey]uint64{h.web: c.open}
+			if _, err := h.old.Plane.(*memory.Plane).Bind(t.Context(), []model.Binding{{Service: h.web, Client: netip.MustParseAddr("10.1.0.50"),
+				Real: netip.MustParseAddrPort("10.240.0.21:80"), Expires: 5 * time.Minute}}); err != nil {
+				t.Fatal(err)
+			}
+			var q *quietIPVS
+			early := 0
+			if c.open <= listedAtOnce {
+				early = 2
+			}
+			h.asked(t, "while nobody balances", early, func() {
+				q = h.quiet(t)
+				if _, err := takeOver(t.Context(), h.next, q); err != nil && err.Error() != c.early {
+					t.Error(err)
+				}
+			})
+			time.Sleep(plane.Pace(0))
+			h.asked(t, "when the new plane balances", c.later, func() { h.release(t, q, left{open: int(c.open)}) })
+			if diff := cmp.Diff(c.told, h.told); diff != "" {
+				t.Errorf("told (-want +got):\n%s", diff)
+			}
+		})
+	}
 }
 
 // A client of a persistent service keeps its real server when planes change.

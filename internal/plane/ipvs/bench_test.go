@@ -2,6 +2,7 @@ package ipvs
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/batuta-ha/batuta/internal/balance"
 	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/plane/planetest"
 )
 
 // hugeTable is a table of a large site: 2,277 services, 37,205 real servers.
@@ -116,5 +118,48 @@ func TestBenchReconcile(t *testing.T) {
 	}
 	if err := command("ipvsadm -C")(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestBenchList measures how long the kernel's one list of connections takes, by
+// how many there are.
+func TestBenchList(t *testing.T) {
+	requireKernel(t)
+	if os.Getenv("BATUTA_BENCH") != "ipvs" {
+		t.Skip("a measurement: make bench-ipvs")
+	}
+	b := newBench(false)(t, planetest.Options{}).(*bench)
+	service := model.VirtualService{Key: model.ServiceKey{Proto: model.UDP, Addr: b.Virtual(0)}, Scheduler: "rr"}
+	if err := b.plane.Apply(t.Context(), []model.Change{{Op: model.ServiceAdd, Service: service}, {Op: model.RealAdd, Service: service,
+		Real: model.RealServer{Addr: b.Real(model.UDP, 0), Forward: model.Masq, Weight: 1}}}); err != nil {
+		t.Fatal(err)
+	}
+	for host := range 4 {
+		b.client.Address(t, "eth0", fmt.Sprintf("10.1.0.%d/24", 200+host))
+	}
+	to, have := net.UDPAddrFromAddrPort(b.Virtual(0)), 0
+	for _, want := range []int{1000, 10_000, 50_000, 100_000, 200_000} {
+		b.client.Do(t, func() {
+			for ; have < want; have++ {
+				from := &net.UDPAddr{IP: net.IPv4(10, 1, 0, byte(200+have/50_000)), Port: 10_000 + have%50_000}
+				c, err := net.DialUDP("udp4", from, to)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, _ = c.Write([]byte("a"))
+				_ = c.Close()
+			}
+		})
+		begin := time.Now()
+		all, err := b.plane.Search(t.Context(), isTemplate)
+		if took := time.Since(begin); err != nil || len(all) > 0 {
+			t.Errorf("%d templates, %v", len(all), err)
+		} else {
+			counters, err := b.plane.Counters(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%d connections are listed in %v", counters[0].Reals[0].Inactive, took.Round(time.Millisecond))
+		}
 	}
 }

@@ -82,7 +82,7 @@ func (y *graveyard) settle(flows []model.Flow) {
 // deleted are gone.
 func (p *Plane) bury(ctx context.Context, k model.ServiceKey, real netip.AddrPort) error {
 	for pause := time.Millisecond; p.gone.left(k, real) > 0; pause *= 2 {
-		flows, err := p.listFlows(everything)
+		flows, err := p.listFlows(ctx, everything)
 		if err != nil {
 			return err
 		}

@@ -162,6 +162,35 @@ func TestFallbackToTheDirectorItself(t *testing.T) {
 	}
 }
 
+// The templates of a service for all ports, and of whole networks, are
+// understood as the kernel writes them.
+func TestBindingsOfAllPortsAndNetworks(t *testing.T) {
+	requireKernel(t)
+	b := newBench(false)(t, planetest.Options{}).(*bench)
+	vip := b.Virtual(0)
+	b.racks[0].Do(t, func() { planetest.StartServer(t, model.TCP, netip.MustParseAddrPort("10.240.0.20:80")) })
+	service := model.VirtualService{Key: model.ServiceKey{Proto: model.TCP, Addr: netip.AddrPortFrom(vip.Addr(), 0)}, Scheduler: "rr",
+		Persistence: model.Persistence{Enabled: true, Timeout: 5 * time.Minute, Netmask: netip.MustParseAddr("255.255.255.0")}}
+	real := netip.MustParseAddrPort("10.240.0.20:0")
+	if err := b.plane.Apply(t.Context(), []model.Change{{Op: model.ServiceAdd, Service: service},
+		{Op: model.RealAdd, Service: service, Real: model.RealServer{Addr: real, Forward: model.Masq, Weight: 1}}}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := b.Dial(t.Context(), model.TCP, vip)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close() //nolint:errcheck // the test is over
+	all, err := b.plane.Bindings(t.Context())
+	if err != nil || len(all) != 1 || all[0].Expires <= time.Minute || all[0].Expires > 5*time.Minute {
+		t.Fatalf("%v, %v; want one binding", all, err)
+	}
+	all[0].Expires = 0
+	if want := (model.Binding{Service: service.Key, Client: netip.MustParseAddr("10.1.0.0"), Real: real}); all[0] != want {
+		t.Errorf("%+v, want %+v", all[0], want)
+	}
+}
+
 var lacks = map[planetest.Feature]string{}
 
 // bench is a building of its own for each case, so that no connection of the
