@@ -109,17 +109,39 @@ func (p *Plane) own(b *batch, a netip.Addr) (bool, error) {
 // that of the route. Where there is no route the programs drop the packets
 // and count them.
 func (p *Plane) findSource(row *tcReal) {
-	routes, err := p.net.RouteGet(addrOfWire(row.Addr).AsSlice())
-	if err != nil || len(routes) == 0 {
-		return
-	}
-	if src, ok := netip.AddrFromSlice(routes[0].Src); ok {
-		row.Source = wireAddr(src.Unmap())
+	if src, ok := p.sourceTo(row.Addr); ok {
+		row.Source = src
 	}
 }
 
-// findSources does so again for all, after routes have changed.
+func (p *Plane) sourceTo(a tcAddr) (tcAddr, bool) {
+	routes, err := p.net.RouteGet(addrOfWire(a).AsSlice())
+	if err != nil || len(routes) == 0 {
+		return tcAddr{}, false
+	}
+	src, ok := netip.AddrFromSlice(routes[0].Src)
+	return wireAddr(src.Unmap()), ok
+}
+
+// findSources does so again for all, after routes have changed: once for each
+// address, however many services have it, while the table may be used.
 func (p *Plane) findSources() {
+	sources := map[tcAddr]tcAddr{}
+	p.eachTunnel(func(row *tcReal) { sources[row.Addr] = row.Source })
+	for a := range sources {
+		if src, ok := p.sourceTo(a); ok {
+			sources[a] = src
+		}
+	}
+	p.eachTunnel(func(row *tcReal) {
+		if src, asked := sources[row.Addr]; asked {
+			row.Source = src
+		}
+	})
+}
+
+// eachTunnel calls fn with the row of each real server that is behind a tunnel.
+func (p *Plane) eachTunnel(fn func(row *tcReal)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
@@ -128,7 +150,7 @@ func (p *Plane) findSources() {
 	for _, v := range p.state.services {
 		for _, r := range v.reals {
 			if r.Forward == model.IPIP {
-				p.findSource(&p.t.reals[r.slot])
+				fn(&p.t.reals[r.slot])
 			}
 		}
 	}

@@ -41,9 +41,10 @@ type roles struct{ virtual, real int }
 type service struct {
 	model.VirtualService // without its real servers
 	slot                 uint32
-	reals                []*real // sorted by address, as rings are made of them
-	listed               bool    // its key is in service_slots
-	touched              bool    // by the present call of Apply
+	reals                []*real  // sorted by address, as rings are made of them
+	listed               bool     // its key is in service_slots
+	touched              bool     // by the present call of Apply
+	ended                []uint32 // real servers that left by it
 }
 
 // find gives the place of a real server, and whether it is there.

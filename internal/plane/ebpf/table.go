@@ -41,9 +41,9 @@ func (p *Plane) Read(context.Context) (model.Table, error) {
 // the connections of deleted real servers end. A packet sees the ring of
 // before or that of after, never one between.
 type batch struct {
-	touched []*service // those that need a new ring
-	made    []made     // the changes for which they do
-	ended   []ending
+	touched []*service            // those that need a new ring
+	made    []made                // the changes for which they do
+	ended   []*service            // those with real servers to end
 	local   map[netip.Addr]bool   // the director's own addresses; nil: not asked yet
 	fresh   map[model.Family]bool // families of new services
 }
@@ -59,11 +59,6 @@ func (b *batch) touch(v *service, change int) {
 		b.touched = append(b.touched, v)
 	}
 	b.made = append(b.made, made{v, change})
-}
-
-type ending struct {
-	slot  uint32
-	owner *service
 }
 
 // Apply carries out changes as the contract says.
@@ -101,9 +96,8 @@ func (p *Plane) Apply(_ context.Context, changes []model.Change) error {
 			}
 		}
 	}
-	for _, e := range b.ended {
-		p.t.end(e.slot, &p.t.services[e.owner.slot])
-		p.state.realSpace.give(e.slot, 1)
+	for _, v := range b.ended {
+		p.endReals(v, &p.t.services[v.slot])
 	}
 	for f := range b.fresh {
 		p.warnForwarding(f)
@@ -134,14 +128,7 @@ func (p *Plane) change(b *batch, i int, c *model.Change) error {
 			return nil
 		}
 		v.touched = false
-		b.ended = slices.DeleteFunc(b.ended, func(e ending) bool {
-			if e.owner != v {
-				return false
-			}
-			p.t.end(e.slot, nil)
-			p.state.realSpace.give(e.slot, 1)
-			return true
-		})
+		p.endReals(v, nil)
 		return p.deleteService(v)
 	case model.RealAdd, model.RealEdit:
 		if v == nil {
@@ -163,13 +150,26 @@ func (p *Plane) change(b *batch, i int, c *model.Change) error {
 		if !have {
 			return nil
 		}
-		b.ended = append(b.ended, ending{v.reals[at].slot, v})
+		if len(v.ended) == 0 {
+			b.ended = append(b.ended, v)
+		}
+		v.ended = append(v.ended, v.reals[at].slot)
 		v.reals = slices.Delete(v.reals, at, at+1)
 		b.touch(v, i)
 		p.state.role(c.Real.Addr.Addr(), roles{real: -1})
 	case model.ChangeNone:
 	}
 	return nil
+}
+
+// endReals ends the connections of real servers that have left a service. Their
+// counters go to owner, if that stays.
+func (p *Plane) endReals(v *service, owner *tcService) {
+	for _, slot := range v.ended {
+		p.t.end(slot, owner)
+		p.state.realSpace.give(slot, 1)
+	}
+	v.ended = nil
 }
 
 func (p *Plane) addService(k model.ServiceKey) (*service, error) {
