@@ -410,7 +410,16 @@ func TestSwapOfPlanes(t *testing.T) {
 			changes = append(changes, model.Change{Op: model.RealAdd, Service: v, Real: model.RealServer{Addr: at, Forward: model.Masq, Weight: 1}})
 		}
 	}
-	configured := []model.Director{{Services: []model.Service{{Virtual: changes[0].Service}, {Virtual: changes[3].Service}}}}
+	// The first two, once more, for a client that is to stay with one of them.
+	sticky := changes[0].Service
+	sticky.Key.Addr = netip.AddrPortFrom(web.Addr(), 81)
+	sticky.Persistence = model.Persistence{Enabled: true, Timeout: time.Hour}
+	changes = append(changes, model.Change{Op: model.ServiceAdd, Service: sticky})
+	for _, c := range changes[1:3] {
+		c.Service = sticky
+		changes = append(changes, c)
+	}
+	configured := []model.Director{{Services: []model.Service{{Virtual: changes[0].Service}, {Virtual: changes[3].Service}, {Virtual: sticky}}}}
 
 	open := func(name string) (p plane.Plane, ends []Task) {
 		director.Do(t, func() {
@@ -455,6 +464,33 @@ func TestSwapOfPlanes(t *testing.T) {
 		}
 		h.real = real
 		return nil
+	}
+	leave := func(all []*held) {
+		for _, h := range all {
+			if c, ok := h.raw.(*net.TCPConn); ok {
+				_ = c.SetLinger(0)
+			}
+			_ = h.raw.Close()
+		}
+	}
+	// stay is who answers the client of the persistent service, now and before.
+	stay := func(home netip.AddrPort) netip.AddrPort {
+		t.Helper()
+		for range 5 {
+			var raw net.Conn
+			var err error
+			client.Do(t, func() { raw, err = net.DialTimeout("tcp4", sticky.Key.Addr.String(), time.Minute) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := &held{raw: raw, conn: planetest.NewConn(raw), real: home}
+			if err := ask(h); err != nil {
+				t.Fatalf("a client of a persistent service: %v", err)
+			}
+			leave([]*held{h})
+			home = h.real
+		}
+		return home
 	}
 	gather := func() (all []*held) {
 		for i := range tcp + udp {
@@ -522,14 +558,6 @@ func TestSwapOfPlanes(t *testing.T) {
 		alive("after the change to "+to, all)
 		return p, ends
 	}
-	leave := func(all []*held) {
-		for _, h := range all {
-			if c, ok := h.raw.(*net.TCPConn); ok {
-				_ = c.SetLinger(0)
-			}
-			_ = h.raw.Close()
-		}
-	}
 	until := func(what string, is func() bool) {
 		t.Helper()
 		for end := time.Now().Add(5 * time.Minute); !is(); time.Sleep(time.Second) {
@@ -561,7 +589,9 @@ func TestSwapOfPlanes(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := gather()
+	home := stay(netip.AddrPort{})
 	p, ends = change(p, "ebpf", first)
+	stay(home)
 	if len(ends) != 1 {
 		t.Fatalf("%d planes to end, want IPVS", len(ends))
 	}

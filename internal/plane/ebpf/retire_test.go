@@ -261,7 +261,13 @@ func TestRetireServiceByService(t *testing.T) {
 	o := testOptions()
 	p := open(t, o)
 	for i := range 2 {
-		apply(t, p, addService(model.TCP, vip(i, 80), "rr"), addReal(model.TCP, vip(i, 80), "10.240.0.20:8000", 1))
+		v := addService(model.TCP, vip(i, 80), "rr")
+		v.Service.Persistence = model.Persistence{Enabled: true, Timeout: 5 * time.Minute, Netmask: netip.MustParseAddr("255.255.255.0")}
+		apply(t, p, v, addReal(model.TCP, vip(i, 80), "10.240.0.20:8000", 1))
+	}
+	bound := model.Binding{Service: model.ServiceKey{Proto: model.TCP, Addr: vip(0, 80)}, Client: netip.MustParseAddr("192.0.2.7"), Real: netip.MustParseAddrPort("10.240.0.20:8000"), Expires: time.Hour}
+	if n, err := p.Bind(t.Context(), []model.Binding{bound}); n != 1 || err != nil {
+		t.Fatalf("bound %d, %v; want 1", n, err)
 	}
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
@@ -271,6 +277,14 @@ func TestRetireServiceByService(t *testing.T) {
 		t.Fatalf("%v, %v; want the table", r, err)
 	}
 	defer r.Close()
+	all, err := r.Bindings()
+	if err != nil || len(all) != 1 || all[0].Expires <= 4*time.Minute || all[0].Expires > 5*time.Minute {
+		t.Fatalf("bindings %v, %v; want one, for no longer than the service keeps clients", all, err)
+	}
+	bound.Client, bound.Expires = netip.MustParseAddr("192.0.2.0"), all[0].Expires
+	if all[0] != bound {
+		t.Errorf("binding %+v, want %+v", all[0], bound)
+	}
 	first := func(k model.ServiceKey) bool { return k.Addr == vip(0, 80) }
 	for range 2 { // it is repeated while the table drains
 		if left, err := r.Release(first); left != 1 || err != nil {
