@@ -236,6 +236,9 @@ func Open(o Options) (_ *Plane, err error) {
 	var failed []error
 	p.retired, failed = AllRetired(o.Dir)
 	p.tellRetired(failed)
+	for _, r := range p.retired {
+		r.Connections()
+	}
 	var old *Retired
 	p.t, err = openTables(o.Dir, spec, o, ns)
 	if errors.Is(err, ErrOtherVersion) {
@@ -377,7 +380,7 @@ func (p *Plane) Info() model.PlaneInfo {
 		i.Detail += "; table adopted from " + p.o.Dir
 	}
 	for _, r := range p.retired {
-		i.Detail += fmt.Sprintf("; %d open connections of an earlier table", r.Connections())
+		i.Detail += fmt.Sprintf("; %d open connections of an earlier table", r.open)
 	}
 	return i
 }

@@ -30,6 +30,7 @@ import (
 type Retired struct {
 	dir    string // has maps/ and links/
 	number int    // of the directory
+	open   int    // connections, when last counted
 	maps   map[string]*ebpf.Map
 	mapped [][]byte
 
@@ -325,8 +326,10 @@ func (r *Retired) Release(taken func(model.ServiceKey) bool) (left int, err erro
 }
 
 // Connections counts those that are still open: that were not silent for
-// longer than their time-outs. It makes no system call but for the clock.
+// longer than their time-outs. It makes no system call but for the clock; a
+// million take 0.1 s.
 func (r *Retired) Connections() (n int) {
+	defer func() { r.open = n }()
 	c, now := r.control.at(0), ticksNow()
 	cpus := r.realCPUs.len() / max(r.reals.len(), 1)
 	for i := range min(int(c.NextSlot), r.flows.len()) {
