@@ -1,6 +1,9 @@
 package ebpf
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // maglevSizes are primes, about twice the one before.
 var maglevSizes = []int{251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 131071, 262139}
@@ -19,26 +22,64 @@ func maglevSize(reals int) int {
 
 // turnsOf is one real server while a Maglev table is filled: the place it
 // wants next, the step to the one after, and what its weight has earned it.
-type turnsOf struct{ at, skip, index, weight, credit int }
+type turnsOf struct{ at, skip, weight, credit int }
 
-// maglev fills a table of that size, a prime, with indices into reals: each
-// takes places in an order of its own until all are taken (same paper, section
-// 3.4), and a greater weight takes more often. Which client finds which place
-// is not changed by another's coming or going, except in the places that it
-// takes or leaves. Both directors of a pair make the same table.
+// maglev makes a table of that size, a prime, of indices into reals, so that a
+// client keeps its real server while others come, go, or stop taking
+// connections. Both directors of a pair make the same table.
+//
+// All real servers have places of their own, also those with weight 0, which
+// take no connections at present: those places are lent to the others, and
+// which ones depends on nothing but the places. So if a real server fails its
+// checks, or is quiesced, and comes back, no other's clients notice.
 func (m *ringMaker) maglev(reals []*real, size int) []int {
+	usual := m.usualWeight(reals)
+	if usual == 0 {
+		return nil
+	}
+	table := m.fill(reals, usual, size)
+	lend(table, reals)
+	return table
+}
+
+// usualWeight is the weight that most of the real servers that take connections
+// have, of several the least; 0 if there are none. One with weight 0 has so
+// many places of its own: its configured weight is not in the table, and a
+// wrong guess moves no more clients than a change of its weight does.
+func (m *ringMaker) usualWeight(reals []*real) int {
+	m.weights = m.weights[:0]
+	for _, r := range reals {
+		if r.Weight > 0 {
+			m.weights = append(m.weights, r.Weight)
+		}
+	}
+	slices.Sort(m.weights)
+	usual, most, same := 0, 0, 0
+	for i, w := range m.weights {
+		if i == 0 || w != m.weights[i-1] {
+			same = 0
+		}
+		if same++; same > most {
+			usual, most = w, same
+		}
+	}
+	return usual
+}
+
+// fill lets each real server take places in an order of its own until all are
+// taken (same paper, section 3.4); a greater weight takes more often. Those
+// with weight 0 take as many as those with the usual one.
+func (m *ringMaker) fill(reals []*real, usual, size int) []int {
 	m.of = m.of[:0]
 	heaviest := 0
-	for i, r := range reals {
-		if r.Weight <= 0 {
-			continue
+	for _, r := range reals {
+		weight := r.Weight
+		if weight <= 0 {
+			weight = usual
 		}
 		h := nameHash(r.Addr)
-		m.of = append(m.of, turnsOf{at: int(h % uint64(size)), skip: int((h>>32)%uint64(size-1)) + 1, index: i, weight: r.Weight})
-		heaviest = max(heaviest, r.Weight)
-	}
-	if len(m.of) == 0 {
-		return nil
+		m.of = append(m.of, turnsOf{at: int(h % uint64(size)), skip: int((h>>32)%uint64(size-1)) + 1, weight: weight})
+		heaviest = max(heaviest, weight)
 	}
 	table := m.room(size)
 	for i := range table {
@@ -57,12 +98,37 @@ func (m *ringMaker) maglev(reals []*real, size int) []int {
 					at -= len(table)
 				}
 			}
-			table[at] = c.index
+			table[at] = i
 			c.at = at // taken now: the next search begins with the step after it
 			if filled++; filled == size {
 				return table
 			}
 		}
+	}
+}
+
+// lend gives each place of a real server with weight 0 to whoever has the place
+// that its number draws, of several draws the first whose place is not free
+// itself; one real server at least has a weight. A place that was lent before
+// draws like any other, so a client moves only to one that comes back, or away
+// from one that has gone, however many they are.
+func lend(table []int, reals []*real) {
+	free := func(at int) bool { return reals[table[at]].Weight <= 0 }
+	for at := range table {
+		if !free(at) {
+			continue
+		}
+		lot, from := uint64(at), at
+		for tries := 0; free(from); tries++ {
+			if tries < 64 {
+				lot = (lot + 0x9e3779b97f4a7c15) * 0xd6e8feb86659fd93
+				lot ^= lot >> 32
+				from = part(uint32(lot), len(table))
+			} else if from++; from == len(table) { // few are left: chance would take long
+				from = 0
+			}
+		}
+		table[at] = table[from]
 	}
 }
 
