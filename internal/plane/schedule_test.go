@@ -1,6 +1,7 @@
 package plane
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -181,5 +182,42 @@ func TestAffinityHoldsNetworksForTheirTime(t *testing.T) {
 	a.Forget(real)
 	if _, ok := a.Find(p, netip.MustParseAddr("192.0.2.1"), now); ok {
 		t.Error("remembered after Forget")
+	}
+}
+
+// What another plane remembered holds for as long as it would have there, but
+// no longer than here, and where nothing is remembered here.
+func TestAffinityTakesBindingsOver(t *testing.T) {
+	p := model.Persistence{Enabled: true, Timeout: time.Minute, Netmask: netip.MustParseAddr("255.255.255.0")}
+	now := time.Unix(1000, 0)
+	service := model.ServiceKey{Proto: model.TCP, Addr: netip.MustParseAddrPort("10.1.0.100:80")}
+	one, other := netip.MustParseAddrPort("10.0.0.1:80"), netip.MustParseAddrPort("10.0.0.2:80")
+	var a Affinity
+	for _, c := range []struct {
+		p      model.Persistence
+		client string
+		real   netip.AddrPort
+		left   time.Duration
+		want   bool
+	}{
+		{p, "192.0.2.1", one, 20 * time.Second, true},
+		{p, "192.0.2.9", other, 20 * time.Second, false}, // its network is bound
+		{p, "192.0.3.1", other, time.Hour, true},
+		{p, "192.0.4.1", other, 0, false},
+		{model.Persistence{}, "192.0.5.1", other, time.Hour, false},
+	} {
+		if got := a.Bind(c.p, model.Binding{Service: service, Client: netip.MustParseAddr(c.client), Real: c.real, Expires: c.left}, now); got != c.want {
+			t.Errorf("bind %s: %v, want %v", c.client, got, c.want)
+		}
+	}
+	got := map[model.Binding]bool{}
+	for _, b := range a.Bindings(service, now.Add(10*time.Second)) {
+		got[b] = true
+	}
+	if want := (map[model.Binding]bool{
+		{Service: service, Client: netip.MustParseAddr("192.0.2.0"), Real: one, Expires: 10 * time.Second}:   true,
+		{Service: service, Client: netip.MustParseAddr("192.0.3.0"), Real: other, Expires: 50 * time.Second}: true,
+	}); !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }

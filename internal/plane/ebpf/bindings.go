@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"unsafe"
 
@@ -95,6 +96,22 @@ func (r *Retired) Bindings() ([]model.Binding, error) {
 // Bind takes bindings over. A client that was bound here meanwhile stays where
 // it is, and one whose service or real server is not in the table gets another.
 func (p *Plane) Bind(_ context.Context, bindings []model.Binding) (bound int, err error) {
+	const together = 4096 // others need the table, too
+	for some := range slices.Chunk(bindings, together) {
+		n, err := p.bind(some)
+		if bound += n; errors.Is(err, unix.E2BIG) {
+			return bound, fmt.Errorf("no room for more than %d clients of persistent services: %d of %d were taken over: raise the number of clients", p.o.MaxClients, bound, len(bindings))
+		}
+		if err != nil {
+			return bound, fmt.Errorf("take over clients of persistent services: %w", err)
+		}
+	}
+	return bound, nil
+}
+
+// bind enters some bindings: one by one, since the kernel knows no batch that
+// leaves alone what is there.
+func (p *Plane) bind(bindings []model.Binding) (bound int, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
@@ -120,11 +137,8 @@ func (p *Plane) Bind(_ context.Context, bindings []model.Binding) (bound int, er
 		switch err := p.t.Stays.Update(tcStayKey{Client: client, Service: v.slot}, stay, ebpf.UpdateNoExist); {
 		case err == nil:
 			bound++
-		case errors.Is(err, ebpf.ErrKeyExist):
-		case errors.Is(err, unix.E2BIG):
-			return bound, fmt.Errorf("no room for more than %d clients of persistent services: %d of %d were taken over: raise the number of clients", p.o.MaxClients, bound, len(bindings))
-		default:
-			return bound, fmt.Errorf("enter a client of %s: %w", b.Service, err)
+		case !errors.Is(err, ebpf.ErrKeyExist):
+			return bound, err
 		}
 	}
 	return bound, nil

@@ -468,6 +468,11 @@ TCP 0A010064 8F90 0A010064 0050 7F000001 0050 CLOSE             9
 	if _, err := readFlows(strings.NewReader("TCP 0A010064 zzzz 0A010064 0050 7F000001 0050 NONE 299\n"), everything); err == nil {
 		t.Error("a bad port is taken")
 	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := readFlows(pages{ctx, strings.NewReader(text)}, everything); !errors.Is(err, context.Canceled) {
+		t.Errorf("the list goes on after its context: %v", err)
+	}
 }
 
 // Templates say which client has which real server: of a port, of FTP, of all
