@@ -76,7 +76,7 @@ type stubborn struct {
 	fails int
 }
 
-func (s *stubborn) rows(context.Context) (model.Table, error)         { return model.Table{}, nil }
+func (s *stubborn) rows() model.Table                                 { return model.Table{} }
 func (s *stubborn) bindings(context.Context) ([]model.Binding, error) { return nil, nil }
 func (s *stubborn) release(context.Context) (left, error) {
 	s.log = append(s.log, "release")
@@ -174,9 +174,13 @@ func fill(t *testing.T, p plane.Plane, weight int, keys ...model.ServiceKey) {
 
 func (h *house) quiet(t *testing.T) *quietIPVS {
 	t.Helper()
-	q, err := quiet(t.Context(), h.old, h.next, func(e model.Event) { h.told = append(h.told, e.Text) }, h.directors)
-	if err != nil || q == nil {
-		t.Fatalf("%v, %v; want the old plane", q, err)
+	l, err := whatIsLeft(t.Context(), h.old, h.next, h.directors)
+	if err != nil || l == nil {
+		t.Fatalf("%v, %v; want the old plane", l, err)
+	}
+	q := &quietIPVS{leftIPVS: *l, new: h.next, sink: func(e model.Event) { h.told = append(h.told, e.Text) }}
+	if err := q.begin(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 	return q
 }
@@ -219,7 +223,7 @@ func TestSwapFromIPVSStepByStep(t *testing.T) {
 	wantTable(t, "the old plane at the end", h.old, map[model.ServiceKey]int{h.other: 3})
 
 	// There, it is nobody's any more.
-	if q, err := quiet(t.Context(), h.old, h.next, nil, nil); q != nil || err != nil {
+	if q, err := whatIsLeft(t.Context(), h.old, h.next, nil); q != nil || err != nil {
 		t.Errorf("%v, %v; want nothing to end", q, err)
 	}
 }
@@ -242,6 +246,31 @@ func TestOldPlaneGoesOnWhenTheNewTakesNothing(t *testing.T) {
 	fill(t, h.next, 3, h.web)
 	h.release(t, q, left{open: 1, kept: 1})
 	wantTable(t, "the old plane when the new one has a service", h.old, map[model.ServiceKey]int{h.web: 0, h.dns: 3, h.other: 3})
+}
+
+// IPVS would come before the proxy: its services go as soon as the proxy has
+// them, and so do its connections, but not its clients' real servers.
+func TestIPVSMakesWayForTheProxy(t *testing.T) {
+	h := newHouse(t)
+	binding := model.Binding{Service: h.web, Client: netip.MustParseAddr("10.1.0.50"), Real: netip.MustParseAddrPort("10.240.0.21:80"), Expires: time.Minute}
+	if _, err := h.old.Plane.(*memory.Plane).Bind(t.Context(), []model.Binding{binding}); err != nil {
+		t.Fatal(err)
+	}
+	l, err := whatIsLeft(t.Context(), h.old, h.next, h.directors)
+	if err != nil || l == nil {
+		t.Fatalf("%v, %v; want the old plane", l, err)
+	}
+	e := &endedIPVS{leftIPVS: *l, new: h.next}
+	text, err := takeOver(t.Context(), h.next, e)
+	if want := "plane memory takes the place of the kernel's IPVS; its 2 open connections end: it would come before the new plane and take all others, too; " +
+		"1 of 1 clients of persistent services keep their real servers"; text != want || err != nil {
+		t.Errorf("%q, %v; want %q", text, err, want)
+	}
+	wantTable(t, "the new plane", h.next, map[model.ServiceKey]int{h.web: 3, h.dns: 3})
+	wantTable(t, "the old plane", h.old, map[model.ServiceKey]int{h.other: 3})
+	if again, err := e.release(t.Context()); again != (left{}) || err != nil {
+		t.Errorf("left %+v, %v; want nothing", again, err)
+	}
 }
 
 // One row is refused: its service stays where it was, and is told.
@@ -465,7 +494,7 @@ func TestSwapOfPlanes(t *testing.T) {
 		h.real = real
 		return nil
 	}
-	leave := func(all []*held) {
+	part := func(all []*held) {
 		for _, h := range all {
 			if c, ok := h.raw.(*net.TCPConn); ok {
 				_ = c.SetLinger(0)
@@ -487,7 +516,7 @@ func TestSwapOfPlanes(t *testing.T) {
 			if err := ask(h); err != nil {
 				t.Fatalf("a client of a persistent service: %v", err)
 			}
-			leave([]*held{h})
+			part([]*held{h})
 			home = h.real
 		}
 		return home
@@ -601,7 +630,7 @@ func TestSwapOfPlanes(t *testing.T) {
 		t.Errorf("%d of %d new connections by eBPF", got, tcp+udp)
 	}
 	alive("IPVS beside eBPF", first)
-	leave(first)
+	part(first)
 	until("IPVS is empty", func() bool { return step(ends[0]) == 0 })
 	ends[0].(*swap).from.close()
 	if out, err := os.ReadFile("/proc/thread-self/net/ip_vs"); err == nil {
@@ -618,11 +647,22 @@ func TestSwapOfPlanes(t *testing.T) {
 	// What IPVS has counted may be told a moment late.
 	until("all new connections are counted by IPVS", func() bool { return connections(p)-n == uint64(tcp+udp) })
 	alive("eBPF beside IPVS", second)
-	leave(second[:tcp]) // the datagrams' time-out is long
+	part(second[:tcp]) // the datagrams' time-out is long
 	until("only datagrams are left in the eBPF table", func() bool { return step(ends[0]) <= udp })
 	alive("IPVS", third)
-	leave(third)
-	if err := errors.Join(p.Close()); err != nil {
+	part(third)
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+
+	// IPVS would take all packets before the proxy does.
+	p, _ = open("proxy")
+	director.Do(t, func() {
+		if out, err := os.ReadFile("/proc/thread-self/net/ip_vs"); err != nil || strings.Contains(string(out), "0A010064") {
+			t.Errorf("beside the proxy IPVS has %s, %v", out, err)
+		}
+	})
+	if err := p.Close(); err != nil {
 		t.Error(err)
 	}
 }
