@@ -78,7 +78,7 @@ bench-sla: build ## a yearly statement of ten million intervals: time and memory
 	BATUTA_BENCH=sla $(GO) test -count=1 -timeout 20m -run '^TestBenchSLA$$' -v ./internal/journal
 
 .PHONY: bench-ipvs
-bench-ipvs: ## a large table into the kernel's IPVS, beside ipvsadm -R in the same kernel (root, 5 min)
+bench-ipvs: ## a large table into the kernel's IPVS, beside ipvsadm -R in the same kernel, and its list of connections (root, 8 min; BATUTA_RUN=TestBenchList for that alone)
 	BATUTA_BENCH=ipvs $(GO) test -count=1 -timeout 1h -run '^TestBenchIPVS$$' -v ./internal/lab
 
 .PHONY: bench-failover
