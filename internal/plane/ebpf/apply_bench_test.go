@@ -31,7 +31,7 @@ func BenchmarkApply(b *testing.B) {
 			}
 		}
 		o := testOptions()
-		o.MaxServices, o.MaxReals, o.MaxTurns = 4096, 65536, 8<<20
+		o.MaxServices, o.MaxReals, o.MaxTurns = 4096, 65536, 24<<20
 		b.Run(scheduler+"/fresh", func(b *testing.B) {
 			var all, cpu []time.Duration
 			for b.Loop() {

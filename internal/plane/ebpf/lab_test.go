@@ -369,7 +369,7 @@ var dirs atomic.Int32
 func testOptions() Options {
 	return Options{
 		Dir:      fmt.Sprintf("/sys/fs/bpf/test%d", dirs.Add(1)),
-		MaxFlows: 4096, MaxServices: 64, MaxReals: 256, MaxTurns: 16384,
+		MaxFlows: 4096, MaxServices: 64, MaxReals: 256, MaxTurns: 1 << 19,
 		Cgroup: os.Getenv(insideGroup),
 	}
 }

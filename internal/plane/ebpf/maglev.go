@@ -5,20 +5,27 @@ import (
 	"slices"
 )
 
-// maglevSizes are primes, about twice the one before.
-var maglevSizes = []int{251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 131071, 262139}
+// maglevSizes are primes, about twice the one before; the smallest is enough
+// for 17 real servers, so that few services ever change from one to the next,
+// which moves all clients.
+var maglevSizes = []int{8191, 16381, 32749, 65521, 131071, 262139}
 
-// maglevSize is the smallest size that has a hundred places for each real
-// server, so that shares are off by less than a hundredth (Eisenbud and
-// others, "Maglev", 2016, section 5.3).
+// maglevSize is the smallest size that has 480 places for each real server: of
+// the clients of all others less than a hundredth move when one is deleted,
+// which goes with the square root of the number of places (TestMaglevDisruption).
 func maglevSize(reals int) int {
 	for _, n := range maglevSizes {
-		if n >= 100*reals {
+		if n >= 480*reals {
 			return n
 		}
 	}
 	return maglevSizes[len(maglevSizes)-1]
 }
+
+// byTurnsFrom is the size from which places are taken by turns. Below, where
+// more clients would move than above, they are drawn, which moves half as many
+// and takes the longer the more real servers there are.
+const byTurnsFrom = 32749
 
 // turnsOf is one real server while a Maglev table is filled: the place it
 // wants next, the step to the one after, and what its weight has earned it.
@@ -37,7 +44,20 @@ func (m *ringMaker) maglev(reals []*real, size int) []int {
 	if usual == 0 {
 		return nil
 	}
-	table := m.fill(reals, usual, size)
+	m.weights = m.weights[:0]
+	for _, r := range reals {
+		if r.Weight > 0 {
+			m.weights = append(m.weights, r.Weight)
+		} else {
+			m.weights = append(m.weights, usual)
+		}
+	}
+	table := m.room(size)
+	if size < byTurnsFrom {
+		m.byDraw(table, reals)
+	} else {
+		m.byTurns(table, reals)
+	}
 	lend(table, reals)
 	return table
 }
@@ -66,22 +86,17 @@ func (m *ringMaker) usualWeight(reals []*real) int {
 	return usual
 }
 
-// fill lets each real server take places in an order of its own until all are
-// taken (same paper, section 3.4); a greater weight takes more often. Those
-// with weight 0 take as many as those with the usual one.
-func (m *ringMaker) fill(reals []*real, usual, size int) []int {
+// byTurns lets each real server take places in an order of its own until all
+// are taken (Eisenbud and others, "Maglev", 2016, section 3.4); a greater one
+// of m.weights takes more often.
+func (m *ringMaker) byTurns(table []int, reals []*real) {
+	size := len(table)
 	m.of = m.of[:0]
-	heaviest := 0
-	for _, r := range reals {
-		weight := r.Weight
-		if weight <= 0 {
-			weight = usual
-		}
+	for i, r := range reals {
 		h := nameHash(r.Addr)
-		m.of = append(m.of, turnsOf{at: int(h % uint64(size)), skip: int((h>>32)%uint64(size-1)) + 1, weight: weight})
-		heaviest = max(heaviest, weight)
+		m.of = append(m.of, turnsOf{at: int(h % uint64(size)), skip: int((h>>32)%uint64(size-1)) + 1, weight: m.weights[i]})
 	}
-	table := m.room(size)
+	heaviest := slices.Max(m.weights)
 	for i := range table {
 		table[i] = -1
 	}
@@ -94,14 +109,14 @@ func (m *ringMaker) fill(reals []*real, usual, size int) []int {
 			c.credit -= heaviest
 			at, skip := c.at, c.skip
 			for table[at] >= 0 { // most of the time is spent here
-				if at += skip; at >= len(table) {
-					at -= len(table)
+				if at += skip; at >= size {
+					at -= size
 				}
 			}
 			table[at] = i
 			c.at = at // taken now: the next search begins with the step after it
 			if filled++; filled == size {
-				return table
+				return
 			}
 		}
 	}

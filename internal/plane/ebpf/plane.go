@@ -36,7 +36,7 @@ type Options struct {
 	MaxFlows int
 	// MaxServices, MaxReals (a row under each of two services counts twice) and
 	// MaxTurns (of all rings together) bound the table; 0 is 4096, 65536 (fewer
-	// on machines with more than 16 processors, down to 8192) and 1048576.
+	// on machines with more than 16 processors, down to 8192) and 4194304.
 	MaxServices, MaxReals, MaxTurns int
 	// MaxClients is how many clients of persistent services are remembered; 0
 	// is a quarter of MaxFlows. Those beyond are served, but not remembered.
@@ -177,7 +177,7 @@ func (o *Options) fill() {
 	set(&o.MaxFlows, 262144)
 	set(&o.MaxServices, 4096)
 	set(&o.MaxReals, max(8192, min(65536, 1048576/runtime.NumCPU())))
-	set(&o.MaxTurns, 1048576)
+	set(&o.MaxTurns, 4<<20)
 	set(&o.MaxClients, max(o.MaxFlows/4, 64))
 	after := func(t *time.Duration, d time.Duration) {
 		if *t <= 0 {

@@ -22,6 +22,12 @@ type ringMaker struct {
 	turns   []int
 	weights []int
 	of      []turnsOf
+
+	// Those of byDraw.
+	lots     []lot
+	contests []contest
+	price    []float64
+	won      []int
 }
 
 // room is memory for n turns, with whatever was in it.
