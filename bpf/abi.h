@@ -177,7 +177,7 @@ struct rule {
 
 /* A virtual service. Its ring is published by one 64-bit store. */
 struct service {
-	__u64 ring; /* first entry << 32 | number of entries; 0: no real server takes connections */
+	__u64 ring; /* first entry << 32 | number of turns; 0: no real server takes connections */
 	struct service_key key;
 	struct addr mask; /* persistence: which bits of a client's address count */
 	__u32 stays;      /* persistence: ticks */
@@ -195,11 +195,10 @@ struct service {
 	__u64 reserved2;
 };
 
-/* One turn of a ring. (The kernel keeps elements of arrays at multiples of
- * eight bytes.) */
+/* Two turns of a ring: the kernel keeps elements of arrays at multiples of
+ * eight bytes. A ring begins with an entry of its own. */
 struct ring_entry {
-	__u32 real;
-	__u32 reserved;
+	__u32 real[2];
 };
 
 /* A real server of one service. */

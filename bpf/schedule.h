@@ -201,6 +201,15 @@ SEPARATE enum reason try_real(__u32 slot, __u32 real, __u32 now)
 	return REASON_NONE;
 }
 
+/* ring_at gives the real server at a place of the ring that begins with entry first. */
+static __always_inline __u32 *ring_at(__u32 first, __u32 place)
+{
+	__u32 at = first + (place >> 1);
+	struct ring_entry *e = bpf_map_lookup_elem(&rings, &at);
+
+	return e ? &e->real[place & 1] : 0;
+}
+
 struct tries {
 	__u32 slot;
 	__u32 first;
@@ -212,16 +221,14 @@ struct tries {
 
 static long try_place(__u64 i, struct tries *t)
 {
-	__u32 at = t->start + (__u32)i, why;
-	struct ring_entry *e;
+	__u32 at = t->start + (__u32)i, why, *real;
 
 	if (at >= t->count) /* once around at most */
 		at -= t->count;
-	at += t->first;
-	e = bpf_map_lookup_elem(&rings, &at);
-	if (!e)
+	real = ring_at(t->first, at);
+	if (!real)
 		return 1;
-	why = try_real(t->slot, e->real, t->now);
+	why = try_real(t->slot, *real, t->now);
 	/* Of several reasons the one that says most is told. */
 	if (why == REASON_NONE || t->why == REASON_NO_REAL)
 		t->why = why;
@@ -270,9 +277,8 @@ static __always_inline int less(__u32 choice, __u64 cost, __u64 per, __u64 than,
 
 static long least_of(__u64 i, struct least *l)
 {
-	__u32 at = l->first + (__u32)i;
-	struct ring_entry *e = bpf_map_lookup_elem(&rings, &at);
-	struct real *r = e ? bpf_map_lookup_elem(&reals, &e->real) : 0;
+	__u32 *at = ring_at(l->first, (__u32)i);
+	struct real *r = at ? bpf_map_lookup_elem(&reals, at) : 0;
 	__u64 cost, per;
 
 	if (!r)
@@ -291,10 +297,9 @@ static long least_of(__u64 i, struct least *l)
 
 static __always_inline __u32 less_loaded(__u32 first, __u32 a, __u32 b)
 {
-	__u32 at_a = first + a, at_b = first + b;
-	struct ring_entry *ea = bpf_map_lookup_elem(&rings, &at_a), *eb = bpf_map_lookup_elem(&rings, &at_b);
-	struct real *ra = ea ? bpf_map_lookup_elem(&reals, &ea->real) : 0;
-	struct real *rb = eb ? bpf_map_lookup_elem(&reals, &eb->real) : 0;
+	__u32 *at_a = ring_at(first, a), *at_b = ring_at(first, b);
+	struct real *ra = at_a ? bpf_map_lookup_elem(&reals, at_a) : 0;
+	struct real *rb = at_b ? bpf_map_lookup_elem(&reals, at_b) : 0;
 	__u64 cost_a, per_a, cost_b, per_b;
 
 	if (!ra || !rb)
@@ -464,9 +469,8 @@ static __always_inline enum reason schedule(CTX *ctx, const struct tuple *to, st
 		return REASON_NO_REAL;
 	if (s->flags & SERVICE_STAYS) {
 		/* A service is known by its slot, which its real servers know. */
-		__u32 at = t.first;
-		struct ring_entry *e = bpf_map_lookup_elem(&rings, &at);
-		struct real *r = e ? bpf_map_lookup_elem(&reals, &e->real) : 0;
+		__u32 *at = ring_at(t.first, 0);
+		struct real *r = at ? bpf_map_lookup_elem(&reals, at) : 0;
 
 		if (!r)
 			return REASON_NO_REAL;

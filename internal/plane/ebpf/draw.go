@@ -1,15 +1,28 @@
 package ebpf
 
-import "slices"
+import (
+	"math"
+	"slices"
+	"sync"
+)
 
 // lot is how a real server draws: by the hash of its name, each number times
 // what it must be multiplied with for its weight, the lightest's most.
 type lot struct{ name, times uint64 }
 
-// indexBits of what is drawn are the index of who drew it: 33 bits of a number
-// and 20 of a multiplier leave that many of 64, and it is enough for as many
-// real servers as have tables below byTurnsFrom.
+// indexBits of what is drawn are the index of who drew it: 36 bits of a number
+// and 20 of a multiplier leave that many of 64, and they are enough for the real
+// servers of tables below byTurnsFrom.
 const indexBits = 8
+
+// exponential is -ln(1-n/4096) in units of 2^-20: even numbers made exponential.
+var exponential = sync.OnceValue(func() *[4096]uint32 {
+	var t [4096]uint32
+	for n := range t {
+		t[n] = uint32(math.Round(-math.Log1p(-float64(n)/4096) * (1 << 20)))
+	}
+	return &t
+})
 
 // contest is a place: the least number drawn for it, the next, and by whom.
 type contest struct {
@@ -37,11 +50,11 @@ func (m *ringMaker) byDraw(table []int, reals []*real) {
 		sum += m.weights[i]
 	}
 	m.contests = slices.Grow(m.contests[:0], len(table))[:len(table)]
-	place := uint64(0)
+	place, curve := uint64(0), exponential()
 	for at := range m.contests {
 		place += 0x9e3779b97f4a7c15
 		x := (place ^ place>>30) * 0xbf58476d1ce4e5b9
-		least, next := draw(m.lots, x^x>>31)
+		least, next := draw(m.lots, curve, x^x>>31)
 		m.contests[at] = contest{float64(least), float64(next), uint8(least & (1<<indexBits - 1)), uint8(next & (1<<indexBits - 1))}
 	}
 	m.price = slices.Grow(m.price[:0], len(reals))[:len(reals)]
@@ -77,13 +90,12 @@ func (m *ringMaker) byDraw(table []int, reals []*real) {
 // them. It is by itself to have few enough variables for the registers.
 //
 //go:noinline
-func draw(lots []lot, place uint64) (least, next uint64) {
+func draw(lots []lot, curve *[4096]uint32, place uint64) (least, next uint64) {
 	least, next = 1<<64-1, 1<<64-1
 	for i := range lots {
 		l := &lots[i]
-		// From 32 evenly distributed bits u: u + u²/2 of -ln(1-u), as those that win are small.
-		u := (l.name ^ place) * 0xd6e8feb86659fd93 >> 32
-		n := (u+u*u>>33)*l.times<<indexBits | uint64(i)
+		even := (l.name ^ place) * 0xd6e8feb86659fd93 >> 32
+		n := (uint64(curve[even>>20])<<12+even&(1<<20-1))*l.times<<indexBits | uint64(i)
 		more := max(least, n)
 		least = min(least, n)
 		next = min(next, more)

@@ -92,7 +92,7 @@ func openTables(dir string, spec *ebpf.CollectionSpec, o Options, netns uint64) 
 	want := abiHash(spec)
 	sizes := map[string]int{
 		tcMapControls: 1, tcMapServices: o.MaxServices, tcMapServiceSlots: o.MaxServices,
-		tcMapReals: o.MaxReals, tcMapRealCpus: o.MaxReals * cpus, tcMapRings: o.MaxTurns,
+		tcMapReals: o.MaxReals, tcMapRealCpus: o.MaxReals * cpus, tcMapRings: (o.MaxTurns + 1) / 2,
 		tcMapFlows: o.MaxFlows + passing(cpus), tcMapFlowIndex: buckets(o.MaxFlows), tcMapFreeSlots: o.MaxFlows,
 		tcMapRules: maxRules, tcMapElsewhere: max(o.MaxFlows/4, 1024),
 		tcMapAddresses: o.MaxServices + o.MaxReals, tcMapStays: o.MaxClients, tcMapHops: hops, tcMapFragments: 8192, tcMapReasons: cpus * reasonsLine,

@@ -51,21 +51,25 @@ func (s *state) publishRing(t *tables, v *service, m *ringMaker) error {
 	if len(turns) > 0 {
 		s.ringMu.Lock()
 		var ok bool
-		at, ok = s.ringSpace.take(uint32(len(turns)))
+		at, ok = s.ringSpace.take(entriesOf(uint64(len(turns))).n)
 		s.ringMu.Unlock()
 		if !ok {
-			return fmt.Errorf("no room for a ring of %d turns among %d: open the plane with more", len(turns), len(t.rings))
+			return fmt.Errorf("no room for a ring of %d turns among %d: open the plane with more", len(turns), 2*len(t.rings))
 		}
 	}
 	for i, n := range turns {
-		t.rings[at+uint32(i)].Real = v.reals[n].slot
+		t.rings[at+uint32(i)>>1].Real[i&1] = v.reals[n].slot
 	}
-	before := atomic.SwapUint64(&row.Ring, uint64(at)<<32|uint64(len(turns)))
+	before := entriesOf(atomic.SwapUint64(&row.Ring, uint64(at)<<32|uint64(len(turns))))
 	s.ringMu.Lock()
-	s.ringSpace.give(uint32(before>>32), uint32(before))
+	s.ringSpace.give(before.from, before.n)
 	s.ringMu.Unlock()
 	return nil
 }
+
+// entriesOf is where a published ring lies among the entries, each of which
+// holds two turns.
+func entriesOf(ring uint64) extent { return extent{uint32(ring >> 32), (uint32(ring) + 1) / 2} }
 
 // ringIs tells whether the published ring is already the one wanted.
 func (t *tables) ringIs(row *tcService, reals []*real, turns []int) bool {
@@ -74,7 +78,7 @@ func (t *tables) ringIs(row *tcService, reals []*real, turns []int) bool {
 		return false
 	}
 	for i, n := range turns {
-		if t.rings[uint32(have>>32)+uint32(i)].Real != reals[n].slot {
+		if t.rings[uint32(have>>32)+uint32(i)>>1].Real[i&1] != reals[n].slot {
 			return false
 		}
 	}

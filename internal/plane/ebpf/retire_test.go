@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -39,6 +40,7 @@ func startOlder(t *testing.T, o Options, object string, changes ...model.Change)
 			m.MaxEntries = newMaps[name].MaxEntries()
 		}
 	}
+	spec.Maps[tcMapRings].MaxEntries *= 2 // an entry was one turn
 	old, err := create(o.Dir, spec)
 	if err != nil {
 		t.Fatal(err)
@@ -53,10 +55,21 @@ func startOlder(t *testing.T, o Options, object string, changes ...model.Change)
 		return columns(was, is)
 	}
 	older(t, l("control"), old[tcMapControls], []tcControl{*now.t.control})
-	older(t, l("service"), old[tcMapServices], now.t.services)
+	services := slices.Clone(now.t.services)
+	for i := range services {
+		first := services[i].Ring >> 32
+		services[i].Ring += first << 32 // twice as far
+	}
+	older(t, l("service"), old[tcMapServices], services)
 	older(t, l("real"), old[tcMapReals], now.t.reals)
 	older(t, l("real_cpu"), old[tcMapRealCpus], now.t.realCPUs)
-	older(t, l("ring_entry"), old[tcMapRings], now.t.rings)
+	for i, e := range now.t.rings {
+		for half, slot := range e.Real {
+			if err := old[tcMapRings].Put(uint32(2*i+half), uint64(slot)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	var (
 		key  tcServiceKey
 		slot uint32

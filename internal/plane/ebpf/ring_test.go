@@ -183,7 +183,7 @@ func TestMaglevStays(t *testing.T) {
 		}
 		fmt.Fprintln(h, ring("mh", realsOf(weights)))
 	}
-	if got := h.Sum64(); got != 0xea721802a03fb3e2 {
+	if got := h.Sum64(); got != 0x16af3172192cee1c {
 		t.Errorf("the tables' hash is %#x", got)
 	}
 }
@@ -214,12 +214,12 @@ func TestMaglevDisruption(t *testing.T) {
 		return fmt.Sprintf("| %v | %v | %.2f | %.2f | %.2f | %.2f | %.1f | %.1f |", cells...)
 	}
 	t.Log("| real servers | places | one fewer or more: average, % | worst | twice the weight: average | worst | uneven by, % | with one quiesced |")
-	for _, n := range []int{2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 17, 24, 34, 36, 50, 100, 200, 400} {
+	for _, n := range []int{2, 3, 4, 5, 6, 8, 12, 16, 17, 24, 34, 36, 100, 400} {
 		all := realsOf(slices.Repeat([]int{1}, n))
 		before := slices.Clone(ring("mh", all))
 		even, lent := uneven(before, n, -1), 0.0
 		var fewer, heavier []float64
-		for g := 0; g < n; g += max(1, n/17) {
+		for g := 0; g < n; g += max(1, n/8) {
 			// others is how many places go from one of the others to another of them.
 			others := func(then []*real) (percent float64) {
 				after := ring("mh", then)

@@ -149,9 +149,8 @@ type socketRealCpu struct {
 }
 
 type socketRingEntry struct {
-	_        structs.HostLayout
-	Real     uint32
-	Reserved uint32
+	_    structs.HostLayout
+	Real [2]uint32
 }
 
 type socketRule struct {

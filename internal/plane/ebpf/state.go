@@ -144,8 +144,8 @@ func (t *tables) readState() (*state, error) {
 			continue
 		}
 		v := &service{VirtualService: serviceOf(row), slot: slot, listed: true}
-		ring := atomic.LoadUint64(&row.Ring)
-		if !s.serviceSpace.reserve(slot, 1) || !s.ringSpace.reserve(uint32(ring>>32), uint32(ring)) {
+		ring := entriesOf(atomic.LoadUint64(&row.Ring))
+		if !s.serviceSpace.reserve(slot, 1) || !s.ringSpace.reserve(ring.from, ring.n) {
 			return nil, fmt.Errorf("service %s: its ring lies in another's: the pinned table is damaged; remove it to start with an empty one", v.Key)
 		}
 		in[slot] = v

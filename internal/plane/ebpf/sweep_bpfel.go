@@ -149,9 +149,8 @@ type sweepRealCpu struct {
 }
 
 type sweepRingEntry struct {
-	_        structs.HostLayout
-	Real     uint32
-	Reserved uint32
+	_    structs.HostLayout
+	Real [2]uint32
 }
 
 type sweepRule struct {

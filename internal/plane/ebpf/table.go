@@ -192,14 +192,14 @@ func (p *Plane) deleteService(v *service) error {
 		}
 	}
 	row := &p.t.services[v.slot]
-	ring := atomic.SwapUint64(&row.Ring, 0)
+	ring := entriesOf(atomic.SwapUint64(&row.Ring, 0))
 	row.Used = 0
 	for _, r := range v.reals {
 		p.t.end(r.slot, nil)
 		p.state.realSpace.give(r.slot, 1)
 		p.state.role(r.Addr.Addr(), roles{real: -1})
 	}
-	p.state.ringSpace.give(uint32(ring>>32), uint32(ring))
+	p.state.ringSpace.give(ring.from, ring.n)
 	p.state.serviceSpace.give(v.slot, 1)
 	delete(p.state.services, v.Key)
 	p.state.addressed(p.t, v.Key, -1)

@@ -246,9 +246,8 @@ const (
 )
 
 type tcRingEntry struct {
-	_        structs.HostLayout
-	Real     uint32
-	Reserved uint32
+	_    structs.HostLayout
+	Real [2]uint32
 }
 
 type tcRoute struct {
