@@ -7,7 +7,8 @@ import (
 )
 
 // lot is how a real server draws: by the hash of its name, each number times
-// what it must be multiplied with for its weight, the lightest's most.
+// what it must be multiplied with for its weight, the lightest's most; that
+// leaves room for the index.
 type lot struct{ name, times uint64 }
 
 // indexBits of what is drawn are the index of who drew it: 36 bits of a number
@@ -15,11 +16,13 @@ type lot struct{ name, times uint64 }
 // servers of tables below byTurnsFrom.
 const indexBits = 8
 
-// exponential is -ln(1-n/4096) in units of 2^-20: even numbers made exponential.
-var exponential = sync.OnceValue(func() *[4096]uint32 {
-	var t [4096]uint32
-	for n := range t {
-		t[n] = uint32(math.Round(-math.Log1p(-float64(n)/4096) * (1 << 20)))
+// curve is what makes evenly distributed numbers of 32 bits exponential, by
+// their first 10 bits: -ln(1-n) - n, of a full number as 1.
+var curve = sync.OnceValue(func() *[1024]uint64 {
+	var t [1024]uint64
+	for i := range t {
+		n := float64(i) / float64(len(t))
+		t[i] = uint64(math.Round((-math.Log1p(-n)-n)*(1<<20))) << 12 // rounded enough for all machines
 	}
 	return &t
 })
@@ -46,15 +49,15 @@ func (m *ringMaker) byDraw(table []int, reals []*real) {
 	lightest, sum := slices.Min(m.weights), 0
 	m.lots = m.lots[:0]
 	for i, r := range reals {
-		m.lots = append(m.lots, lot{nameHash(r.Addr), max(1, uint64(lightest<<19/m.weights[i]))})
+		m.lots = append(m.lots, lot{nameHash(r.Addr), max(1, uint64(lightest<<19/m.weights[i])) << indexBits})
 		sum += m.weights[i]
 	}
 	m.contests = slices.Grow(m.contests[:0], len(table))[:len(table)]
-	place, curve := uint64(0), exponential()
+	place, bend := uint64(0), curve()
 	for at := range m.contests {
 		place += 0x9e3779b97f4a7c15
 		x := (place ^ place>>30) * 0xbf58476d1ce4e5b9
-		least, next := draw(m.lots, curve, x^x>>31)
+		least, next := draw(m.lots, bend, x^x>>31)
 		m.contests[at] = contest{float64(least), float64(next), uint8(least & (1<<indexBits - 1)), uint8(next & (1<<indexBits - 1))}
 	}
 	m.price = slices.Grow(m.price[:0], len(reals))[:len(reals)]
@@ -90,12 +93,12 @@ func (m *ringMaker) byDraw(table []int, reals []*real) {
 // them. It is by itself to have few enough variables for the registers.
 //
 //go:noinline
-func draw(lots []lot, curve *[4096]uint32, place uint64) (least, next uint64) {
+func draw(lots []lot, bend *[1024]uint64, place uint64) (least, next uint64) {
 	least, next = 1<<64-1, 1<<64-1
 	for i := range lots {
 		l := &lots[i]
-		even := (l.name ^ place) * 0xd6e8feb86659fd93 >> 32
-		n := (uint64(curve[even>>20])<<12+even&(1<<20-1))*l.times<<indexBits | uint64(i)
+		n := (l.name ^ place) * 0xd6e8feb86659fd93 >> 32
+		n = (n+bend[n>>22])*l.times | uint64(i)
 		more := max(least, n)
 		least = min(least, n)
 		next = min(next, more)
