@@ -261,6 +261,45 @@ func TestMaglevDisruption(t *testing.T) {
 	}
 }
 
+// The same of real servers of unequal weights, in two racks.
+func TestMaglevDisruptionWithWeights(t *testing.T) {
+	for name, weight := range map[string]func(int) int{
+		"1 to 4":      func(i int) int { return 1 + i%4 },
+		"1 and 10":    func(i int) int { return 1 + 9*(i%2) },
+		"100 upwards": func(i int) int { return 100 + i },
+	} {
+		for _, n := range []int{3, 5, 8, 12, 17, 34} {
+			for rack := range byte(2) {
+				var weights []int
+				for i := range n {
+					weights = append(weights, weight(i))
+				}
+				all := realsOf(weights)
+				for _, r := range all {
+					a := r.Addr.Addr().As4()
+					a[1] = rack
+					r.Addr = netip.AddrPortFrom(netip.AddrFrom4(a), r.Addr.Port())
+				}
+				before := slices.Clone(ring("mh", all))
+				for g := 0; g < n; g += max(1, n/4) {
+					then, moved := slices.Delete(slices.Clone(all), g, g+1), 0
+					if maglevSize(len(then)) != len(before) {
+						continue
+					}
+					for at, i := range ring("mh", then) {
+						if was := all[before[at]]; was != all[g] && then[i] != was {
+							moved++
+						}
+					}
+					if percent := 100 * float64(moved) / float64(len(before)); percent > 1 {
+						t.Errorf("%d real servers of weights %s in rack %d: without %d %.2f %% of all others' places move", n, name, rack, g, percent)
+					}
+				}
+			}
+		}
+	}
+}
+
 func TestSpace(t *testing.T) {
 	settled := 0
 	s := newSpace(10)
