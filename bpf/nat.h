@@ -160,14 +160,6 @@ static __always_inline int is_whole(CTX *ctx, const struct packet *p)
 	return 1;
 }
 
-/* What takes the place of one of a packet's ends, masq. delta is what sums
- * gain by the address, folded to 16 bits, and never 0. */
-struct new_end {
-	const struct addr *addr;
-	__be16 port;
-	__u16 delta;
-};
-
 /* delta_back is what a sum gains when virt takes real's place again. */
 static __always_inline __u16 delta_back(const struct flow *f)
 {
@@ -176,18 +168,10 @@ static __always_inline __u16 delta_back(const struct flow *f)
 	return delta ? delta : 0xffff; /* the same number, and never 0 */
 }
 
-/* delta_of is what sums gain by it. */
+/* delta_of is what a packet's sums gain by its new address. */
 static __always_inline __u16 delta_of(const struct hit *h)
 {
 	return h->dir == TO_REAL ? h->f->delta : delta_back(h->f);
-}
-
-/* new_end takes it of the ends that the packet will have. */
-static __always_inline void new_end(enum direction dir, const struct tuple *n, __u16 delta, struct new_end *e)
-{
-	e->addr = dir == TO_REAL ? &n->dst : &n->src;
-	e->port = dir == TO_REAL ? n->dport : n->sport;
-	e->delta = delta;
 }
 
 /* put_sum changes the transport's sum for an address, whose change is delta, and a
@@ -219,41 +203,50 @@ static __always_inline int put_sum(CTX *ctx, __u16 *check, __u32 at, __u8 proto,
 	return 0;
 }
 
-/* rewrite changes destination (to the real server) or source (to the client). */
-static __always_inline int rewrite(CTX *ctx, const struct packet *p, enum direction dir,
-				   const struct new_end *e, int hop)
+/* put_port changes the port and the transport's sum, which is that far behind the
+ * first one. Direction and distance are constants: older verifiers keep no bounds
+ * of a packet beyond what they do not know. */
+static __always_inline int put_port(CTX *ctx, const struct packet *p, const struct tuple *n, __u32 delta,
+				    enum direction dir, __u8 *l4, __u32 field)
 {
-	__be16 old_port = dir == TO_REAL ? p->t.dport : p->t.sport;
-	__u32 l4_at = p->l4 & 0xff, field, need;
-	void *data, *end;
-	__u16 *check;
-	__u8 *l4;
+	__be16 was = dir == TO_REAL ? p->t.dport : p->t.sport, is = dir == TO_REAL ? n->dport : n->sport;
+	__u16 *check = (__u16 *)(l4 + field);
 
-	if (p->later)
-		goto ip;
-	if (p->t.proto == IPPROTO_TCP) {
-		field = __builtin_offsetof(struct tcphdr, check);
-		need = sizeof(struct tcphdr);
-	} else if (p->t.proto == IPPROTO_UDP) {
-		field = __builtin_offsetof(struct udphdr, check);
-		need = sizeof(struct udphdr);
-	} else { /* SCTP's sum covers no addresses, and its ports stay */
-		goto ip;
-	}
-	data = data_of(ctx);
-	end = end_of(ctx);
-	l4 = data + l4_at;
-	if (need == sizeof(struct tcphdr)) {
-		if (l4 + sizeof(struct tcphdr) > (__u8 *)end)
+	*(__be16 *)(l4 + (dir == TO_REAL ? 2 : 0)) = is;
+	return put_sum(ctx, check, (p->l4 & 0xff) + field, p->t.proto, OFFLOADS && is_partial(p, *check), p->v6, delta,
+		       was, is);
+}
+
+static __always_inline int rewrite_end(CTX *ctx, const struct packet *p, const struct tuple *n, __u32 delta,
+				   enum direction dir, int hop)
+{
+	__u8 *l4 = data_of(ctx) + (p->l4 & 0xff);
+
+	if (p->later) {
+		; /* no ports */
+	} else if (p->t.proto == IPPROTO_TCP) {
+		if (l4 + sizeof(struct tcphdr) > (__u8 *)end_of(ctx) ||
+		    put_port(ctx, p, n, delta, dir, l4, __builtin_offsetof(struct tcphdr, check)))
 			return -1;
-	} else if (l4 + sizeof(struct udphdr) > (__u8 *)end) {
+	} else if (p->t.proto == IPPROTO_UDP) {
+		if (l4 + sizeof(struct udphdr) > (__u8 *)end_of(ctx) ||
+		    put_port(ctx, p, n, delta, dir, l4, __builtin_offsetof(struct udphdr, check)))
+			return -1;
+	} /* SCTP's sum covers no addresses, and its ports stay */
+	return put_addr(ctx, dir, dir == TO_REAL ? &n->dst : &n->src, delta, p->v6, hop);
+}
+
+/* How rewrite is told. */
+#define COUNT_HOP 2
+
+/* rewrite changes destination (to the real server) or source (to the client) into
+ * that of n, masq; what sums gain by the address is delta, folded to 16 bits, and
+ * never 0. how is an enum direction, and whether a hop is counted. */
+SEPARATE int rewrite(CTX *ctx, const struct packet *p, const struct tuple *n, __u32 delta, __u32 how)
+{
+	if (!p || !n)
 		return -1;
-	}
-	*(__be16 *)(l4 + (dir == TO_REAL ? 2 : 0)) = e->port;
-	check = (__u16 *)(l4 + field);
-	if (put_sum(ctx, check, l4_at + field, p->t.proto, OFFLOADS && is_partial(p, *check), p->v6, e->delta,
-		    old_port, e->port))
-		return -1;
-ip:
-	return put_addr(ctx, dir, e->addr, e->delta, p->v6, hop);
+	if (how & TO_CLIENT)
+		return rewrite_end(ctx, p, n, (__u16)delta, TO_CLIENT, how & COUNT_HOP);
+	return rewrite_end(ctx, p, n, (__u16)delta, TO_REAL, how & COUNT_HOP);
 }

@@ -81,7 +81,6 @@ static __always_inline int carry(struct __sk_buff *skb, struct packet *p, struct
 	struct flow *f = h->f;
 	int masq = FORWARD(h->word) == FORWARD_MASQ;
 	enum reason why = REASON_TTL;
-	struct new_end e;
 	struct way w = {};
 	struct tuple n;
 	__u32 room = 0;
@@ -118,8 +117,7 @@ static __always_inline int carry(struct __sk_buff *skb, struct packet *p, struct
 			return refuse(skb, p, why, w.mtu - room, &w);
 		return carry_as_is(skb, p, h, &n, &w);
 	}
-	new_end(h->dir, &n, delta, &e);
-	if (rewrite(skb, p, h->dir, &e, why == REASON_NONE))
+	if (rewrite(skb, p, &n, delta, h->dir | (why == REASON_NONE ? COUNT_HOP : 0)))
 		return drop(skb, p, REASON_REWRITE);
 	if (why != REASON_NONE)
 		return pass(skb, p, why);
@@ -241,7 +239,7 @@ int ingress(struct __sk_buff *skb)
 static __attribute__((noinline)) int replies(struct __sk_buff *skb)
 {
 	struct packet p = {};
-	struct new_end e = {};
+	struct tuple n;
 	struct quote q = {};
 	struct hit h = {};
 	__u32 now;
@@ -285,10 +283,7 @@ static __attribute__((noinline)) int replies(struct __sk_buff *skb)
 	account(skb, &p, &h, now);
 	if (h.word & FLOW_LOCAL)
 		return TC_ACT_UNSPEC;
-	e.addr = &h.f->virt;
-	e.port = h.f->vport;
-	e.delta = delta_of(&h);
-	if (rewrite(skb, &p, TO_CLIENT, &e, 0))
+	if (!ends_after(&p, &h, &n) || rewrite(skb, &p, &n, delta_of(&h), TO_CLIENT))
 		return drop_out(skb, &p, REASON_REWRITE);
 	return TC_ACT_UNSPEC;
 }

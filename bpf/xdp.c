@@ -87,7 +87,6 @@ static __attribute__((noinline)) int general(struct xdp_md *ctx, int may_be)
 	struct service *s;
 	struct hit h = {};
 	struct way w = {};
-	struct new_end e;
 	struct tuple n;
 	enum reason why;
 	__u32 now, room = 0;
@@ -121,8 +120,7 @@ static __attribute__((noinline)) int general(struct xdp_md *ctx, int may_be)
 
 	account(ctx, &p, &h, now);
 	if (FORWARD(h.word) == FORWARD_MASQ) {
-		new_end(h.dir, &n, delta, &e);
-		if (rewrite(ctx, &p, h.dir, &e, 1))
+		if (rewrite(ctx, &p, &n, delta, h.dir | COUNT_HOP))
 			return drop(ctx, &p, REASON_REWRITE);
 	} else if (hop_down(ctx, p.v6) || (FORWARD(h.word) == FORWARD_IPIP && encapsulate(ctx, &p, &n.src, &n.dst))) {
 		return drop(ctx, &p, REASON_REWRITE);
