@@ -14,10 +14,12 @@
 #define CTX struct xdp_md
 #define OFFLOADS 0 /* no sum is the device's to fill in */
 #define DROP XDP_DROP
+#define PASS XDP_PASS
 #else
 #define CTX struct __sk_buff
 #define OFFLOADS 1
 #define DROP TC_ACT_SHOT
+#define PASS TC_ACT_UNSPEC
 #endif
 
 /* Read by these and not by the compiler's own code, which would reckon with

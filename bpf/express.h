@@ -13,11 +13,13 @@
 #include "conn.h"
 #include "nat.h"
 #include "route.h"
+#include "schedule.h"
 
 /* What the lane says of a packet that it leaves alone; else the program's verdict. */
 enum lane {
 	LANE_OTHER = -2,
-	LANE_NEW = -3, /* and the index knows no connection of it */
+	LANE_NEW = -3,   /* and the index knows no connection of it */
+	LANE_OPENS = -4, /* and it may open one */
 };
 
 /* No packet with ports is shorter. */
@@ -53,26 +55,76 @@ static __always_inline int is_at(const struct fast *p, __u32 at, const struct ad
 	return ((__u32 *)a)[3] == *(__u32 *)(p->ip + at);
 }
 
+static __always_inline __u32 header_of(const struct fast *p)
+{
+	return p->v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
+}
+
+/* check_at is how far behind the ports the transport's sum is. */
+static __always_inline __u32 check_at(const struct fast *p)
+{
+	return p->proto == IPPROTO_UDP ? __builtin_offsetof(struct udphdr, check) :
+					 __builtin_offsetof(struct tcphdr, check);
+}
+
+static __always_inline __u32 total_of(const struct fast *p)
+{
+	return p->v6 ? sizeof(struct ipv6hdr) + bpf_ntohs(*(__be16 *)(p->ip + 4)) : bpf_ntohs(*(__be16 *)(p->ip + 2));
+}
+
+/* has_pseudo is is_pseudo of a packet's sum, where that matters: to masq, and to XDP. */
+static __always_inline int has_pseudo(const struct fast *p, int masq, __u32 total)
+{
+	__u16 check = *(__u16 *)(p->l4 + check_at(p));
+	struct addr src = src_of(p), dst = dst_of(p);
+
+	if ((!masq && OFFLOADS) || (p->proto == IPPROTO_UDP && !check))
+		return 0;
+	return is_pseudo(check, addr_sum(&src, p->v6) + addr_sum(&dst, p->v6), p->proto, total - header_of(p));
+}
+
+/* depart changes a packet and sends it. */
+static __always_inline int depart(CTX *ctx, const struct fast *p, enum direction dir, int masq, const struct addr *to,
+				  __be16 port, __u32 delta, int partial, const struct hop *h)
+{
+	__u16 *check = (__u16 *)(p->l4 + check_at(p));
+	__be16 *end = (__be16 *)(p->l4 + (dir == TO_REAL ? 2 : 0)), was;
+
+	if (!masq) {
+		if (hop_down(ctx, p->v6))
+			goto refused;
+		return leave(ctx, h);
+	}
+	was = *end;
+	*end = port;
+	if (!p->v6)
+		put_addr4(p->ip, dir, addr4(to), delta, 1);
+	else if (put_addr(ctx, dir, to, delta, 1, 1))
+		goto refused;
+	if (put_sum(ctx, check, ETH_HLEN + header_of(p) + check_at(p), p->proto, partial, p->v6, delta, was, port))
+		goto refused;
+	return leave(ctx, h);
+refused:
+	count_quietly(REASON_REWRITE);
+	return DROP;
+}
+
 /* The parts of flow.word that packets of the lane have to do with. */
 #define LANE_WORD (0xff0000 | FLOW_LOCAL | FLOW_V6 | 0xff)
 
 /* along carries a packet of a connection's record f. */
 static __always_inline int along(CTX *ctx, const struct fast *p, struct flow *f, __u32 slot)
 {
-	const __u32 header = p->v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
 	const __u32 at_src = p->v6 ? 8 : 12, at_dst = p->v6 ? 24 : 16;
-	const __u32 at_check = p->proto == IPPROTO_UDP ? __builtin_offsetof(struct udphdr, check) :
-							 __builtin_offsetof(struct tcphdr, check);
 	const __u32 wanted = p->proto << 16 | (p->v6 ? FLOW_V6 : 0) |
 			     (p->proto == IPPROTO_UDP ? FLOW_UDP : FLOW_ESTABLISHED);
 	__u32 gen = READ_ONCE(f->gen), word = READ_ONCE(f->word), now, total;
 	struct route *mine = &f->route[p->dir == TO_CLIENT];
-	__u16 *check = (__u16 *)(p->l4 + at_check);
-	int masq, partial = 0;
 	struct real_cpu *rc;
+	int masq, partial;
 	struct control *c;
-	__be16 port, was;
 	struct addr to;
+	__be16 port;
 	struct hop *h;
 	__u32 delta;
 
@@ -96,17 +148,13 @@ static __always_inline int along(CTX *ctx, const struct fast *p, struct flow *f,
 	if (!c)
 		return LANE_OTHER;
 	now = ticks_of(c);
-	total = p->v6 ? sizeof(struct ipv6hdr) + bpf_ntohs(*(__be16 *)(p->ip + 4)) : bpf_ntohs(*(__be16 *)(p->ip + 2));
+	total = total_of(p);
 	h = recall(c, mine, now);
 	if (!h || total > mine->mtu)
 		return LANE_OTHER;
-	if ((masq || !OFFLOADS) && (p->proto == IPPROTO_TCP || *check)) {
-		struct addr src = src_of(p), dst = dst_of(p);
-
-		partial = is_pseudo(*check, addr_sum(&src, p->v6) + addr_sum(&dst, p->v6), p->proto, total - header);
-		if (!OFFLOADS && partial)
-			return LANE_OTHER;
-	}
+	partial = has_pseudo(p, masq, total);
+	if (!OFFLOADS && partial)
+		return LANE_OTHER;
 	if (!may_leave(ctx, h))
 		return LANE_OTHER;
 	to = p->dir == TO_REAL ? f->real : f->virt;
@@ -119,23 +167,7 @@ static __always_inline int along(CTX *ctx, const struct fast *p, struct flow *f,
 
 	count_packet(rc, p->dir, 1, length_of(ctx) - ETH_HLEN);
 	keep_alive(f, now);
-	if (!masq) {
-		if (hop_down(ctx, p->v6))
-			goto refused;
-		return leave(ctx, h);
-	}
-	was = *(__be16 *)(p->l4 + (p->dir == TO_REAL ? 2 : 0));
-	*(__be16 *)(p->l4 + (p->dir == TO_REAL ? 2 : 0)) = port;
-	if (!p->v6)
-		put_addr4(p->ip, p->dir, addr4(&to), delta, 1);
-	else if (put_addr(ctx, p->dir, &to, delta, 1, 1))
-		goto refused;
-	if (put_sum(ctx, check, ETH_HLEN + header + at_check, p->proto, partial, p->v6, delta, was, port))
-		goto refused;
-	return leave(ctx, h);
-refused:
-	count_quietly(REASON_REWRITE);
-	return DROP;
+	return depart(ctx, p, p->dir, masq, &to, port, delta, partial, h);
 }
 
 /* lane is given the packet's bounds; that it holds the shortest one of IPv4 is known. */
@@ -164,14 +196,19 @@ static __always_inline int lane(CTX *ctx, void *data, void *end, int v6)
 		if (*(__u8 *)ip != 0x45 || ip->ttl <= 1 || ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
 			return LANE_OTHER;
 	}
-	if (proto != IPPROTO_UDP && (proto != IPPROTO_TCP || p.l4 + sizeof(struct tcphdr) > (__u8 *)end ||
-				     p.l4[13] & (TCP_FIN | TCP_SYN | TCP_RST)))
+	if (proto == IPPROTO_TCP) {
+		if (p.l4 + sizeof(struct tcphdr) > (__u8 *)end)
+			return LANE_OTHER;
+		if (p.l4[13] & (TCP_FIN | TCP_SYN | TCP_RST))
+			return (p.l4[13] & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)) == TCP_SYN ? LANE_OPENS : LANE_OTHER;
+	} else if (proto != IPPROTO_UDP) {
 		return LANE_OTHER;
+	}
 	p.ports = *(__u32 *)p.l4;
 	entry = find_entry(v6 ? ends_hash(&src, &dst, p.ports, p.ports >> 16, proto) :
 				ends4_hash(*(__u64 *)&ip->saddr, p.ports, proto));
 	if (!entry)
-		return LANE_NEW;
+		return proto == IPPROTO_UDP ? LANE_OPENS : LANE_NEW;
 	slot = (__u32)entry & ~INDEX_TO_CLIENT;
 	f = bpf_map_lookup_elem(&flows, &slot);
 	if (!f)
@@ -206,14 +243,177 @@ static __attribute__((noinline)) int lane6(CTX *ctx, void *data, void *end)
 	return lane(ctx, data, end, 1);
 }
 
+/* undo gives back the turn that was taken for a packet. */
+static __always_inline enum lane undo(struct service *s)
+{
+	if (s->choice == CHOOSE_TURN)
+		__sync_fetch_and_add(&s->next, -1);
+	return LANE_NEW;
+}
+
+/* enter makes a connection of a record that is written, or gives it back. */
+static __always_inline int enter(struct flow *f, __u32 slot, __u64 hash, struct real_cpu *rc)
+{
+	if (place(hash, slot) != PLACE_MADE)
+		goto back;
+	if (FORWARD(f->word) == FORWARD_MASQ &&
+	    place(ends_hash(&f->real, &f->client, f->rport, f->cport, PROTO(f->word)), slot | INDEX_TO_CLIENT) != PLACE_MADE) {
+		unplace(hash, slot);
+		goto back;
+	}
+	come_alive(f, rc, f->gen + 1);
+	return 1;
+back:
+	bpf_map_push_elem(&free_slots, &slot, 0);
+	return 0;
+}
+
+/* opened carries a packet that opens a connection of a service, or belongs to none
+ * by its service's will, if the first real server that is chosen takes it and is a
+ * neighbor to which the way is known. */
+static __always_inline int opened(CTX *ctx, const struct fast *p, struct service *s, const struct tuple *t, __u64 hash)
+{
+	__u64 ring = READ_ONCE(s->ring);
+	__u32 at = ring >> 32, count = (__u32)ring, gen, real, now, slot, total;
+	int alone = s->flags & SERVICE_ONE_PACKET, masq, partial;
+	struct control *c = get_control();
+	struct ring_entry *e;
+	struct real_cpu *rc;
+	struct route *way;
+	struct flow *f;
+	struct real *r;
+	struct addr to;
+	struct hop *h;
+	__be16 port;
+	__u16 delta;
+
+	if (!c || !count)
+		return LANE_NEW;
+	at += choose(s, t, at, count);
+	e = bpf_map_lookup_elem(&rings, &at);
+	if (!e)
+		return undo(s);
+	real = e->real;
+	r = bpf_map_lookup_elem(&reals, &real);
+	rc = real_on_this_cpu(real);
+	if (!r || !rc)
+		return undo(s);
+	gen = READ_ONCE(rc->gen);
+	masq = r->forward == FORWARD_MASQ;
+	if (!(gen & 1) || r->weight <= 0 || r->upper || r->overloaded || (r->flags & REAL_LOCAL) ||
+	    (alone ? r->forward != FORWARD_GATE : !masq && r->forward != FORWARD_GATE))
+		return undo(s);
+	now = ticks_of(c);
+	total = total_of(p);
+	way = alone ? &rc->route : &rc->direct;
+	h = recall(c, way, now);
+	if (!h || total > way->mtu)
+		return undo(s);
+	if (!alone && (!c->plain_routes || !same_addr(&h->nexthop, &r->addr)))
+		return undo(s);
+	partial = has_pseudo(p, masq, total);
+	if ((!OFFLOADS && partial) || !may_leave(ctx, h))
+		return undo(s);
+	if (alone) {
+		rc->count.connections++;
+		count_packet(rc, TO_REAL, 1, length_of(ctx) - ETH_HLEN);
+		return depart(ctx, p, TO_REAL, 0, 0, 0, 0, 0, h);
+	}
+	if (take_slot(&slot)) {
+		slot = make_room(now) - 1;
+		if (slot >= max_flows)
+			return undo(s);
+		count_quietly(REASON_MADE_ROOM);
+	}
+	f = bpf_map_lookup_elem(&flows, &slot);
+	if (!f)
+		return undo(s);
+	begin_flow(f, t, p->v6, now);
+	lead_to(f, r, real, gen);
+	if (!masq && p->proto == IPPROTO_TCP)
+		f->word |= FLOW_ANSWERED; /* as next_word says: the client alone tells */
+	f->route[TO_REAL] = *way;
+	to = f->real;
+	port = f->rport;
+	delta = f->delta;
+	if (!enter(f, slot, hash, rc))
+		return undo(s);
+	count_packet(rc, TO_REAL, 1, length_of(ctx) - ETH_HLEN);
+	return depart(ctx, p, TO_REAL, masq, &to, port, delta, partial, h);
+}
+
+/* opens_here is told that the lane has found a packet ordinary that may open a
+ * connection. */
+static __always_inline int opens_here(CTX *ctx, int v6)
+{
+	void *data = data_of(ctx), *end = end_of(ctx);
+	struct fast p = { .v6 = v6, .ip = data + ETH_HLEN };
+	struct control *c = get_control();
+	struct service_key key = {};
+	struct tuple t = {};
+	struct service *s;
+	__u32 *slot, tos;
+	__u64 hash;
+
+	p.l4 = p.ip + header_of(&p);
+	if (!c || p.l4 + sizeof(struct udphdr) > (__u8 *)end)
+		return LANE_OTHER;
+	t.src = src_of(&p);
+	t.dst = dst_of(&p);
+	p.ports = *(__u32 *)p.l4;
+	t.sport = p.ports;
+	t.dport = p.ports >> 16;
+	t.proto = v6 ? ((struct ipv6hdr *)p.ip)->nexthdr : ((struct iphdr *)p.ip)->protocol;
+	tos = v6 ? bpf_ntohs(*(__be16 *)p.ip) >> 4 : ((struct iphdr *)p.ip)->tos;
+	hash = v6 ? ends_hash(&t.src, &t.dst, t.sport, t.dport, t.proto) :
+		    ends4_hash(*(__u64 *)(p.ip + 12), p.ports, t.proto);
+	if (t.proto != IPPROTO_UDP && find_entry(hash))
+		return LANE_OTHER;
+	if (READ_ONCE(c->watched) || (c->features & (FEATURE_RULES | FEATURE_ELSEWHERE)) || (tos & 0xfc))
+		return LANE_NEW;
+	key.addr = t.dst;
+	key.port = t.dport;
+	key.proto = t.proto;
+	slot = bpf_map_lookup_elem(&service_slots, &key);
+	if (!slot && !(c->features & FEATURE_ANY_PORT))
+		return PASS;
+	s = slot ? bpf_map_lookup_elem(&services, slot) : 0;
+	if (!s || (s->flags & SERVICE_STAYS))
+		return LANE_NEW;
+	if (t.proto == IPPROTO_UDP) {
+		p.proto = IPPROTO_UDP;
+		return opened(ctx, &p, s, &t, hash);
+	}
+	p.proto = IPPROTO_TCP;
+	if (p.l4 + sizeof(struct tcphdr) > (__u8 *)end)
+		return LANE_NEW;
+	return opened(ctx, &p, s, &t, hash);
+}
+
+SEPARATE int opens4(CTX *ctx)
+{
+	return opens_here(ctx, 0);
+}
+
+SEPARATE int opens6(CTX *ctx)
+{
+	return opens_here(ctx, 1);
+}
+
 /* express carries a packet of an Ethernet type, or says why it did not. */
 static __always_inline int express(CTX *ctx, void *data, void *end, __be16 type)
 {
+	int verdict;
+
 	if (tracing || segment_size(ctx) || data + SHORTEST > end)
 		return LANE_OTHER;
-	if (type == bpf_htons(ETH_P_IP))
-		return lane4(ctx, data, end);
-	if (type == bpf_htons(ETH_P_IPV6))
-		return lane6(ctx, data, end);
+	if (type == bpf_htons(ETH_P_IP)) {
+		verdict = lane4(ctx, data, end);
+		return verdict == LANE_OPENS ? opens4(ctx) : verdict;
+	}
+	if (type == bpf_htons(ETH_P_IPV6)) {
+		verdict = lane6(ctx, data, end);
+		return verdict == LANE_OPENS ? opens6(ctx) : verdict;
+	}
 	return LANE_OTHER;
 }

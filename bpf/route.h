@@ -316,46 +316,58 @@ static __always_inline int is_still(const struct hit *h)
 	return 0;
 }
 
+/* known_route gives the way that a connection or, for its first packet, its real
+ * server remembers, 0 if there is none. */
+SEPARATE int known_route(const struct packet *p, const struct tuple *n, __u32 entry, struct way *w)
+{
+	__u32 slot = entry & ~INDEX_TO_CLIENT, dir = entry & INDEX_TO_CLIENT ? TO_CLIENT : TO_REAL, now;
+	struct flow *f = bpf_map_lookup_elem(&flows, &slot);
+	struct real_cpu *rc = f ? real_on_this_cpu(f->real_slot) : 0;
+	struct control *c = get_control();
+	struct route *r;
+	struct hop *h;
+
+	if (!p || !n || !w || !rc || !c)
+		return 0;
+	now = ticks_of(c);
+	r = route_of(f, rc, slot, dir);
+	h = recall(c, r, now);
+	if (!h) {
+		h = is_plain(c, p, f->word, dir) ? recall(c, &rc->direct, now) : 0;
+		if (!h || !same_addr(&h->nexthop, &n->dst))
+			return 0;
+		remember(f, r, rc->direct.hop, rc->direct.mtu, rc->direct.stamp, now);
+	}
+	w->mtu = r->mtu;
+	w->ifindex = h->ifindex;
+	w->dmac = h->dmac;
+	w->smac = h->smac;
+	w->nexthop = h->nexthop;
+	return 1;
+}
+
 /* flow_route gives the way of a connection's packet, or the reason why there is
  * none. n holds the ends that the packet will have, room is what will be put
  * before it. */
 static __always_inline enum reason flow_route(CTX *ctx, const struct packet *p, const struct hit *hit,
-					      const struct tuple *n, __u32 now, __u32 room, struct way *w)
+					      const struct tuple *n, __u32 room, struct way *w)
 {
-	struct route *r = route_of(hit->f, hit->rc, hit->slot, hit->dir), *direct = &hit->rc->direct;
 	struct control *c = get_control();
 	enum reason why;
-	struct hop *h;
 	__u32 epoch;
 
 	if (!c)
 		return REASON_NO_ROUTE;
-	h = recall(c, r, now);
-	if (!h && is_plain(c, p, hit->word, hit->dir)) {
-		h = recall(c, direct, now);
-		if (h && same_addr(&h->nexthop, &n->dst))
-			remember(hit->f, r, direct->hop, direct->mtu, direct->stamp, now);
-		else
-			h = 0;
-	}
-	if (!h) {
-		epoch = READ_ONCE(c->route_epoch); /* before the look-up, or a change meanwhile would be forgotten */
-		why = find_route(ctx, p, n, p->segment + room, w);
-		if (why == REASON_NONE && w->mtu && !tracing)
-			keep_route(p, n, slot_of(hit), w, epoch);
-		else if (OFFLOADS)
+	if (known_route(p, n, slot_of(hit), w)) {
+		if (OFFLOADS && room) /* a tunnel's packet gets its header later */
 			w->dmac = 0;
-		return why;
+		return p->segment + room > w->mtu ? REASON_TOO_BIG : REASON_NONE;
 	}
-	w->mtu = r->mtu;
-	w->ifindex = h->ifindex;
-	w->smac = h->smac;
-#ifdef BATUTA_XDP
-	w->dmac = h->dmac;
-#else
-	if (!room) /* a tunnel's packet gets its header later */
-		w->dmac = h->dmac;
-	w->nexthop = h->nexthop;
-#endif
-	return p->segment + room > w->mtu ? REASON_TOO_BIG : REASON_NONE;
+	epoch = READ_ONCE(c->route_epoch); /* before the look-up, or a change meanwhile would be forgotten */
+	why = find_route(ctx, p, n, p->segment + room, w);
+	if (why == REASON_NONE && w->mtu && !tracing)
+		keep_route(p, n, slot_of(hit), w, epoch);
+	else if (OFFLOADS)
+		w->dmac = 0;
+	return why;
 }

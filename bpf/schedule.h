@@ -162,13 +162,57 @@ out:
 	return at == PLACE_FULL ? REASON_TABLE_FULL : REASON_COLLISION;
 }
 
+/* begin_flow writes a new connection's record: nobody else knows it, it is in no
+ * index and its generation is even. */
+static __always_inline void begin_flow(struct flow *f, const struct tuple *t, int v6, __u32 now)
+{
+	f->word = (t->proto == IPPROTO_UDP ? FLOW_UDP : FLOW_SYN_RECV) | (v6 ? FLOW_V6 : 0) | (__u32)t->proto << 16;
+	f->seen = now;
+	f->client = t->src;
+	f->cport = t->sport;
+	f->virt = t->dst;
+	f->vport = t->dport;
+	f->route[0].stamp = 0;
+	f->route[1].stamp = 0;
+}
+
+/* lead_to writes which real server it has. */
+static __always_inline void lead_to(struct flow *f, const struct real *r, __u32 real, __u32 gen)
+{
+	__u32 word = (f->word & 0x00ffffff & ~FLOW_LOCAL) | (__u32)r->forward << 24;
+
+	f->real_slot = real;
+	f->real_gen = gen;
+	if (r->flags & REAL_LOCAL)
+		word |= FLOW_LOCAL;
+	f->word = word;
+	if (r->forward == FORWARD_MASQ) {
+		f->real = r->addr;
+		/* A service by mark may have SCTP among others; its ports stay. */
+		f->rport = r->port && PROTO(word) != IPPROTO_SCTP ? r->port : f->vport;
+		f->delta = fold16(addr_delta(&f->virt, &f->real, !is4(&f->virt)));
+	} else {
+		f->real = f->virt;
+		f->rport = f->vport;
+	}
+}
+
+/* come_alive makes a record that has all its entries a connection. */
+static __always_inline void come_alive(struct flow *f, struct real_cpu *rc, __u32 gen)
+{
+	/* Ordered after all of it (an atomic with a result is a barrier). */
+	__sync_val_compare_and_swap(&f->gen, gen - 1, gen);
+	count_connections(f->real_slot, 0, 1);
+	rc->count.connections++;
+}
+
 /* try_real gives the record to a real server, or says why not. */
 SEPARATE enum reason try_real(__u32 slot, __u32 real, __u32 now)
 {
 	struct flow *f = bpf_map_lookup_elem(&flows, &slot);
 	struct real *r = bpf_map_lookup_elem(&reals, &real);
 	struct real_cpu *rc = real_on_this_cpu(real);
-	__u32 gen, word;
+	__u32 gen;
 
 	if (!f || !r || !rc)
 		return REASON_NO_REAL;
@@ -177,21 +221,7 @@ SEPARATE enum reason try_real(__u32 slot, __u32 real, __u32 now)
 		return REASON_NO_REAL;
 	if (overloaded(r))
 		return REASON_OVERLOADED;
-	f->real_slot = real;
-	f->real_gen = gen;
-	word = (f->word & 0x00ffffff & ~FLOW_LOCAL) | (__u32)r->forward << 24;
-	if (r->flags & REAL_LOCAL)
-		word |= FLOW_LOCAL;
-	f->word = word;
-	if (r->forward == FORWARD_MASQ) {
-		f->real = r->addr;
-		/* A service by mark may have SCTP among others; its ports stay. */
-		f->rport = r->port && PROTO(f->word) != IPPROTO_SCTP ? r->port : f->vport;
-		f->delta = fold16(addr_delta(&f->virt, &f->real, !is4(&f->virt)));
-	} else {
-		f->real = f->virt;
-		f->rport = f->vport;
-	}
+	lead_to(f, r, real, gen);
 #ifdef BATUTA_SOCKET
 	asm volatile("" : : "r"(now)); /* else nobody would pass it, and the verifier misses it */
 #else
@@ -530,16 +560,7 @@ static __always_inline enum reason open_flow(CTX *ctx, const struct packet *p, s
 	if (!f)
 		return REASON_TABLE_FULL;
 
-	/* Nobody else knows this record: it is in no index and its generation is even. */
-	f->word = (p->t.proto == IPPROTO_UDP ? FLOW_UDP : FLOW_SYN_RECV) | (p->v6 ? FLOW_V6 : 0) |
-		  (__u32)p->t.proto << 16;
-	f->seen = now;
-	f->client = p->t.src;
-	f->cport = p->t.sport;
-	f->virt = p->t.dst;
-	f->vport = p->t.dport;
-	f->route[0].stamp = 0;
-	f->route[1].stamp = 0;
+	begin_flow(f, &p->t, p->v6, now);
 	h->f = f;
 	h->gen = f->gen + 1;
 	h->dir = TO_REAL;
@@ -570,10 +591,7 @@ static __always_inline enum reason open_flow(CTX *ctx, const struct packet *p, s
 		bpf_map_push_elem(&free_slots, &h->slot, 0);
 		return why != REASON_NONE ? why : REASON_NO_REAL;
 	}
-	/* Ordered after all of the above (an atomic with a result is a barrier). */
-	__sync_val_compare_and_swap(&f->gen, h->gen - 1, h->gen);
-	count_connections(f->real_slot, 0, 1);
-	h->rc->count.connections++;
+	come_alive(f, h->rc, h->gen);
 	tell_opened(ctx, &p->t, f->real_slot);
 	return REASON_NONE;
 }

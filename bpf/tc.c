@@ -105,7 +105,7 @@ static __always_inline int carry(struct __sk_buff *skb, struct packet *p, struct
 	if (FORWARD(h->word) == FORWARD_IPIP)
 		room = tunnel_room(&n.dst);
 	if (p->ttl > 1)
-		why = flow_route(skb, p, h, &n, now, room, &w);
+		why = flow_route(skb, p, h, &n, room, &w);
 	if (!is_still(h))
 		return drop(skb, p, REASON_RACE);
 	if (why != REASON_NONE && h->dir == TO_CLIENT)
@@ -229,7 +229,7 @@ int ingress(struct __sk_buff *skb)
 	if (skb->tc_index == DONE)
 		skb->tc_index = 0;
 	verdict = express(skb, data_of(skb), end_of(skb), skb->protocol);
-	if (verdict >= 0)
+	if (verdict > LANE_OTHER)
 		return verdict;
 	verdict = general(skb, verdict != LANE_NEW);
 	return verdict == AN_ERROR ? errors(skb) : verdict;

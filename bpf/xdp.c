@@ -112,7 +112,7 @@ static __attribute__((noinline)) int general(struct xdp_md *ctx, int may_be)
 	delta = delta_of(&h);
 	if (FORWARD(h.word) == FORWARD_IPIP)
 		room = tunnel_room(&n.dst);
-	why = flow_route(ctx, &p, &h, &n, now, room, &w);
+	why = flow_route(ctx, &p, &h, &n, room, &w);
 	if (why != REASON_NONE || !may_send(ctx, w.ifindex, w.dmac))
 		return hand_on(s, &h);
 	if (!is_still(&h))
@@ -145,7 +145,7 @@ int quick(struct xdp_md *ctx)
 	if (!own || dst->a != own->a || dst->b != own->b)
 		return XDP_PASS;
 	verdict = express(ctx, data, end, *(__be16 *)(data + 2 * ETH_ALEN));
-	return verdict >= 0 ? verdict : general(ctx, verdict != LANE_NEW);
+	return verdict > LANE_OTHER ? verdict : general(ctx, verdict != LANE_NEW);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";
