@@ -254,10 +254,10 @@ static __always_inline enum lane undo(struct service *s)
 /* enter makes a connection of a record that is written, or gives it back. */
 static __always_inline int enter(struct flow *f, __u32 slot, __u64 hash, struct real_cpu *rc)
 {
-	if (place(hash, slot) != PLACE_MADE)
+	if (place(hash, slot, 1) != PLACE_MADE)
 		goto back;
 	if (FORWARD(f->word) == FORWARD_MASQ &&
-	    place(ends_hash(&f->real, &f->client, f->rport, f->cport, PROTO(f->word)), slot | INDEX_TO_CLIENT) != PLACE_MADE) {
+	    place(ends_hash(&f->real, &f->client, f->rport, f->cport, PROTO(f->word)), slot | INDEX_TO_CLIENT, 0) != PLACE_MADE) {
 		unplace(hash, slot);
 		goto back;
 	}

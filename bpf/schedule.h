@@ -142,7 +142,7 @@ static __always_inline enum reason claim(struct flow *f, __u32 slot, __u32 now)
 	struct flow *old;
 
 	if (slot != max_flows) { /* not tracing */
-		at = place(hash, slot | INDEX_TO_CLIENT);
+		at = place(hash, slot | INDEX_TO_CLIENT, 0);
 		if (at != PLACE_TWIN)
 			goto out;
 	}
@@ -155,7 +155,7 @@ static __always_inline enum reason claim(struct flow *f, __u32 slot, __u32 now)
 	if (!(gen & 1) || !finished(old, now))
 		return REASON_COLLISION;
 	end_flow(other, gen);
-	at = place(hash, slot | INDEX_TO_CLIENT);
+	at = place(hash, slot | INDEX_TO_CLIENT, 0);
 out:
 	if (at == PLACE_MADE)
 		return REASON_NONE;
@@ -570,7 +570,7 @@ static __always_inline enum reason open_flow(CTX *ctx, const struct packet *p, s
 	 * follows them, and what has all is alive at once. */
 	if (h->slot < max_flows) {
 		hash = tuple_hash(&p->t);
-		at = place(hash, h->slot);
+		at = place(hash, h->slot, 0);
 		if (at != PLACE_MADE) {
 			bpf_map_push_elem(&free_slots, &h->slot, 0);
 			return at == PLACE_FULL ? REASON_TABLE_FULL : REASON_RACE;

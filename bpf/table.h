@@ -113,8 +113,9 @@ enum place {
 
 /* place enters a tuple's hash with a record's slot and direction, or says why
  * not: another tuple's entry with the same tag counts as a twin too. Two processors that enter one tuple at
- * the same moment may both find a twin, never none. */
-SEPARATE enum place place(__u64 hash, __u32 slot)
+ * the same moment may both find a twin, never none. (Who has just looked for one,
+ * and found none, need not look before that.) */
+SEPARATE enum place place(__u64 hash, __u32 slot, int looked)
 {
 	__u32 tag = tag_of(hash), first = first_bucket(hash);
 	__u64 entry = (__u64)tag << 32 | slot;
@@ -126,7 +127,7 @@ SEPARATE enum place place(__u64 hash, __u32 slot)
 	two = bpf_map_lookup_elem(&flow_index, &other);
 	if (!one || !two)
 		return PLACE_FULL;
-	if (has_tag(one, tag, -1) || has_tag(two, tag, -1))
+	if (!looked && (has_tag(one, tag, -1) || has_tag(two, tag, -1)))
 		return PLACE_TWIN;
 	for (half = 0; half < 2; half++) {
 		b = half ? two : one;

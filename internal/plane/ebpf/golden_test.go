@@ -41,6 +41,20 @@ var rewrite = flag.Bool("rewrite", false, "write testdata/packets anew; review t
 //	trace tcp 10.1.0.50:40000 > 10.1.0.100:80 S    what would happen
 func TestGoldenPackets(t *testing.T) {
 	requireRoot(t)
+	golden(t, testOptions(), true)
+}
+
+// The same stories with the same ends where the plane knows its neighbors, and so
+// carries most packets by its lanes.
+func TestGoldenPacketsToNeighbors(t *testing.T) {
+	requireRoot(t)
+	neighbors(t)
+	golden(t, testOptions(), false)
+}
+
+// golden tells all stories. If they may be written anew, it does so if asked.
+func golden(t *testing.T, o Options, may bool) {
+	t.Helper()
 	files, err := filepath.Glob("testdata/packets/*.txt")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no stories: %v", err)
@@ -51,8 +65,8 @@ func TestGoldenPackets(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got := tell(t, testOptions(), string(text))
-			if *rewrite {
+			got := tell(t, o, string(text))
+			if *rewrite && may {
 				if err := os.WriteFile(f, []byte(got), 0o644); err != nil {
 					t.Fatal(err)
 				}

@@ -3,8 +3,6 @@ package ebpf
 import (
 	"bytes"
 	"net"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -107,24 +105,9 @@ func neighbors(t *testing.T) {
 func TestGoldenPacketsXDP(t *testing.T) {
 	requireRoot(t)
 	known(t)
-	files, err := filepath.Glob("testdata/packets/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no stories: %v", err)
-	}
-	before := quickRuns
-	for _, f := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(f), ".txt"), func(t *testing.T) {
-			text, err := os.ReadFile(f)
-			if err != nil {
-				t.Fatal(err)
-			}
-			o := testOptions()
-			o.XDP = XDPOn
-			if d := cmp.Diff(strings.Split(string(text), "\n"), strings.Split(tell(t, o, string(text)), "\n")); d != "" {
-				t.Errorf("(-want +got):\n%s", d)
-			}
-		})
-	}
+	o, before := testOptions(), quickRuns
+	o.XDP = XDPOn
+	golden(t, o, false)
 	if quickRuns == before {
 		t.Error("no packet was carried at XDP")
 	}
