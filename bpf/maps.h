@@ -62,7 +62,7 @@ ARRAY(ethers, __u64);
 
 HASH(service_slots, BPF_MAP_TYPE_HASH, struct service_key, __u32);
 HASH(addresses, BPF_MAP_TYPE_HASH, struct addr, __u32);
-/* Both are empty most often, and take memory only for what is in them. */
+/* Empty most often: takes memory only for what is in it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -70,13 +70,20 @@ struct {
 	__type(key, struct stay_key);
 	__type(value, struct stay);
 } stays SEC(".maps");
-/* What opens connections that another plane carries. */
-struct {
+/* What opens connections that another plane carries: a map as large as they need,
+ * while there are any. */
+struct aside {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 1);
 	__type(key, struct tuple);
 	__type(value, __u32);
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct aside);
 } elsewhere SEC(".maps");
 /* Loss is harmless here: a fragment without its entry is dropped and counted. */
 HASH(fragments, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment);

@@ -432,6 +432,20 @@ SEPARATE __u32 classify(const struct tuple *t, __u32 ifindex)
 	return m.service;
 }
 
+/* is_elsewhere tells whether another plane carries a connection. */
+SEPARATE int is_elsewhere(const struct tuple *t)
+{
+	struct tuple key; /* on the stack: older verifiers take no other */
+	__u32 zero = 0;
+	void *map;
+
+	if (!t)
+		return 0;
+	key = *t;
+	map = bpf_map_lookup_elem(&elsewhere, &zero);
+	return map && bpf_map_lookup_elem(map, &key);
+}
+
 /* find_service gives the service that a new connection belongs to: by mark,
  * by its port, or for all ports. 0 also if another plane knows it. */
 static __always_inline struct service *find_service(const struct tuple *t, __u32 ifindex)
@@ -447,7 +461,7 @@ static __always_inline struct service *find_service(const struct tuple *t, __u32
 		marked = classify(t, ifindex);
 		if (marked) {
 			marked--;
-			if ((features & FEATURE_ELSEWHERE) && bpf_map_lookup_elem(&elsewhere, t))
+			if ((features & FEATURE_ELSEWHERE) && is_elsewhere(t))
 				return 0;
 			return bpf_map_lookup_elem(&services, &marked);
 		}
@@ -459,7 +473,7 @@ static __always_inline struct service *find_service(const struct tuple *t, __u32
 		key.port = 0;
 		slot = bpf_map_lookup_elem(&service_slots, &key);
 	}
-	if (!slot || ((features & FEATURE_ELSEWHERE) && bpf_map_lookup_elem(&elsewhere, t)))
+	if (!slot || ((features & FEATURE_ELSEWHERE) && is_elsewhere(t)))
 		return 0;
 	return bpf_map_lookup_elem(&services, slot);
 }

@@ -94,7 +94,7 @@ func openTables(dir string, spec *ebpf.CollectionSpec, o Options, netns uint64) 
 		tcMapControls: 1, tcMapServices: o.MaxServices, tcMapServiceSlots: o.MaxServices,
 		tcMapReals: o.MaxReals, tcMapRealCpus: o.MaxReals * cpus, tcMapRings: (o.MaxTurns + 1) / 2,
 		tcMapFlows: o.MaxFlows + passing(cpus), tcMapFlowIndex: buckets(o.MaxFlows), tcMapFreeSlots: o.MaxFlows,
-		tcMapRules: maxRules, tcMapElsewhere: max(o.MaxFlows/4, 1024),
+		tcMapRules: maxRules, tcMapElsewhere: 1,
 		tcMapAddresses: o.MaxServices + o.MaxReals, tcMapStays: o.MaxClients, tcMapHops: hops, tcMapFragments: 8192, tcMapReasons: cpus * reasonsLine,
 		tcMapPaths: 1024, tcMapWatches: 1, tcMapEars: 1, tcMapEthers: maxInterfaces,
 	}

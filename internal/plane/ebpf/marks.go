@@ -2,15 +2,10 @@ package ebpf
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"math"
 	"net/netip"
 	"slices"
 	"sync/atomic"
-
-	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"github.com/batuta-ha/batuta/internal/model"
 	"github.com/batuta-ha/batuta/internal/plane"
@@ -148,58 +143,4 @@ func prefixOfWire(addr, mask tcAddr, f model.Family) netip.Prefix {
 		}
 	}
 	return netip.PrefixFrom(addrOfWire(addr), n)
-}
-
-// PassBy leaves connections that another plane in the kernel carries to it:
-// what would open one of flows anew passes by to the stack. Each call gives
-// the whole set; nil is none.
-func (p *Plane) PassBy(_ context.Context, flows []model.Flow) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		return plane.ErrClosed
-	}
-	want := map[tcTuple]bool{}
-	for _, f := range flows {
-		want[tcTuple{Src: wireAddr(f.Client.Addr()), Sport: wirePort(f.Client.Port()),
-			Dst: wireAddr(f.Virtual.Addr()), Dport: wirePort(f.Virtual.Port()), Proto: f.Proto.Number()}] = true
-	}
-	var (
-		key  tcTuple
-		zero uint32
-		gone []tcTuple
-	)
-	it := p.t.Elsewhere.Iterate()
-	for it.Next(&key, &zero) {
-		if !want[key] {
-			gone = append(gone, key)
-		}
-	}
-	errs := []error{it.Err()}
-	for _, k := range gone {
-		if err := p.t.Elsewhere.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	full := 0
-	for k := range want {
-		switch err := p.t.Elsewhere.Put(k, uint32(0)); {
-		case errors.Is(err, unix.E2BIG):
-			full++
-		case err != nil:
-			errs = append(errs, err)
-		}
-	}
-	if full > 0 {
-		errs = append(errs, fmt.Errorf("no room for %d of the %d connections that it still carries: their next packet is scheduled anew", full, len(want)))
-	}
-	features := atomic.LoadUint32(&p.t.control.Features) &^ uint32(tcFeatureFEATURE_ELSEWHERE)
-	if len(want) > 0 {
-		features |= uint32(tcFeatureFEATURE_ELSEWHERE)
-	}
-	atomic.StoreUint32(&p.t.control.Features, features)
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("leave connections to another plane: %w", err)
-	}
-	return nil
 }

@@ -228,16 +228,6 @@ type socketStayKey struct {
 	Zero    uint32
 }
 
-type socketTuple struct {
-	_     structs.HostLayout
-	Src   socketAddr
-	Dst   socketAddr
-	Sport uint16
-	Dport uint16
-	Proto uint8
-	Zero  [3]uint8
-}
-
 type socketWatch struct {
 	_          structs.HostLayout
 	Client     socketAddr

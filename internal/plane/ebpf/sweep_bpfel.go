@@ -228,16 +228,6 @@ type sweepStayKey struct {
 	Zero    uint32
 }
 
-type sweepTuple struct {
-	_     structs.HostLayout
-	Src   sweepAddr
-	Dst   sweepAddr
-	Sport uint16
-	Dport uint16
-	Proto uint8
-	Zero  [3]uint8
-}
-
 type sweepWatch struct {
 	_          structs.HostLayout
 	Client     sweepAddr

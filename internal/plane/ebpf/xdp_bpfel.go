@@ -228,16 +228,6 @@ type xdpStayKey struct {
 	Zero    uint32
 }
 
-type xdpTuple struct {
-	_     structs.HostLayout
-	Src   xdpAddr
-	Dst   xdpAddr
-	Sport uint16
-	Dport uint16
-	Proto uint8
-	Zero  [3]uint8
-}
-
 type xdpWatch struct {
 	_          structs.HostLayout
 	Client     xdpAddr
