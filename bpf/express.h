@@ -243,91 +243,80 @@ static __attribute__((noinline)) int lane6(CTX *ctx, void *data, void *end)
 	return lane(ctx, data, end, 1);
 }
 
-/* undo gives back the turn that was taken for a packet. */
-static __always_inline enum lane undo(struct service *s)
-{
-	if (s->choice == CHOOSE_TURN)
-		__sync_fetch_and_add(&s->next, -1);
-	return LANE_NEW;
-}
-
-/* enter makes a connection of a record that is written, or gives it back. */
+/* enter makes a connection of a record that is written. */
 static __always_inline int enter(struct flow *f, __u32 slot, __u64 hash, struct real_cpu *rc)
 {
 	if (place(hash, slot, 1) != PLACE_MADE)
-		goto back;
+		return 0;
 	if (FORWARD(f->word) == FORWARD_MASQ &&
 	    place(ends_hash(&f->real, &f->client, f->rport, f->cport, PROTO(f->word)), slot | INDEX_TO_CLIENT, 0) != PLACE_MADE) {
 		unplace(hash, slot);
-		goto back;
+		return 0;
 	}
 	come_alive(f, rc, f->gen + 1);
 	return 1;
-back:
-	bpf_map_push_elem(&free_slots, &slot, 0);
-	return 0;
 }
 
 /* opened carries a packet that opens a connection of a service, or belongs to none
  * by its service's will, if the first real server that is chosen takes it and is a
- * neighbor to which the way is known. */
+ * neighbor to which the way is known. Else it gives back what it has taken. */
 static __always_inline int opened(CTX *ctx, const struct fast *p, struct service *s, const struct tuple *t, __u64 hash)
 {
 	__u64 ring = READ_ONCE(s->ring);
-	__u32 at = ring >> 32, count = (__u32)ring, gen, real, now, slot, total;
+	__u32 at = ring >> 32, count = (__u32)ring, gen, real, now, slot = 0, total;
 	int alone = s->flags & SERVICE_ONE_PACKET, masq, partial;
 	struct control *c = get_control();
 	struct ring_entry *e;
 	struct real_cpu *rc;
 	struct route *way;
-	struct flow *f;
+	struct flow *f = 0;
 	struct real *r;
 	struct addr to;
 	struct hop *h;
 	__be16 port;
 	__u16 delta;
 
-	if (!c || !count)
+	if (!c || !count || !(alone || c->plain_routes))
 		return LANE_NEW;
+	now = ticks_of(c);
+	if (!alone) { /* who gives way may be the one that the real server has too many */
+		if (take_slot(&slot)) {
+			slot = make_room(now) - 1;
+			if (slot >= max_flows)
+				return LANE_NEW;
+			count_quietly(REASON_MADE_ROOM);
+		}
+		f = bpf_map_lookup_elem(&flows, &slot);
+		if (!f)
+			return LANE_NEW;
+	}
 	at += choose(s, t, at, count);
 	e = bpf_map_lookup_elem(&rings, &at);
 	if (!e)
-		return undo(s);
+		goto undo;
 	real = e->real;
 	r = bpf_map_lookup_elem(&reals, &real);
 	rc = real_on_this_cpu(real);
 	if (!r || !rc)
-		return undo(s);
+		goto undo;
 	gen = READ_ONCE(rc->gen);
 	masq = r->forward == FORWARD_MASQ;
 	if (!(gen & 1) || r->weight <= 0 || r->upper || r->overloaded || (r->flags & REAL_LOCAL) ||
 	    (alone ? r->forward != FORWARD_GATE : !masq && r->forward != FORWARD_GATE))
-		return undo(s);
-	now = ticks_of(c);
+		goto undo;
 	total = total_of(p);
 	way = alone ? &rc->route : &rc->direct;
 	h = recall(c, way, now);
-	if (!h || total > way->mtu)
-		return undo(s);
-	if (!alone && (!c->plain_routes || !same_addr(&h->nexthop, &r->addr)))
-		return undo(s);
+	if (!h || total > way->mtu || !(alone || same_addr(&h->nexthop, &r->addr)))
+		goto undo;
 	partial = has_pseudo(p, masq, total);
 	if ((!OFFLOADS && partial) || !may_leave(ctx, h))
-		return undo(s);
-	if (alone) {
+		goto undo;
+	if (!f) {
 		rc->count.connections++;
 		count_packet(rc, TO_REAL, 1, length_of(ctx) - ETH_HLEN);
 		return depart(ctx, p, TO_REAL, 0, 0, 0, 0, 0, h);
 	}
-	if (take_slot(&slot)) {
-		slot = make_room(now) - 1;
-		if (slot >= max_flows)
-			return undo(s);
-		count_quietly(REASON_MADE_ROOM);
-	}
-	f = bpf_map_lookup_elem(&flows, &slot);
-	if (!f)
-		return undo(s);
 	begin_flow(f, t, p->v6, now);
 	lead_to(f, r, real, gen);
 	if (!masq && p->proto == IPPROTO_TCP)
@@ -337,9 +326,15 @@ static __always_inline int opened(CTX *ctx, const struct fast *p, struct service
 	port = f->rport;
 	delta = f->delta;
 	if (!enter(f, slot, hash, rc))
-		return undo(s);
+		goto undo;
 	count_packet(rc, TO_REAL, 1, length_of(ctx) - ETH_HLEN);
 	return depart(ctx, p, TO_REAL, masq, &to, port, delta, partial, h);
+undo:
+	if (f)
+		bpf_map_push_elem(&free_slots, &slot, 0);
+	if (s->choice == CHOOSE_TURN)
+		__sync_fetch_and_add(&s->next, -1);
+	return LANE_NEW;
 }
 
 /* opens_here is told that the lane has found a packet ordinary that may open a
