@@ -263,10 +263,9 @@ static __always_inline int enter(struct flow *f, __u32 slot, __u64 hash, struct 
 static __always_inline int opened(CTX *ctx, const struct fast *p, struct service *s, const struct tuple *t, __u64 hash)
 {
 	__u64 ring = READ_ONCE(s->ring);
-	__u32 at = ring >> 32, count = (__u32)ring, gen, real, now, slot = 0, total;
+	__u32 first = ring >> 32, count = (__u32)ring, gen, real, now, slot = 0, total, *at;
 	int alone = s->flags & SERVICE_ONE_PACKET, masq, partial;
 	struct control *c = get_control();
-	struct ring_entry *e;
 	struct real_cpu *rc;
 	struct route *way;
 	struct flow *f = 0;
@@ -290,11 +289,10 @@ static __always_inline int opened(CTX *ctx, const struct fast *p, struct service
 		if (!f)
 			return LANE_NEW;
 	}
-	at += choose(s, t, at, count);
-	e = bpf_map_lookup_elem(&rings, &at);
-	if (!e)
+	at = ring_at(first, choose(s, t, first, count));
+	if (!at)
 		goto undo;
-	real = e->real;
+	real = *at;
 	r = bpf_map_lookup_elem(&reals, &real);
 	rc = real_on_this_cpu(real);
 	if (!r || !rc)
