@@ -4,10 +4,13 @@
  * Nearly every packet belongs to an open connection by masq or gate, comes
  * whole, without options, with hops left, and goes where the one before it
  * went. Such a packet is carried here in one straight line, of the same parts
- * as the general programs, but nothing that it knows ever leaves the
- * processor's registers. Of every other packet nothing is changed nor counted:
- * the general programs do what they would have done with this one, too. So the
- * lane may leave any packet to them, and the model in Go knows nothing of it. */
+ * as the general programs, most of it in the processor's registers. The same
+ * for packets that open a connection (or belong to none by their service's
+ * will), if the first real server chosen takes them and its way is known. Of
+ * every other packet nothing is changed; nothing is counted but who gave way in
+ * a full table. The general programs would do with each packet what is done
+ * here, too. So the lane may leave any packet to them, and the model in Go
+ * knows nothing of it. */
 #pragma once
 
 #include "conn.h"
