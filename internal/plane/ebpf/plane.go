@@ -31,7 +31,7 @@ const DefaultDir = "/sys/fs/bpf/batuta"
 type Options struct {
 	// Dir is the directory of the pins, on a BPF file system. "" is DefaultDir.
 	Dir string
-	// MaxFlows is how many connections the table holds (132 bytes each where it is a power of two, up to 164 between);
+	// MaxFlows is how many connections the table holds (128 bytes each where it is a power of two, up to 160 between);
 	// 0 is 262144. Sizes of an adopted table stay as they are.
 	MaxFlows int
 	// MaxServices, MaxReals (a row under each of two services counts twice) and
