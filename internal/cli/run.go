@@ -3,10 +3,12 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/signal"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -54,7 +56,7 @@ or haresources starts this process anew in place, and nothing moves.`,
 	f := cmd.Flags()
 	f.StringVar(&no.HaD, "ha.d", "/etc/ha.d", "directory of ha.cf, authkeys, haresources")
 	f.StringVar(&name, "node", "", "this node's name (default: uname -n)")
-	planeFlags(f, &no.Plane, &no.XDP)
+	planeFlags(f, &no.Plane, &no.XDP, &no.EBPFTable)
 	f.StringVar(&source, "heartbeat-address", "", "bind heartbeats to this address: for several nodes on one host")
 	ipvsFlags(f, &no.IPVS)
 	return cmd
@@ -91,7 +93,7 @@ SIGHUP reads the file again; SIGTERM stops, by the rules of cleanstop.`,
 		},
 	}
 	f := cmd.Flags()
-	planeFlags(f, &do.Plane, &do.XDP)
+	planeFlags(f, &do.Plane, &do.XDP, &do.EBPFTable)
 	f.BoolVar(&do.DryRun, "dry-run", false, "change nothing on this host: memory plane, no hooks")
 	f.BoolVar(&do.Hooks, "hooks", false, "with --dry-run: run hooks as configured")
 	f.StringVar(&do.Events, "events", "", "with --dry-run: append each change to FILE (- for standard output) as a line of JSON; implies --hooks")
@@ -101,10 +103,29 @@ SIGHUP reads the file again; SIGTERM stops, by the rules of cleanstop.`,
 }
 
 // planeFlags adds who carries the packets.
-func planeFlags(f *pflag.FlagSet, plane, xdp *string) {
+func planeFlags(f *pflag.FlagSet, plane, xdp *string, table *map[string]int) {
 	f.StringVar(plane, "plane", node.PlaneNames[0], "who carries the packets: "+strings.Join(node.PlaneNames, ", "))
 	f.StringVar(xdp, "xdp", node.XDPNames[0], "eBPF, before the stack, too: auto (cards whose drivers do it), on (all that take it), off")
+	f.Func("ebpf-table", "eBPF: room for so many, `NAME=N,...` of "+strings.Join(sizeNames(), ", ")+"; without it, for 262144 flows, or as it is", func(s string) error {
+		sizes := map[string]int{}
+		for word := range strings.SplitSeq(s, ",") {
+			name, value, _ := strings.Cut(word, "=")
+			most, ok := node.EBPFSizes[name]
+			if !ok {
+				return fmt.Errorf("%q: want NAME=N of %s, as flows=1048576", word, strings.Join(sizeNames(), ", "))
+			}
+			n, err := strconv.Atoi(value)
+			if err != nil || n < 1 || n > most {
+				return fmt.Errorf("%q: want a number from 1 to %d", word, most)
+			}
+			sizes[name] = n
+		}
+		*table = sizes
+		return nil
+	})
 }
+
+func sizeNames() []string { return slices.Sorted(maps.Keys(node.EBPFSizes)) }
 
 // knownPlane refuses a --plane or --xdp that does not exist.
 func knownPlane(cmd *cobra.Command, plane, xdp string) error {

@@ -16,15 +16,16 @@ import (
 
 // DirectorOptions say how to run the director alone.
 type DirectorOptions struct {
-	Config string     // an ldirectord.cf
-	Plane  string     // one of PlaneNames
-	XDP    string     // one of XDPNames; "" is auto
-	IPVS   model.IPVS // where the plane is IPVS
-	DryRun bool       // memory plane, nothing on the host changes
-	Hooks  bool       // with DryRun: run hooks all the same
-	Events string     // with DryRun: file of changes; implies Hooks
-	Table  string     // with DryRun: file of the table
-	RunDir string
+	Config    string         // an ldirectord.cf
+	Plane     string         // one of PlaneNames
+	XDP       string         // one of XDPNames; "" is auto
+	EBPFTable map[string]int // some of EBPFSizes
+	IPVS      model.IPVS     // where the plane is IPVS
+	DryRun    bool           // memory plane, nothing on the host changes
+	Hooks     bool           // with DryRun: run hooks all the same
+	Events    string         // with DryRun: file of changes; implies Hooks
+	Table     string         // with DryRun: file of the table
+	RunDir    string
 	// StateDir has the journal; a dry run, or "", writes none.
 	StateDir string
 	Stderr   io.Writer
@@ -77,7 +78,7 @@ func RunDirector(ctx context.Context, o DirectorOptions) (err error) {
 		o.Plane, o.StateDir = "memory", ""
 	}
 	rec := openRecorder(o.StateDir, reader.Host.NodeName, stderr)
-	p, err := openPlane(planeOptions{name: o.Plane, holdAll: true, eventsLog: o.Events, tableFile: o.Table, sink: stderr, runDir: o.RunDir, xdp: o.XDP, ipvs: o.IPVS})
+	p, err := openPlane(planeOptions{name: o.Plane, holdAll: true, eventsLog: o.Events, tableFile: o.Table, sink: stderr, runDir: o.RunDir, xdp: o.XDP, table: o.EBPFTable, ipvs: o.IPVS})
 	if err != nil {
 		return err
 	}

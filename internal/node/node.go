@@ -39,6 +39,7 @@ type Options struct {
 	Node             model.NodeName // "" for the machine's own name
 	Plane            string         // one of PlaneNames
 	XDP              string         // one of XDPNames; "" is auto
+	EBPFTable        map[string]int // some of EBPFSizes
 	IPVS             model.IPVS     // where the plane is IPVS; what is set here outdoes the configuration
 	HeartbeatAddress netip.Addr     // bind heartbeats to it; zero for all addresses
 	RunDir           string
@@ -188,7 +189,7 @@ func (n *clusterNode) buildDirectors(sink model.Sink) error {
 	if len(n.cluster.Directors) == 0 {
 		return nil
 	}
-	p, err := openPlane(planeOptions{name: n.Plane, sink: n.sink, runDir: n.RunDir, xdp: n.XDP, ipvs: outdo(n.cluster.IPVS, n.IPVS)})
+	p, err := openPlane(planeOptions{name: n.Plane, sink: n.sink, runDir: n.RunDir, xdp: n.XDP, table: n.EBPFTable, ipvs: outdo(n.cluster.IPVS, n.IPVS)})
 	if err != nil {
 		return err
 	}

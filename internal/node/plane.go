@@ -41,6 +41,16 @@ func xdpMode(name string) (ebpf.XDPMode, error) {
 	return 0, fmt.Errorf("xdp %q: want one of %v", name, XDPNames)
 }
 
+// EBPFSizes are what --ebpf-table can set, each with the most that it takes: how
+// many there may be, all of which the table has room for from the beginning.
+var EBPFSizes = map[string]int{
+	"flows":    1 << 26, // connections
+	"services": 1 << 20,
+	"reals":    1 << 20, // real servers of all services together
+	"turns":    1 << 27, // places of all rings together: weights, Maglev tables
+	"clients":  1 << 24, // of persistent services
+}
+
 // planeOptions say which plane to open.
 type planeOptions struct {
 	name      string // one of PlaneNames
@@ -48,9 +58,10 @@ type planeOptions struct {
 	eventsLog string // memory: file of changes
 	tableFile string // memory: file of the table
 	sink      model.Sink
-	runDir    string     // ipvs: keeps the sysctls from before
-	xdp       string     // ebpf: one of XDPNames
-	ipvs      model.IPVS // what is wanted besides the table: of ipvs; of others the time-outs
+	runDir    string         // ipvs: keeps the sysctls from before
+	xdp       string         // ebpf: one of XDPNames
+	table     map[string]int // ebpf: some of EBPFSizes
+	ipvs      model.IPVS     // what is wanted besides the table: of ipvs; of others the time-outs
 }
 
 // openIPVS opens the kernel's IPVS with what is wanted of it.
@@ -73,8 +84,11 @@ func (o planeOptions) openEBPF() (plane.Plane, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := o.ipvs.Timeouts
-	return ebpf.Open(ebpf.Options{Sink: o.sink, XDP: mode, Timeouts: ebpf.Timeouts{Established: t.TCP, FinWait: t.TCPFin, UDP: t.UDP}})
+	t, n := o.ipvs.Timeouts, o.table
+	return ebpf.Open(ebpf.Options{
+		Sink: o.sink, XDP: mode, Timeouts: ebpf.Timeouts{Established: t.TCP, FinWait: t.TCPFin, UDP: t.UDP},
+		MaxFlows: n["flows"], MaxServices: n["services"], MaxReals: n["reals"], MaxTurns: n["turns"], MaxClients: n["clients"],
+	})
 }
 
 func (o planeOptions) openProxy() (plane.Plane, error) {

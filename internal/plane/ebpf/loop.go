@@ -246,7 +246,7 @@ func (p *Plane) warnFull(before uint64) uint64 {
 	now := p.t.count(ReasonTableFull)
 	if now > before {
 		p.event(model.LevelError, "table-full", fmt.Sprintf(
-			"connection table is full: %d new connections refused in the last second; open connections go on; raise the number of flows (now %d)",
+			"connection table is full: %d new connections refused in the last second; open connections go on; give it room for more (batuta run --ebpf-table flows=N; now %d)",
 			now-before, p.t.maxFlows))
 	}
 	return now

@@ -129,7 +129,7 @@ func openTables(dir string, spec *ebpf.CollectionSpec, o Options, netns uint64) 
 			return nil, err
 		}
 		return openTables(dir, spec, o, netns)
-	case t.control.Abi != want || len(t.realCPUs) != len(t.reals)*cpus:
+	case t.control.Abi != want || len(t.realCPUs) != len(t.reals)*cpus || !o.asked.fit(t):
 		t.close()
 		return nil, otherVersion(dir)
 	case t.control.Netns != netns:

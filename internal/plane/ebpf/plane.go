@@ -32,7 +32,9 @@ type Options struct {
 	// Dir is the directory of the pins, on a BPF file system. "" is DefaultDir.
 	Dir string
 	// MaxFlows is how many connections the table holds (128 bytes each where it is a power of two, up to 160 between);
-	// 0 is 262144. Sizes of an adopted table stay as they are.
+	// 0 is 262144, as the sizes below: for a new table. One that is taken over keeps
+	// its sizes; where others are asked for, it goes on beside a new one with the
+	// connections that it has, as that of another version does.
 	MaxFlows int
 	// MaxServices, MaxReals (a row under each of two services counts twice) and
 	// MaxTurns (of all rings together) bound the table; 0 is 4096, 65536 (fewer
@@ -48,6 +50,8 @@ type Options struct {
 	Timeouts Timeouts
 	// Sink is told of interfaces and trouble; nil for nobody.
 	Sink model.Sink
+
+	asked sizes // before fill
 	// XDP is where the quick way before the stack is taken; see XDPMode.
 	XDP XDPMode
 	// Cgroup is the control group (version 2) whose processes are balanced as
@@ -165,7 +169,24 @@ func checkPinDir(dir string) error {
 	}
 }
 
+// sizes are those of Options.
+type sizes struct{ flows, services, reals, turns, clients int }
+
+// fit tells whether a table has the sizes that are asked for.
+func (s sizes) fit(t *tables) bool {
+	for _, x := range [][2]int{
+		{s.flows, t.maxFlows}, {s.services, len(t.services)}, {s.reals, len(t.reals)},
+		{(s.turns + 1) / 2, len(t.rings)}, {s.clients, int(t.Stays.MaxEntries())},
+	} {
+		if asked, has := x[0], x[1]; asked > 0 && asked != has {
+			return false
+		}
+	}
+	return true
+}
+
 func (o *Options) fill() {
+	o.asked = sizes{o.MaxFlows, o.MaxServices, o.MaxReals, o.MaxTurns, o.MaxClients}
 	set := func(n *int, d int) {
 		if *n <= 0 {
 			*n = d

@@ -54,7 +54,7 @@ func (s *state) publishRing(t *tables, v *service, m *ringMaker) error {
 		at, ok = s.ringSpace.take(entriesOf(uint64(len(turns))).n)
 		s.ringMu.Unlock()
 		if !ok {
-			return fmt.Errorf("no room for a ring of %d turns among %d: open the plane with more", len(turns), 2*len(t.rings))
+			return fmt.Errorf("no room for a ring of %d turns among %d: batuta run --ebpf-table turns=N makes more", len(turns), 2*len(t.rings))
 		}
 	}
 	for i, n := range turns {

@@ -400,7 +400,7 @@ func (p *Plane) inherit(old *Retired) error {
 	if err := errors.Join(err, err2); err != nil {
 		p.event(model.LevelError, "not-inherited", fmt.Sprintf("which clients have which real server: %v", err))
 	}
-	p.event(model.LevelNotice, "table-inherited", fmt.Sprintf("the table of another version in %s was taken over; %d open connections go on beside it until they end, %d clients keep their real servers",
+	p.event(model.LevelNotice, "table-inherited", fmt.Sprintf("the table of another version or size in %s was taken over; %d open connections go on beside it until they end, %d clients keep their real servers",
 		p.o.Dir, old.Connections(), bound))
 	_, err = old.Release(nil)
 	return err

@@ -328,3 +328,53 @@ func TestRetireServiceByService(t *testing.T) {
 		t.Errorf("%d services left, %v; want none", left, err)
 	}
 }
+
+// A table of other sizes than it is asked to have goes on with its connections
+// beside a new one, which has its services; who asks for nothing takes what there is.
+func TestOtherSizes(t *testing.T) {
+	requireRoot(t)
+	o := testOptions()
+	o.MaxFlows, o.MaxTurns = 1024, 1<<16
+	s := &story{t: t, plane: open(t, o), before: map[Reason]uint64{}}
+	for _, row := range []string{"service udp 10.1.0.100:53 rr", "real 10.240.0.20:5353 masq 1"} {
+		if out := s.run(row); out != "" {
+			t.Fatal(out)
+		}
+	}
+	s.send("ingress", "outside", "udp 10.1.0.50:40000 > 10.1.0.100:53 len=4")
+	closed := func(p *Plane) {
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	closed(s.plane)
+	for _, c := range []struct {
+		name         string
+		flows, turns int
+		want         int // flows
+		aside        int // connections in tables set aside
+	}{
+		{"none", 0, 0, 1024, 0},
+		{"as they are", 1024, 1<<16 - 1, 1024, 0}, // two turns to an entry
+		{"more flows", 2048, 0, 2048, 1},
+		{"none again", 0, 0, 2048, 1},
+	} {
+		o.MaxFlows, o.MaxTurns = c.flows, c.turns
+		p := open(t, o)
+		if p.t.maxFlows != c.want {
+			t.Errorf("%s: room for %d flows, want %d", c.name, p.t.maxFlows, c.want)
+		}
+		aside := 0
+		for _, r := range p.retired {
+			aside += r.Connections()
+		}
+		if aside != c.aside {
+			t.Errorf("%s: %d connections go on beside, want %d", c.name, aside, c.aside)
+		}
+		table, err := p.Read(t.Context())
+		if err != nil || len(table.Services) != 1 || len(table.Services[0].Reals) != 1 {
+			t.Errorf("%s: table %+v, %v; want one service with its real server", c.name, table, err)
+		}
+		closed(p)
+	}
+}

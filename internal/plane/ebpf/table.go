@@ -175,7 +175,7 @@ func (p *Plane) endReals(v *service, owner *tcService) {
 func (p *Plane) addService(k model.ServiceKey) (*service, error) {
 	slot, ok := p.state.serviceSpace.take(1)
 	if !ok {
-		return nil, fmt.Errorf("no room for more than %d services: open the plane with more", len(p.t.services))
+		return nil, fmt.Errorf("no room for more than %d services: batuta run --ebpf-table services=N makes more", len(p.t.services))
 	}
 	v := &service{VirtualService: model.VirtualService{Key: k}, slot: slot}
 	row := &p.t.services[slot]
@@ -213,7 +213,7 @@ func (p *Plane) setReal(v *service, want model.RealServer, local bool) error {
 	if !have {
 		slot, ok := p.state.realSpace.take(1)
 		if !ok {
-			return fmt.Errorf("no room for more than %d real servers: open the plane with more", len(p.t.reals))
+			return fmt.Errorf("no room for more than %d real servers: batuta run --ebpf-table reals=N makes more", len(p.t.reals))
 		}
 		v.reals = slices.Insert(v.reals, at, &real{slot: slot})
 		p.state.role(want.Addr.Addr(), roles{real: +1})
