@@ -128,7 +128,7 @@ bench-icount: ## instructions per packet: drop, forwarding, IPVS, nftables and t
 	BATUTA_BENCH=icount $(GO) test -count=1 -timeout 4h -run '^TestInstructions$$' -v ./internal/lab
 
 .PHONY: bench-program
-bench-program: ## instructions of the eBPF plane's ingress program alone, path by path, on Debian's kernel (root, 2 min)
+bench-program: ## instructions of the eBPF plane's programs alone, at tc and at XDP, path by path, on Debian's kernel (root, 2 min)
 	BATUTA_BENCH=program $(GO) test -count=1 -timeout 1h -run '^TestProgramInstructions$$' -v ./internal/lab
 
 .PHONY: fuzz-plane

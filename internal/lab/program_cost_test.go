@@ -11,19 +11,24 @@ import (
 	"time"
 )
 
-// TestProgramInstructions counts the instructions of the eBPF plane's ingress
-// program alone for each path that a packet may take (BenchmarkProgram of the
-// plane, in a machine whose clock counts instructions): the same on any
-// machine, however busy. make bench-program.
+// TestProgramInstructions counts the instructions of the eBPF plane's programs
+// alone, at tc's ingress and at XDP, for each path that a packet may take
+// (BenchmarkProgram of the plane, in a machine whose clock counts
+// instructions): the same on any machine, however busy. make bench-program.
 func TestProgramInstructions(t *testing.T) {
 	if os.Getenv("BATUTA_BENCH") != "program" {
 		t.Skip("a measurement: make bench-program")
 	}
 	out := countedPlane(t, nil, "-test.run='^$' -test.bench='^BenchmarkProgram$' -test.benchtime=20x")
 	var table strings.Builder
-	fmt.Fprintf(&table, "Linux %s\n| path | instructions |\n|---|--:|\n", strings.TrimSpace(strings.SplitN(out, "\n", 2)[0]))
-	for _, m := range regexp.MustCompile(`BenchmarkProgram/(\S+)\s+\d+\s+(\d+)(?:\.\d+)? ns/packet`).FindAllStringSubmatch(out, -1) {
-		fmt.Fprintf(&table, "| %s | %s |\n", strings.ReplaceAll(m[1], "_", " "), m[2])
+	fmt.Fprintf(&table, "Linux %s\n| path | at tc | at XDP |\n|---|--:|--:|\n", strings.TrimSpace(strings.SplitN(out, "\n", 2)[0]))
+	tc := ""
+	for _, m := range regexp.MustCompile(`BenchmarkProgram/(tc|XDP)/(\S+)\s+\d+\s+(\d+)(?:\.\d+)? ns/packet`).FindAllStringSubmatch(out, -1) {
+		if m[1] == "tc" { // and the same path at XDP comes next
+			tc = m[3]
+			continue
+		}
+		fmt.Fprintf(&table, "| %s | %s | %s |\n", strings.ReplaceAll(m[2], "_", " "), tc, m[3])
 	}
 	t.Logf("\n%s", table.String())
 }

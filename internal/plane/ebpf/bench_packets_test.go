@@ -219,7 +219,7 @@ func (c course) run(t *testing.T, flows uint32) float64 {
 }
 
 // program loads a small one until the test ends.
-func program(t *testing.T, typ ebpf.ProgramType, ins asm.Instructions) *ebpf.Program {
+func program(t testing.TB, typ ebpf.ProgramType, ins asm.Instructions) *ebpf.Program {
 	t.Helper()
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: typ, License: "GPL", Instructions: ins})
 	if err != nil {

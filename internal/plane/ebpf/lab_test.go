@@ -328,7 +328,7 @@ const (
 )
 
 // offload switches one (ethtool -K) until the test ends.
-func (h *host) offload(t *testing.T, name string, which uint32, on bool) {
+func (h *host) offload(t testing.TB, name string, which uint32, on bool) {
 	t.Helper()
 	set := func(on bool) (err error) {
 		h.do(func() { err = setOffload(name, which, on) })

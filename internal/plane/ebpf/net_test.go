@@ -33,13 +33,20 @@ const udpReal = "10.240.0.20:5300"
 func newUDPPair(t *testing.T, real string, at *host) *udpPair {
 	p := open(t, testOptions())
 	apply(t, p, addService(model.UDP, vip(0, 53), "rr"), addReal(model.UDP, vip(0, 53), real, 1))
+	return udpBetween(t, p, 0, vip(0, 53), real, at)
+}
+
+// udpBetween makes the sockets of a service that the plane has already. The
+// client's port is 0 for any.
+func udpBetween(t *testing.T, p *Plane, port int, service netip.AddrPort, real string, at *host) *udpPair {
+	t.Helper()
 	u := &udpPair{t: t, p: p}
 	var err error
-	at.do(func() { u.real, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(real))) })
+	at.do(func() { u.real, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(real))) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	client.do(func() { u.client, err = net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(vip(0, 53))) })
+	client.do(func() { u.client, err = net.DialUDP("udp", &net.UDPAddr{Port: port}, net.UDPAddrFromAddrPort(service)) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -401,7 +408,7 @@ func contains(s, want string) string {
 	return fmt.Sprintf("%q has no %q", s, want)
 }
 
-func eventually(t *testing.T, ok func() string) {
+func eventually(t testing.TB, ok func() string) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
 	for {

@@ -3,12 +3,16 @@ package ebpf
 import (
 	"bytes"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/batuta-ha/batuta/internal/model"
 )
@@ -101,6 +105,30 @@ func neighbors(t *testing.T) {
 	}
 }
 
+// openXDP opens a plane that carries packets at XDP, too. An earlier one's
+// program leaves its interfaces a moment after the plane.
+func openXDP(t testing.TB, o Options) *Plane {
+	t.Helper()
+	eventually(t, func() string {
+		all, err := director.LinkList()
+		if err != nil {
+			return err.Error()
+		}
+		for _, l := range all {
+			if a := l.Attrs(); a.Xdp != nil && a.Xdp.Attached {
+				return a.Name + " still has another program at XDP"
+			}
+		}
+		return ""
+	})
+	o.XDP = XDPOn
+	p := open(t, o)
+	if why := contains(p.Info().Detail, "; XDP on inside0, inside1, inside2, outside"); why != "" {
+		t.Fatal(why)
+	}
+	return p
+}
+
 // The same stories with the same ends where packets come to XDP first.
 func TestGoldenPacketsXDP(t *testing.T) {
 	requireRoot(t)
@@ -114,13 +142,98 @@ func TestGoldenPacketsXDP(t *testing.T) {
 	t.Logf("%d packets were carried at XDP", quickRuns-before)
 }
 
+// Real sockets over native XDP, both ways: what arrives whole was carried there,
+// as a program that counts before the plane's at tc says, which sees few of the
+// packets. (One of each next hop and second goes by tc, to ask the kernel.) The
+// ends make their checksums themselves, and look at those that come: what a
+// sender leaves to a device is tc's.
+func TestXDPCarriesStreamsAndDatagrams(t *testing.T) {
+	requireRoot(t)
+	withoutOffload(t)
+	known(t)
+	p := openXDP(t, testOptions())
+	atTC := countAtTC(t, p)
+	for _, family := range []func(string) string{func(a string) string { return a }, six} {
+		tcp, udp := netip.MustParseAddrPort(family("10.1.0.100:80")), netip.MustParseAddrPort(family("10.1.0.100:53"))
+		tcpReal, udpReal := family("10.240.0.20:8000"), family("10.241.0.20:5300")
+		apply(t, p, addService(model.TCP, tcp, "rr"), addReal(model.TCP, tcp, tcpReal, 1),
+			addService(model.UDP, udp, "rr"), addReal(model.UDP, udp, udpReal, 1))
+		t.Run("TCP "+tcp.String(), func(t *testing.T) {
+			echoStream(t, rack0, tcpReal, tcp, 4<<20)
+		})
+		t.Run("UDP "+udp.String(), func(t *testing.T) {
+			u := udpBetween(t, p, 0, udp, udpReal, rack1)
+			for _, size := range []int{0, 1, 2, 3, 100, 1400, 1452} { // the last is all that a frame of IPv6 holds
+				u.exchange(size)
+			}
+		})
+	}
+	counters, err := p.Counters(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := uint64(0)
+	for _, c := range counters {
+		all += c.Counters.PacketsIn + c.Counters.PacketsOut
+	}
+	if seen := atTC(); all < 4000 || seen > all/4 {
+		t.Errorf("%d of %d packets went by tc", seen, all)
+	} else {
+		t.Logf("%d of %d packets went by tc", seen, all)
+	}
+}
+
+// countAtTC counts TCP and UDP before the plane's programs at tc's ingress.
+func countAtTC(t *testing.T, p *Plane) func() uint64 {
+	t.Helper()
+	if !p.hooks.tcx {
+		t.Skip("without tcx (before Linux 6.6) no program is put before another at tc")
+	}
+	seen, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = seen.Close() })
+	prog := program(t, ebpf.SchedCLS, asm.Instructions{
+		asm.Mov.Reg(asm.R6, asm.R1),
+		asm.LoadAbs(12, asm.Half), // type of the frame
+		asm.JEq.Imm(asm.R0, unix.ETH_P_IP, "v4"),
+		asm.JNE.Imm(asm.R0, unix.ETH_P_IPV6, "next"),
+		asm.LoadAbs(14+6, asm.Byte), // next header
+		asm.Ja.Label("protocol"),
+		asm.LoadAbs(14+9, asm.Byte).WithSymbol("v4"),
+		asm.JEq.Imm(asm.R0, unix.IPPROTO_TCP, "count").WithSymbol("protocol"),
+		asm.JNE.Imm(asm.R0, unix.IPPROTO_UDP, "next"),
+		asm.StoreImm(asm.RFP, -4, 0, asm.Word).WithSymbol("count"),
+		asm.LoadMapPtr(asm.R1, seen.FD()), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, -4), asm.FnMapLookupElem.Call(),
+		asm.JEq.Imm(asm.R0, 0, "next"),
+		asm.Mov.Imm(asm.R1, 1), asm.StoreXAdd(asm.R0, asm.R1, asm.DWord),
+		asm.Mov.Imm(asm.R0, -1).WithSymbol("next"), // TCX_NEXT
+		asm.Return(),
+	})
+	for _, dev := range []string{"outside", "inside0", "inside1"} {
+		director.do(func() {
+			l, err := link.AttachTCX(link.TCXOptions{Interface: linkOf(t, dev).Index, Program: prog, Attach: ebpf.AttachTCXIngress, Anchor: link.Head()})
+			if err != nil {
+				t.Errorf("count at tc of %s: %v", dev, err)
+				return
+			}
+			t.Cleanup(func() { _ = l.Close() })
+		})
+	}
+	return func() (n uint64) {
+		if err := seen.Lookup(uint32(0), &n); err != nil {
+			t.Error(err)
+		}
+		return n
+	}
+}
+
 // Where it is and where not, and why, is told.
 func TestXDPSaysWhereItIs(t *testing.T) {
 	o := testOptions()
 	auto := open(t, o).Info().Detail
-	o = testOptions()
-	o.XDP = XDPOn
-	on := open(t, o).Info().Detail
+	on := openXDP(t, testOptions()).Info().Detail
 	o = testOptions()
 	o.XDP = XDPOff
 	off := open(t, o).Info().Detail
