@@ -31,11 +31,11 @@ func TestPlaneOnDebian12(t *testing.T) {
 	v.Env = []string{"BATUTA_REQUIRE_ROOT=1", "BATUTA_SEED=1", "BATUTA_PACKETS=2000"}
 	run := os.Getenv("BATUTA_RUN")
 	if run == "" {
-		run = "TestVerifier|TestGoldenPackets|TestAgainst|TestConformanceClsact"
+		run = "TestVerifier|TestGoldenPackets|TestAgainst|TestConformanceClsact|TestVLAN"
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Minute)
 	defer cancel()
-	out, status, err := v.Run(ctx, "sh", "-c", "modprobe -a veth sch_ingress cls_bpf nfnetlink; uname -r; cp -r /mnt/testdata /tmp; cd /tmp; "+
+	out, status, err := v.Run(ctx, "sh", "-c", "modprobe -a veth 8021q sch_ingress cls_bpf nfnetlink; uname -r; cp -r /mnt/testdata /tmp; cd /tmp; "+
 		"ip link set lo up; link-tests -test.v -test.run='TestSieve|TestSiftedNumbers' && exec tests -test.v -test.timeout=45m -test.run='"+run+"'")
 	if err != nil || status != 0 {
 		t.Fatalf("exit status %d, %v\n%s", status, err, out)
