@@ -58,9 +58,7 @@ func BenchmarkProgram(b *testing.B) {
 		b.Fatal(err)
 	}
 	there := peer.Attrs().HardwareAddr
-	if err := p.hooks.quick.ports.Put(uint32(linkOf(b, "lo").Index), macOf(there)); err != nil {
-		b.Fatal(err)
-	}
+	lo := uint32(linkOf(b, "lo").Index)
 	returns := func(verdict uint32) asm.Instructions {
 		return asm.Instructions{asm.Mov.Imm(asm.R0, int32(verdict)), asm.Return()}
 	}
@@ -151,39 +149,52 @@ func BenchmarkProgram(b *testing.B) {
 					binary.BigEndian.PutUint16(frame[12:], uint16(c.kind))
 				}
 				ask := append(ethernet(make([]byte, 6), in.ip()), in.ip()...)
-				var all []time.Duration
-				// Half of the runs are disturbed on a busy machine: the median of the
-				// rest is what the program costs.
-				run := func(prog *ebpf.Program, frame []byte, times int, want uint32) {
+				home := func() { // a look at the interfaces takes it away again
+					if err := p.hooks.quick.ports.Put(lo, macOf(there)); err != nil {
+						b.Fatal(err)
+					}
+				}
+				run := func(prog *ebpf.Program, frame []byte, times int, want uint32) time.Duration {
 					got, each, err := prog.Benchmark(frame, times, func() {})
+					// XDP leaves packets to tc whose next hop was not asked for within a second.
+					for tries := 0; err == nil && got != want && tries < 3; tries++ {
+						if _, err := p.in.Run(&ebpf.RunOptions{Data: ask}); err != nil {
+							b.Fatal(err)
+						}
+						home()
+						got, each, err = prog.Benchmark(frame, times, func() {})
+					}
 					if err != nil || got != want {
 						b.Fatalf("verdict %d, %v; want %d", int32(got), err, int32(want))
 					}
-					all = append(all, each)
+					return each
 				}
+				// Half of the runs are disturbed on a busy machine: the median of the
+				// rest is what the program costs.
+				cost := func(all []time.Duration) float64 {
+					slices.Sort(all)
+					return float64(all[len(all)/4].Nanoseconds())
+				}
+				var all, empty []time.Duration
 				for b.Loop() {
-					// XDP leaves packets to tc whose next hop was not asked for lately.
-					if _, err := p.in.Run(&ebpf.RunOptions{Data: ask}); err != nil {
-						b.Fatal(err)
-					}
+					home()
 					if !c.fresh {
-						run(prog, frame, 200, want)
+						all = append(all, run(prog, frame, 200, want))
 						continue
 					}
-					// One run at a time costs more to measure: as much as the empty one's.
-					run(at.empty, frame, 1, at.pass)
-					once := all[len(all)-1]
-					all = all[:len(all)-1]
+					// One run at a time costs more to measure: so much more for the empty one.
 					for port := range uint16(64) {
 						in.src = netip.AddrPortFrom(in.src.Addr(), 50000+port)
-						run(prog, append(ethernet(at.to, in.ip()), in.ip()...), 1, want)
-						all[len(all)-1] -= once - time.Duration(at.nothing)
+						empty = append(empty, run(at.empty, frame, 1, at.pass))
+						all = append(all, run(prog, append(ethernet(at.to, in.ip()), in.ip()...), 1, want))
 					}
 					time.Sleep(5 * time.Millisecond) // and these have been silent for too long
 					p.sweepOnce()
 				}
-				slices.Sort(all)
-				each := float64(all[len(all)/4].Nanoseconds())
+				each := cost(all)
+				if c.fresh {
+					each += at.nothing - cost(empty)
+				}
 				b.ReportMetric(each, "ns/packet")
 				b.ReportMetric(0, "ns/op")
 				if c.name == nothing {
