@@ -102,6 +102,8 @@ func BenchmarkProgram(b *testing.B) {
 		{name: "known connection, UDP, masq, IPv6", packet: "udp [2001:db8:1::50]:40000 > [2001:db8:240::20]:53 ttl=255 len=18"},
 		{name: "known connection, TCP, masq, IPv6", packet: "tcp [2001:db8:1::50]:40000 > [2001:db8:240::20]:80 A ttl=255", before: []string{
 			"tcp [2001:db8:1::50]:40000 > [2001:db8:240::20]:80 S", "tcp [2001:db8:240::20]:80 > [2001:db8:1::50]:40000 SA"}},
+		{name: "at its last hop, UDP", packet: "udp 10.1.0.50:40000 > 10.240.0.20:53 ttl=1 len=18", passed: true},
+		{name: "at its last hop, UDP, IPv6", packet: "udp [2001:db8:1::50]:40000 > [2001:db8:240::20]:53 ttl=1 len=18", passed: true},
 		{name: "known connection, gate", packet: "udp 10.1.0.50:40000 > 10.240.0.21:53 ttl=255 len=18"},
 		{name: "no connection at all (one packet, Maglev), gate", budget: "90", packet: "udp 10.1.0.50:40000 > 10.240.0.21:54 ttl=255 len=18"},
 		// Warm-up.

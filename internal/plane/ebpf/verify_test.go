@@ -12,11 +12,26 @@ import (
 // the oldest one.
 func TestVerifier(t *testing.T) {
 	requireRoot(t)
-	for name, load := range map[string]func() (*ebpf.CollectionSpec, error){"tc": loadTc, "xdp": loadXdp, "sweep": loadSweep} {
-		t.Run(name, func(t *testing.T) {
-			spec, err := load()
+	for _, x := range []struct {
+		name   string
+		load   func() (*ebpf.CollectionSpec, error)
+		traced bool // as batuta trace loads it
+	}{
+		{name: "tc", load: loadTc},
+		{name: "tc, traced", load: loadTc, traced: true},
+		{name: "xdp", load: loadXdp},
+		{name: "sweep", load: loadSweep},
+		{name: "socket", load: loadSocket},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			spec, err := x.load()
 			if err != nil {
 				t.Fatal(err)
+			}
+			if x.traced {
+				if err := spec.Variables[tcVarTracing].Set(uint32(1)); err != nil {
+					t.Fatal(err)
+				}
 			}
 			for name := range spec.Maps {
 				spec.Maps[name].Pinning = ebpf.PinNone
@@ -29,7 +44,7 @@ func TestVerifier(t *testing.T) {
 					}
 				}
 				c, err := ebpf.NewCollection(one)
-				if err != nil && name == "sweep" { // as Plane.load
+				if err != nil && x.name == "sweep" { // as Plane.load
 					asPacketProgram(one.Programs[program])
 					c, err = ebpf.NewCollection(one)
 				}
