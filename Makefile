@@ -120,11 +120,11 @@ bench-memory: ## memory of 262,144 connections, by the kernel's own account (roo
 	BATUTA_BENCH=memory scripts/rows $(GO) test -count=1 -timeout 30m -run '^TestBenchMemory$$' ./internal/plane/ebpf -v
 
 .PHONY: tables
-tables: ## all tables of the eBPF plane in docs/performance.md, again: to bin/tables.md (root, 1 h; TABLES="bench-stream bench-memory" for some)
+tables: ## all tables of the eBPF plane in docs/performance.md, again: to bin/tables.md (root, 40 min; TABLES="bench-stream bench-memory" for some)
 	scripts/tables $(or $(TABLES),bench-plane bench-packets bench-stream bench-connections bench-start bench-memory bench-program test-connections bench-icount)
 
 .PHONY: bench-icount
-bench-icount: ## instructions per packet: drop, forwarding, IPVS, nftables and the eBPF plane in one boot of Debian's kernel (root, 30 min)
+bench-icount: ## instructions per packet: drop, forwarding, IPVS, nftables and the eBPF plane in one boot of Debian's kernel (root, 23 min)
 	BATUTA_BENCH=icount $(GO) test -count=1 -timeout 4h -run '^TestInstructions$$' -v ./internal/lab
 
 .PHONY: bench-program
