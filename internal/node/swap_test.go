@@ -502,13 +502,19 @@ func TestSwapOfPlanes(t *testing.T) {
 			_ = h.raw.Close()
 		}
 	}
-	// stay is who answers the client of the persistent service, now and before.
+	// stay is who answers the client of the persistent service, now and before. Its
+	// ports are none that the system gives: two planes do not know that a port is in
+	// use with the same real server in the other one.
+	port := 20000
 	stay := func(home netip.AddrPort) netip.AddrPort {
 		t.Helper()
 		for range 5 {
 			var raw net.Conn
 			var err error
-			client.Do(t, func() { raw, err = net.DialTimeout("tcp4", sticky.Key.Addr.String(), time.Minute) })
+			client.Do(t, func() {
+				port++
+				raw, err = (&net.Dialer{Timeout: time.Minute, LocalAddr: &net.TCPAddr{Port: port}}).Dial("tcp4", sticky.Key.Addr.String())
+			})
 			if err != nil {
 				t.Fatal(err)
 			}
