@@ -103,7 +103,7 @@ bench-packets: ## UDP packets of 64 bytes on one processor: drop, forwarding, nf
 	BATUTA_BENCH=packets scripts/rows $(GO) test -count=1 -timeout 30m -run '^TestBenchPackets$$' ./internal/plane/ebpf -v
 
 .PHONY: bench-stream
-bench-stream: ## a TCP stream by each method of forwarding, offloads on and off, beside plain forwarding; here and on Debian's kernel (root, 7 min; ROUNDS=25)
+bench-stream: ## a TCP stream by each method of forwarding, offloads on and off, beside plain forwarding; here and on Debian's kernel (root, 4 min; ROUNDS=25)
 	BATUTA_BENCH=stream scripts/rows $(GO) test -count=1 -timeout 30m -run '^TestBenchStream$$' ./internal/plane/ebpf -v
 	BATUTA_BENCH=stream scripts/rows $(GO) test -count=1 -timeout 1h -run '^TestStreamCounted$$' ./internal/lab -v
 

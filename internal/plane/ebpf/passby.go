@@ -32,7 +32,7 @@ func (p *Plane) PassBy(_ context.Context, flows []model.Flow) error {
 	if len(want) > 0 {
 		features |= uint32(tcFeatureFEATURE_ELSEWHERE)
 	}
-	err := p.t.setAside(want)
+	err := p.t.passBy(want)
 	atomic.StoreUint32(&p.t.control.Features, features)
 	if err != nil {
 		return fmt.Errorf("leave connections to another plane: %w", err)
@@ -40,9 +40,9 @@ func (p *Plane) PassBy(_ context.Context, flows []model.Flow) error {
 	return nil
 }
 
-// setAside has the programs know this set of connections, by a map of its own
+// passBy has the programs know this set of connections, by a map of its own
 // while there are any.
-func (t *tables) setAside(want map[tcTuple]bool) error {
+func (t *tables) passBy(want map[tcTuple]bool) error {
 	const only = uint32(0)
 	var m *ebpf.Map
 	switch err := t.Elsewhere.Lookup(only, &m); {
