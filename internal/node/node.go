@@ -170,11 +170,11 @@ func (n *clusterNode) build() error {
 	n.teller = newTeller()
 	n.sink = n.teller.sink(fanOut(stderr, n.quietDebug(clusterLog), n.recorder.hear))
 	n.windows = newWindowKeeper(n.StateDir, n.sink)
+	n.network = announce.New(announce.Options{Sink: n.sink})
+	n.closers = append(n.closers, n.network)
 	if err := n.buildDirectors(n.teller.sink(fanOut(stderr, n.recorder.hear))); err != nil {
 		return err
 	}
-	n.network = announce.New(announce.Options{Sink: n.sink})
-	n.closers = append(n.closers, n.network)
 	if err := n.buildMessenger(); err != nil {
 		return err
 	}
@@ -195,6 +195,7 @@ func (n *clusterNode) buildDirectors(sink model.Sink) error {
 	}
 	n.plane, n.book, n.rates = p, newAddressBook(p), newRateMeter(p)
 	n.closers = append(n.closers, p)
+	n.holdFound(context.Background())
 	n.beside = append(n.beside, swapIn(context.Background(), p, n.sink, n.cluster.Directors)...)
 	n.directors = newDirectors(directorsOptions{
 		plane: p, sink: sink, search: []string{n.HaD, filepath.Join(n.HaD, "conf")},
@@ -213,6 +214,22 @@ func (n *clusterNode) buildDirectors(sink model.Sink) error {
 		}
 	}
 	return nil
+}
+
+// holdFound has the plane serve the addresses that an earlier life left on this
+// machine: before the plane that served them lets go of new connections, which
+// nobody would take until the addresses' resources are started.
+func (n *clusterNode) holdFound(ctx context.Context) {
+	for _, g := range n.cluster.Groups {
+		for _, r := range g.Resources {
+			if agent.KindOf(r) != agent.KindAddress {
+				continue
+			}
+			if a, err := n.agentFor(r); err == nil {
+				_, _ = a.Status(ctx) // which finds it; the resource manager tells errors
+			}
+		}
+	}
 }
 
 // buildMessenger starts the beat process, which opens the links. It beats from

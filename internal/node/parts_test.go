@@ -124,25 +124,31 @@ func TestAddressBookTellsTheWholeSet(t *testing.T) {
 	}
 }
 
-// What an earlier life left is part of the first set, so that the plane does
-// not stop serving it until its own turn comes.
+// What an earlier life left is served as soon as it is found, once, and until
+// its own turn comes.
 func TestAddressBookKnowsWhatWasFound(t *testing.T) {
 	h := &holderPlane{}
 	b := newAddressBook(nil)
 	b.holder = h
 	vip, gateway := netip.MustParseAddr("10.1.0.100"), netip.MustParseAddr("10.240.0.1")
-	b.found(vip)
-	b.found(gateway)
+	find := func(a netip.Addr) {
+		if err := b.found(t.Context(), a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	find(vip)
+	find(gateway)
+	find(vip)
 	for _, hold := range []bool{true, false} {
 		if err := b.set(t.Context(), gateway, hold); err != nil {
 			t.Fatal(err)
 		}
-		b.found(gateway) // on its way out: it was decided that it goes
+		find(gateway) // on its way out: it was decided that it goes
 	}
 	if err := b.set(t.Context(), vip, true); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"10.1.0.100 10.240.0.1", "10.1.0.100", "10.1.0.100"}
+	want := []string{"10.1.0.100", "10.1.0.100 10.240.0.1", "10.1.0.100 10.240.0.1", "10.1.0.100", "10.1.0.100"}
 	if diff := cmp.Diff(want, h.told); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -227,14 +227,17 @@ func newAddressBook(p plane.Plane) *addressBook {
 }
 
 // found notes an address that is on this machine before anyone has said
-// whether it should be: an earlier life left it, and the plane goes on serving
-// it until somebody says otherwise.
-func (b *addressBook) found(a netip.Addr) {
+// whether it should be: an earlier life left it, and the plane serves it until
+// somebody says otherwise. The error is what cannot be served; it is tried
+// again with each change of the table.
+func (b *addressBook) found(ctx context.Context, a netip.Addr) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.said[a] {
-		b.held[a] = true
+	if b.said[a] || b.held[a] {
+		return nil
 	}
+	b.held[a] = true
+	return b.tell(ctx)
 }
 
 // set adds or removes one address and returns once the plane follows.
@@ -247,6 +250,11 @@ func (b *addressBook) set(ctx context.Context, a netip.Addr, hold bool) error {
 	} else {
 		delete(b.held, a)
 	}
+	return b.tell(ctx)
+}
+
+// tell gives the plane the whole set. mu is held.
+func (b *addressBook) tell(ctx context.Context) error {
 	if b.holder == nil {
 		return nil
 	}

@@ -34,7 +34,7 @@ func (h heldAddress) Stop(ctx context.Context) error {
 func (h heldAddress) Status(ctx context.Context) (model.ResourceState, error) {
 	s, err := h.address.Status(ctx)
 	if err == nil && s == model.ResourceRunning {
-		h.book.found(h.addr)
+		_ = h.book.found(ctx, h.addr) // Start says what is in the way
 	}
 	return s, err
 }

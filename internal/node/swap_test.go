@@ -17,10 +17,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/batuta-ha/batuta/internal/announce"
 	"github.com/batuta-ha/batuta/internal/model"
 	"github.com/batuta-ha/batuta/internal/plane"
 	"github.com/batuta-ha/batuta/internal/plane/memory"
 	"github.com/batuta-ha/batuta/internal/plane/planetest"
+	"github.com/batuta-ha/batuta/internal/rig"
 )
 
 // listPlane is a table with connections that the test says.
@@ -400,6 +402,65 @@ func TestBindingsGoOverToTheNewPlane(t *testing.T) {
 	if want := "1 clients of persistent services may get another real server: plane memory takes no bindings over"; text != want || err != nil {
 		t.Errorf("%q, %v; want %q", text, err, want)
 	}
+}
+
+// asking is an old plane that, when it lets go of new connections, asks who
+// would take them.
+type asking struct {
+	stubborn
+	table model.Table
+	ask   func()
+}
+
+func (a *asking) rows() model.Table { return a.table }
+func (a *asking) release(context.Context) (left, error) {
+	a.ask()
+	return left{}, nil
+}
+
+// The address of a service is here already, from an earlier life, and its
+// resource will be started later. The proxy serves it before the old plane lets
+// go: nobody is refused in between.
+func TestProxyServesWhatWasFoundBeforeTheOldPlaneLetsGo(t *testing.T) {
+	rig.RequireRoot(t, "an address on an interface, in a namespace")
+	director, client := planetest.NewHost(t, "director"), planetest.NewHost(t, "client")
+	director.Connect(t, "outside", "10.1.0.1/24", client, "eth0", "10.1.0.50/24")
+	director.Address(t, "outside", "10.1.0.100/24")
+	k := serviceKey(t, "tcp 10.1.0.100:80")
+	v := model.VirtualService{Key: k, Scheduler: "rr"}
+	n := &clusterNode{Options: Options{Plane: "proxy"}, sink: func(e model.Event) { t.Logf("%s", e) }, cluster: &model.Cluster{
+		Groups: []model.ResourceGroup{{Owner: "a", Resources: []model.Resource{
+			{Agent: "IPaddr", Args: []string{"10.1.0.100"}, Text: "IPaddr::10.1.0.100"},
+		}}},
+		Directors: []model.Director{{Services: []model.Service{{Virtual: v}}}},
+	}}
+	defer n.closeAll()
+	director.Do(t, func() {
+		n.network = announce.New(announce.Options{Sink: n.sink})
+		n.closers = append(n.closers, n.network)
+		if err := n.buildDirectors(n.sink); err != nil {
+			t.Error(err)
+		}
+	})
+	if t.Failed() {
+		return
+	}
+	v.Reals = []model.RealServer{{Addr: planetest.StartServer(t, model.TCP, netip.MustParseAddrPort("127.0.0.1:0")), Forward: model.Masq, Weight: 1}}
+	old := &asking{table: model.Table{Services: []model.VirtualService{v}}, ask: func() {
+		client.Do(t, func() {
+			c, err := net.DialTimeout("tcp4", k.Addr.String(), 5*time.Second)
+			if err != nil {
+				t.Errorf("a client, when the old plane lets go: %v", err)
+				return
+			}
+			_ = c.Close()
+		})
+	}}
+	director.Do(t, func() {
+		if _, err := takeOver(t.Context(), n.plane, old); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // inSwapKernel is set where the kernel has IPVS and eBPF, by who runs the test there.
