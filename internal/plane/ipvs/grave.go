@@ -2,11 +2,13 @@ package ipvs
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"net/netip"
 	"time"
 
 	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/plane"
 )
 
 // The kernel ends the connections of a deleted real server a moment after it
@@ -27,6 +29,9 @@ type graveyard struct {
 	off   bool // the kernel does not end connections: waiting is of no use
 	at    map[grave]time.Time
 	purge int // how many there are when the old ones are looked for
+
+	took     time.Duration // by the last list of connections
+	believed time.Time     // until when the next one is expected to take as long
 }
 
 func (y *graveyard) note(g grave) {
@@ -78,22 +83,46 @@ func (y *graveyard) settle(flows []model.Flow) {
 	})
 }
 
-// bury waits until the connections that a real server had before it was
-// deleted are gone.
-func (p *Plane) bury(ctx context.Context, k model.ServiceKey, real netip.AddrPort) error {
-	for pause := time.Millisecond; p.gone.left(k, real) > 0; pause *= 2 {
-		flows, err := p.listFlows(ctx, everything)
-		if err != nil {
-			return err
-		}
-		if p.gone.settle(flows); p.gone.left(k, real) <= 0 {
+// wait returns when the connections that a real server had before it was
+// deleted are gone, or after the time that they may linger at most. list lists
+// connections; what it has not done when that time is over is of no use.
+func (y *graveyard) wait(ctx context.Context, k model.ServiceKey, real netip.AddrPort, list func(context.Context) ([]model.Flow, error)) error {
+	for pause := time.Millisecond; ; pause *= 2 {
+		left := y.left(k, real)
+		if left <= 0 {
 			return nil
 		}
+		if begin := time.Now(); y.took < left || begin.After(y.believed) {
+			within, cancel := context.WithTimeout(ctx, left)
+			flows, err := list(within)
+			cancel()
+			y.took = time.Since(begin)
+			y.believed = time.Now().Add(plane.Pace(y.took))
+			switch {
+			case ctx.Err() != nil:
+				return ctx.Err()
+			case errors.Is(err, context.DeadlineExceeded):
+				continue
+			case err != nil:
+				return err
+			}
+			if y.settle(flows); y.left(k, real) <= 0 {
+				return nil
+			}
+			pause = max(pause, y.took) // lists take half of the time at most
+		} else {
+			pause = left
+		}
 		select {
-		case <-time.After(pause):
+		case <-time.After(min(pause, left)):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
-	return nil
+}
+
+// bury waits until the connections that a real server had before it was
+// deleted are gone.
+func (p *Plane) bury(ctx context.Context, k model.ServiceKey, real netip.AddrPort) error {
+	return p.gone.wait(ctx, k, real, func(ctx context.Context) ([]model.Flow, error) { return p.listFlows(ctx, everything) })
 }
