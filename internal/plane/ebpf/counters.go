@@ -54,14 +54,21 @@ func (p *Plane) Counters(context.Context) ([]model.ServiceCounters, error) {
 
 // eachFlow calls fn with a copy of each connection whose real server is there.
 func (t *tables) eachFlow(fn func(*tcFlow)) {
+	t.eachFlowOf(0, t.maxFlows, fn)
+}
+
+// eachFlowOf does so with those in a part of the table, and tells whether there
+// may be more behind it.
+func (t *tables) eachFlowOf(from, to int, fn func(*tcFlow)) (more bool) {
 	high := min(int(atomic.LoadUint32(&t.control.NextSlot)), t.maxFlows)
-	for i := range high {
+	var f tcFlow // one for all: fn could keep it, as far as the compiler knows
+	for i := from; i < min(to, high); i++ {
 		at := &t.flows[i]
 		gen := atomic.LoadUint32(&at.Gen)
 		if gen&1 == 0 {
 			continue
 		}
-		f := *at
+		f = *at
 		if atomic.LoadUint32(&at.Gen) != gen || int(f.RealSlot) >= len(t.reals) {
 			continue // ended while it was read
 		}
@@ -69,18 +76,37 @@ func (t *tables) eachFlow(fn func(*tcFlow)) {
 			fn(&f)
 		}
 	}
+	return to < high
 }
 
-// Flows lists the connections. It makes no system call but for the clock.
-func (p *Plane) Flows(context.Context) ([]model.Flow, error) {
+// Flows lists the connections. It makes no system call but for the clock. The
+// table may change meanwhile, as it does under the programs' hands anyway.
+func (p *Plane) Flows(ctx context.Context) ([]model.Flow, error) {
+	const together = 4096 // others need the table, too
+	var parts [][]model.Flow
+	some := make([]model.Flow, 0, together)
+	for from, more := 0, true; more; from += together {
+		err := ctx.Err()
+		if err == nil {
+			some, more, err = p.someFlows(some[:0], from, from+together)
+		}
+		if err != nil {
+			return nil, err
+		}
+		parts = append(parts, slices.Clone(some))
+	}
+	return slices.Concat(parts...), nil
+}
+
+// someFlows appends those in a part of the table.
+func (p *Plane) someFlows(some []model.Flow, from, to int) (_ []model.Flow, more bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		return nil, plane.ErrClosed
+		return nil, false, plane.ErrClosed
 	}
 	now := ticksNow()
-	var out []model.Flow
-	p.t.eachFlow(func(f *tcFlow) {
+	more = p.t.eachFlowOf(from, to, func(f *tcFlow) {
 		state := min(int(f.Word&0xff), len(stateText)-1)
 		real := realOf(&p.t.reals[f.RealSlot]).Addr
 		if real.Port() == 0 {
@@ -90,7 +116,7 @@ func (p *Plane) Flows(context.Context) ([]model.Flow, error) {
 		if f.Word&uint32(tcFlowFlagFLOW_SOCKET) != 0 { // its socket ends it
 			left = int32(p.t.control.Timeout[state])
 		}
-		out = append(out, model.Flow{
+		some = append(some, model.Flow{
 			Proto:   protocolOf(uint8(f.Word >> 16)),
 			Client:  netip.AddrPortFrom(addrOfWire(f.Client), portOfWire(f.Cport)),
 			Virtual: netip.AddrPortFrom(addrOfWire(f.Virt), portOfWire(f.Vport)),
@@ -99,7 +125,7 @@ func (p *Plane) Flows(context.Context) ([]model.Flow, error) {
 			Expires: time.Duration(max(left, 0)) << tickShift,
 		})
 	})
-	return out, nil
+	return some, more, nil
 }
 
 // Timeouts are those of ipvsadm --set.
