@@ -16,6 +16,7 @@ import (
 
 	"github.com/batuta-ha/batuta/internal/heartbeat"
 	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/rig"
 )
 
 // vector is what may come in, and what is answered; nil: nothing.
@@ -260,4 +261,14 @@ func BenchmarkAnswer(b *testing.B) {
 			}
 		})
 	}
+}
+
+// make test-plane-kernel asks that of the oldest kernel.
+func TestVerifier(t *testing.T) {
+	requireRoot(t)
+	spec, err := loadRespond()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rig.Verify(t, spec, nil)
 }
