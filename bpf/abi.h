@@ -9,7 +9,7 @@
 
 #include <linux/types.h>
 
-#define BATUTA_ABI 9
+#define BATUTA_ABI 10
 
 /* An address of either family: IPv4 as an IPv4-mapped one (RFC 4291, 2.5.5.2),
  * so that tables, keys and comparisons know one form only. */
@@ -110,6 +110,7 @@ enum reason {
 	REASON_NO_ROUTE,       /* no route, or one that only the stack can take */
 	REASON_STAYS_FULL,     /* carried, but its client's real server could not be remembered */
 	REASON_MADE_ROOM,      /* carried in a full table: a half-open connection gave way */
+	REASON_WAITS,          /* carried in a full table: a SYN that got a note instead of a record */
 	REASONS,
 };
 
@@ -146,7 +147,9 @@ struct control {
 	__u32 watched;     /* ticks until which somebody listens to events, 0: nobody does */
 	__u32 narrowed;    /* ticks when a tunnel's path was last heard to be narrower */
 	__u64 seed;        /* of the index's hash: secret and random, so that nobody can fill a bucket at will */
-	__u32 reserved2[4];
+	__u32 waits_until; /* ticks until which notes of half-open connections are looked for */
+	__u32 no_room;     /* 1: when a full table was last asked for a record, none gave way */
+	__u32 reserved2[2];
 };
 
 struct service_key {

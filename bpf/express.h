@@ -267,32 +267,37 @@ static __always_inline int opened(CTX *ctx, const struct fast *p, struct service
 {
 	__u64 ring = READ_ONCE(s->ring);
 	__u32 first = ring >> 32, count = (__u32)ring, gen, real, now, slot = 0, total, *at;
-	int alone = s->flags & SERVICE_ONE_PACKET, masq, partial;
+	int alone = s->flags & SERVICE_ONE_PACKET, waits = 0, masq, partial;
 	struct control *c = get_control();
 	struct real_cpu *rc;
 	struct route *way;
 	struct flow *f = 0;
+	struct addr to = {};
 	struct real *r;
-	struct addr to;
+	__u16 delta = 0;
+	__be16 port = 0;
 	struct hop *h;
-	__be16 port;
-	__u16 delta;
 
 	if (!c || !count || !(alone || c->plain_routes))
 		return LANE_NEW;
 	now = ticks_of(c);
-	if (!alone) { /* who gives way may be the one that the real server has too many */
-		if (take_slot(&slot)) {
+	if (p->proto == IPPROTO_TCP && any_waits(c, now) && has_note(hash))
+		return LANE_NEW;
+	if (!alone && take_slot(&slot)) {
+		waits = p->proto == IPPROTO_TCP && !READ_ONCE(c->no_room);
+		if (!waits) { /* who gives way may be the one that the real server has too many */
 			slot = make_room(now) - 1;
 			if (slot >= max_flows)
 				return LANE_NEW;
 			count_quietly(REASON_MADE_ROOM);
 		}
+	}
+	if (!alone && !waits) {
 		f = bpf_map_lookup_elem(&flows, &slot);
 		if (!f)
 			return LANE_NEW;
 	}
-	at = ring_at(first, choose(s, t, first, count));
+	at = ring_at(first, s->choice == CHOOSE_TURN ? turn(s, count) : choose(s, t, first, count));
 	if (!at)
 		goto undo;
 	real = *at;
@@ -313,21 +318,29 @@ static __always_inline int opened(CTX *ctx, const struct fast *p, struct service
 	partial = has_pseudo(p, masq, total);
 	if ((!OFFLOADS && partial) || !may_leave(ctx, h))
 		goto undo;
-	if (!f) {
+	if (f) {
+		begin_flow(f, t, p->v6, now);
+		lead_to(f, r, real, gen);
+		if (!masq && p->proto == IPPROTO_TCP)
+			f->word |= FLOW_ANSWERED; /* as next_word says: the client alone tells */
+		f->route[TO_REAL] = *way;
+		to = f->real;
+		port = f->rport;
+		delta = f->delta;
+		if (!enter(f, slot, hash, rc))
+			goto undo;
+	} else if (waits) {
+		to = r->addr;
+		port = r->port ? r->port : t->dport;
+		delta = fold16(addr_delta(&t->dst, &to, p->v6));
+		keep_waiting(c, now);
+		make_note(hash, real, gen);
+		if (masq)
+			make_note(ends_hash(&to, &t->src, port, t->sport, IPPROTO_TCP), real, gen);
+		count_quietly(REASON_WAITS);
+	} else {
 		rc->count.connections++;
-		count_packet(rc, TO_REAL, 1, length_of(ctx) - ETH_HLEN);
-		return depart(ctx, p, TO_REAL, 0, 0, 0, 0, 0, h);
 	}
-	begin_flow(f, t, p->v6, now);
-	lead_to(f, r, real, gen);
-	if (!masq && p->proto == IPPROTO_TCP)
-		f->word |= FLOW_ANSWERED; /* as next_word says: the client alone tells */
-	f->route[TO_REAL] = *way;
-	to = f->real;
-	port = f->rport;
-	delta = f->delta;
-	if (!enter(f, slot, hash, rc))
-		goto undo;
 	count_packet(rc, TO_REAL, 1, length_of(ctx) - ETH_HLEN);
 	return depart(ctx, p, TO_REAL, masq, &to, port, delta, partial, h);
 undo:
@@ -338,6 +351,25 @@ undo:
 	return LANE_NEW;
 }
 
+/* service_at finds the service of an address and port. Whichever slot is remembered,
+ * the service there says whether it is the one. */
+static __always_inline struct service *service_at(const struct tuple *t)
+{
+	__u32 at = mix(mix(seed ^ t->dst.d[0], t->dst.d[1]), (__u32)t->proto << 16 | t->dport) & (RECENT - 1), *slot, *last;
+	struct service_key key = { .addr = t->dst, .port = t->dport, .proto = t->proto };
+	struct service *s;
+
+	last = bpf_map_lookup_elem(&recent, &at);
+	s = last ? bpf_map_lookup_elem(&services, last) : 0;
+	if (s && s->used && s->key.port == key.port && s->key.proto == key.proto && same_addr(&s->key.addr, &key.addr))
+		return s;
+	slot = bpf_map_lookup_elem(&service_slots, &key);
+	s = slot ? bpf_map_lookup_elem(&services, slot) : 0;
+	if (s && last)
+		*last = *slot;
+	return s;
+}
+
 /* opens_here is told that the lane has found a packet ordinary that may open a
  * connection. */
 static __always_inline int opens_here(CTX *ctx, int v6)
@@ -345,11 +377,10 @@ static __always_inline int opens_here(CTX *ctx, int v6)
 	void *data = data_of(ctx), *end = end_of(ctx);
 	struct fast p = { .v6 = v6, .ip = data + ETH_HLEN };
 	struct control *c = get_control();
-	struct service_key key = {};
 	struct tuple t = {};
 	struct service *s;
-	__u32 *slot, tos;
 	__u64 hash;
+	__u32 tos;
 
 	p.l4 = p.ip + header_of(&p);
 	if (!c || p.l4 + sizeof(struct udphdr) > (__u8 *)end)
@@ -367,13 +398,9 @@ static __always_inline int opens_here(CTX *ctx, int v6)
 		return LANE_OTHER;
 	if (READ_ONCE(c->watched) || (c->features & (FEATURE_RULES | FEATURE_ELSEWHERE)) || (tos & 0xfc))
 		return LANE_NEW;
-	key.addr = t.dst;
-	key.port = t.dport;
-	key.proto = t.proto;
-	slot = bpf_map_lookup_elem(&service_slots, &key);
-	if (!slot && !(c->features & FEATURE_ANY_PORT))
+	s = service_at(&t);
+	if (!s && !(c->features & FEATURE_ANY_PORT))
 		return PASS;
-	s = slot ? bpf_map_lookup_elem(&services, slot) : 0;
 	if (!s || (s->flags & SERVICE_STAYS))
 		return LANE_NEW;
 	if (t.proto == IPPROTO_UDP) {

@@ -15,6 +15,7 @@ const volatile __u32 cpus = 1;       /* possible processors */
 const volatile __u32 max_flows = 1;  /* records of the connection table; one more is for tracing */
 const volatile __u32 index_mask = 0; /* buckets of the index, a power of two, less one */
 const volatile __u32 hop_mask = 0;   /* likewise of next hops */
+const volatile __u32 note_mask = 0;  /* likewise of notes */
 const volatile __u64 seed = 1;       /* control.seed */
 #if defined(BATUTA_XDP) || defined(BATUTA_SOCKET)
 #define tracing 0
@@ -56,6 +57,16 @@ ARRAY(real_cpus, struct real_cpu);
 ARRAY(flows, struct flow);
 ARRAY(flow_index, struct bucket);
 ARRAY(hops, struct hop);
+ARRAY(notes, __u64); /* bpf/waiting.h */
+/* Slots of services that were looked up, by a hash of their keys: a look-up in the
+ * kernel's hash table takes four times as long. */
+#define RECENT 4096
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, RECENT);
+	__type(key, __u32);
+	__type(value, __u32);
+} recent SEC(".maps");
 ARRAY(watches, struct watch);
 /* By an interface's number: 1 if its frames have Ethernet headers. */
 ARRAY(ethers, __u64);

@@ -252,7 +252,7 @@ static __always_inline void remember(struct flow *f, struct route *r, __u32 hop,
  * leave it to their real server. */
 static __always_inline struct route *route_of(struct flow *f, struct real_cpu *rc, __u32 slot, __u32 dir)
 {
-	return slot > max_flows ? &rc->route : &f->route[dir == TO_CLIENT];
+	return is_alone(slot) ? &rc->route : &f->route[dir == TO_CLIENT];
 }
 
 /* is_plain tells whether a packet's real server, should it be a neighbor, is
@@ -292,7 +292,7 @@ SEPARATE int keep_route(const struct packet *p, const struct tuple *n, __u32 ent
 	remember(f, route_of(f, rc, slot, dir), at, w->mtu, stamp, now);
 	/* Of a real server that has become another meanwhile nothing is remembered. */
 	r = bpf_map_lookup_elem(&reals, &real);
-	if (slot > max_flows && (!r || !same_addr(&r->addr, &n->dst) || r->forward != FORWARD(f->word)))
+	if (is_alone(slot) && (!r || !same_addr(&r->addr, &n->dst) || r->forward != FORWARD(f->word)))
 		rc->route.stamp = 0;
 	h = bpf_map_lookup_elem(&hops, &at);
 	if (!OFFLOADS && h && is_fresh(h, now))

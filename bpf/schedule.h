@@ -36,6 +36,12 @@ static __always_inline __u32 passing_slot(void)
 	return max_flows + 1 + bpf_get_smp_processor_id();
 }
 
+/* is_alone tells whether a record is one of those datagrams'. */
+static __always_inline int is_alone(__u32 slot)
+{
+	return slot > max_flows && slot <= max_flows + cpus;
+}
+
 /* take_slot gives a free record: one that was given back, or one never used. */
 static __always_inline int take_slot(__u32 *slot)
 {
@@ -101,6 +107,8 @@ SEPARATE __u32 make_room(__u32 now)
 		return 0;
 	v.young = c->young;
 	bpf_loop(TRIES, try_victim, &v, 0);
+	if (c->no_room != !v.found)
+		WRITE_ONCE(c->no_room, !v.found);
 	return v.found;
 }
 
@@ -351,6 +359,11 @@ static __always_inline __u32 part(__u64 n, __u32 count)
 	return n * count >> 32;
 }
 
+static __always_inline __u32 turn(struct service *s, __u32 count)
+{
+	return __sync_fetch_and_add(&s->next, 1) % count;
+}
+
 /* choose gives the place in the ring. */
 SEPARATE __u32 choose(struct service *s, const struct tuple *t, __u32 first, __u32 count)
 {
@@ -369,7 +382,7 @@ SEPARATE __u32 choose(struct service *s, const struct tuple *t, __u32 first, __u
 	if (l.choice == CHOOSE_TURN) {
 		if (tracing)
 			return READ_ONCE(s->next) % count;
-		return __sync_fetch_and_add(&s->next, 1) % count;
+		return turn(s, count);
 	}
 	if (l.choice == CHOOSE_SOURCE || l.choice == CHOOSE_DESTINATION) {
 		if (l.choice == CHOOSE_SOURCE)
@@ -547,65 +560,5 @@ static __always_inline enum reason schedule(CTX *ctx, const struct tuple *to, st
 	stay.expires = now + s->stays;
 	if (bpf_map_update_elem(&stays, &k, &stay, BPF_ANY))
 		count_reason(ctx, to, REASON_STAYS_FULL);
-	return REASON_NONE;
-}
-
-/* open_flow schedules a new connection of service s and enters it into the
- * table. Nothing is left behind when it fails. */
-static __always_inline enum reason open_flow(CTX *ctx, const struct packet *p, struct service *s,
-					     __u32 now, struct hit *h)
-{
-	enum reason why;
-	struct flow *f;
-	enum place at;
-	__u64 hash = 0;
-
-	if (!(__u32)READ_ONCE(s->ring))
-		return REASON_NO_REAL;
-	if (s->flags & SERVICE_ONE_PACKET) {
-		h->slot = passing_slot();
-	} else if (take_slot(&h->slot)) {
-		h->slot = make_room(now) - 1;
-		if (h->slot >= max_flows)
-			return REASON_TABLE_FULL;
-		count_reason(ctx, &p->t, REASON_MADE_ROOM);
-	}
-	f = bpf_map_lookup_elem(&flows, &h->slot);
-	if (!f)
-		return REASON_TABLE_FULL;
-
-	begin_flow(f, &p->t, p->v6, now);
-	h->f = f;
-	h->gen = f->gen + 1;
-	h->dir = TO_REAL;
-	h->dead = 0;
-
-	/* All entries are made before the generation is: until then nobody
-	 * follows them, and what has all is alive at once. */
-	if (h->slot < max_flows) {
-		hash = tuple_hash(&p->t);
-		at = place(hash, h->slot, 0);
-		if (at != PLACE_MADE) {
-			bpf_map_push_elem(&free_slots, &h->slot, 0);
-			return at == PLACE_FULL ? REASON_TABLE_FULL : REASON_RACE;
-		}
-	}
-	why = schedule(ctx, &p->t, s, h->slot, now);
-	h->word = f->word;
-	h->rc = real_on_this_cpu(f->real_slot);
-	if (h->slot >= max_flows) {
-		if (!why && h->rc && !tracing) {
-			h->rc->count.connections++;
-			tell_opened(ctx, &p->t, f->real_slot);
-		}
-		return !why && !h->rc ? REASON_NO_REAL : why;
-	}
-	if (why != REASON_NONE || !h->rc) {
-		unplace(hash, h->slot);
-		bpf_map_push_elem(&free_slots, &h->slot, 0);
-		return why != REASON_NONE ? why : REASON_NO_REAL;
-	}
-	come_alive(f, h->rc, h->gen);
-	tell_opened(ctx, &p->t, f->real_slot);
 	return REASON_NONE;
 }

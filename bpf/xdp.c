@@ -71,7 +71,7 @@ static __always_inline int leave(struct xdp_md *ctx, const struct hop *h)
 /* hand_on passes a packet on. A one-packet service is asked again at tc. */
 static __always_inline int hand_on(struct service *s, const struct hit *h)
 {
-	if (!s || h->slot < max_flows)
+	if (!s || !is_alone(h->slot))
 		return XDP_PASS;
 	h->rc->count.connections--;
 	/* A persistent client's real server is remembered by now: tc takes no turn. */

@@ -19,7 +19,7 @@ import (
 )
 
 // abiVersion is BATUTA_ABI of bpf/abi.h.
-const abiVersion = 9
+const abiVersion = 10
 
 // maxInterfaces is above the numbers of interfaces whose neighbors' hardware
 // addresses are remembered; packets to others go by the kernel's neighbor entries.
@@ -79,8 +79,14 @@ const hops = 4096
 // twice the two entries of each connection, rounded up to a power of two.
 func buckets(flows int) int { return 1 << bits.Len(uint(max(flows/2, 1)-1)) }
 
-// passing is how many records lie behind those of the table (bpf/schedule.h).
-func passing(cpus int) int { return 1 + cpus }
+// notes is how many notes of half-open connections there are (bpf/waiting.h), a power of
+// two: a megabyte. A masq connection has two, and its client 65536 others' SYNs of time
+// to answer until one of them is probably overwritten.
+const notes = 131072
+
+// passing is how many records lie behind those of the table (bpf/schedule.h,
+// bpf/waiting.h).
+func passing(cpus int) int { return 1 + 2*cpus }
 
 // openTables adopts the maps pinned in dir, or makes and pins them. spec is
 // given their sizes.
@@ -97,6 +103,7 @@ func openTables(dir string, spec *ebpf.CollectionSpec, o Options, netns uint64) 
 		tcMapRules: maxRules, tcMapElsewhere: 1,
 		tcMapAddresses: o.MaxServices + o.MaxReals, tcMapStays: o.MaxClients, tcMapHops: hops, tcMapFragments: 8192, tcMapReasons: cpus * reasonsLine,
 		tcMapPaths: 1024, tcMapWatches: 1, tcMapEars: 1, tcMapEthers: maxInterfaces,
+		tcMapNotes: notes,
 	}
 	for name, n := range sizes {
 		spec.Maps[name].MaxEntries = uint32(n)
@@ -230,7 +237,7 @@ func (t *tables) assign(m map[string]*ebpf.Map) {
 		Hops: m[tcMapHops], RealCpus: m[tcMapRealCpus], Reals: m[tcMapReals], Reasons: m[tcMapReasons],
 		Rules: m[tcMapRules], Elsewhere: m[tcMapElsewhere],
 		Rings: m[tcMapRings], ServiceSlots: m[tcMapServiceSlots], Services: m[tcMapServices], Stays: m[tcMapStays],
-		Sockets: m[tcMapSockets], Paths: m[tcMapPaths], Watches: m[tcMapWatches], Ears: m[tcMapEars], Ethers: m[tcMapEthers],
+		Sockets: m[tcMapSockets], Paths: m[tcMapPaths], Watches: m[tcMapWatches], Ears: m[tcMapEars], Ethers: m[tcMapEthers], Notes: m[tcMapNotes], Recent: m[tcMapRecent],
 	}
 }
 
@@ -242,7 +249,7 @@ func (t *tables) replacements() map[string]*ebpf.Map {
 		tcMapHops: t.Hops, tcMapRealCpus: t.RealCpus, tcMapReals: t.Reals, tcMapReasons: t.Reasons,
 		tcMapRules: t.Rules, tcMapElsewhere: t.Elsewhere,
 		tcMapRings: t.Rings, tcMapServiceSlots: t.ServiceSlots, tcMapServices: t.Services, tcMapStays: t.Stays,
-		tcMapSockets: t.Sockets, tcMapPaths: t.Paths, tcMapWatches: t.Watches, tcMapEars: t.Ears, tcMapEthers: t.Ethers,
+		tcMapSockets: t.Sockets, tcMapPaths: t.Paths, tcMapWatches: t.Watches, tcMapEars: t.Ears, tcMapEthers: t.Ethers, tcMapNotes: t.Notes, tcMapRecent: t.Recent,
 	}
 }
 
@@ -261,7 +268,7 @@ func (t *tables) variables(spec *ebpf.CollectionSpec, tracing bool) error {
 	}
 	for name, value := range map[string]any{
 		tcVarCpus: uint32(t.cpus), tcVarMaxFlows: uint32(t.maxFlows), tcVarIndexMask: t.FlowIndex.MaxEntries() - 1,
-		tcVarHopMask: t.Hops.MaxEntries() - 1, tcVarSeed: t.control.Seed, tcVarTracing: trace,
+		tcVarHopMask: t.Hops.MaxEntries() - 1, tcVarNoteMask: t.Notes.MaxEntries() - 1, tcVarSeed: t.control.Seed, tcVarTracing: trace,
 	} {
 		v := spec.Variables[name]
 		if v == nil {

@@ -32,6 +32,7 @@ const (
 	ReasonNoRoute      = Reason(tcReasonREASON_NO_ROUTE)
 	ReasonStaysFull    = Reason(tcReasonREASON_STAYS_FULL)
 	ReasonMadeRoom     = Reason(tcReasonREASON_MADE_ROOM)
+	ReasonWaits        = Reason(tcReasonREASON_WAITS)
 
 	reasons = int(tcReasonREASONS)
 )
@@ -57,6 +58,7 @@ var reasonText = [reasons]string{
 	ReasonNoRoute:        "no-route",
 	ReasonStaysFull:      "not-remembered",
 	ReasonMadeRoom:       "made-room",
+	ReasonWaits:          "waits",
 }
 
 func (r Reason) String() string {

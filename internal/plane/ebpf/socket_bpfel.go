@@ -42,7 +42,9 @@ type socketControl struct {
 	Watched     uint32
 	Narrowed    uint32
 	Seed        uint64
-	Reserved2   [4]uint32
+	WaitsUntil  uint32
+	NoRoom      uint32
+	Reserved2   [2]uint32
 }
 
 type socketFlow struct {
@@ -257,10 +259,12 @@ const (
 	socketMapFragments         = "fragments"
 	socketMapFreeSlots         = "free_slots"
 	socketMapHops              = "hops"
+	socketMapNotes             = "notes"
 	socketMapPaths             = "paths"
 	socketMapRealCpus          = "real_cpus"
 	socketMapReals             = "reals"
 	socketMapReasons           = "reasons"
+	socketMapRecent            = "recent"
 	socketMapRings             = "rings"
 	socketMapRules             = "rules"
 	socketMapServiceSlots      = "service_slots"
@@ -282,6 +286,7 @@ const (
 	socketVarIndexMask         = "index_mask"
 	socketVarMaxFlows          = "max_flows"
 	socketVarNetnsCookie       = "netns_cookie"
+	socketVarNoteMask          = "note_mask"
 	socketVarSeed              = "seed"
 	socketVarUnusedCb          = "unused_cb"
 	socketVarUnusedChoice      = "unused_choice"
@@ -366,10 +371,12 @@ type socketMapSpecs struct {
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	FreeSlots    *ebpf.MapSpec `ebpf:"free_slots"`
 	Hops         *ebpf.MapSpec `ebpf:"hops"`
+	Notes        *ebpf.MapSpec `ebpf:"notes"`
 	Paths        *ebpf.MapSpec `ebpf:"paths"`
 	RealCpus     *ebpf.MapSpec `ebpf:"real_cpus"`
 	Reals        *ebpf.MapSpec `ebpf:"reals"`
 	Reasons      *ebpf.MapSpec `ebpf:"reasons"`
+	Recent       *ebpf.MapSpec `ebpf:"recent"`
 	Rings        *ebpf.MapSpec `ebpf:"rings"`
 	Rules        *ebpf.MapSpec `ebpf:"rules"`
 	ServiceSlots *ebpf.MapSpec `ebpf:"service_slots"`
@@ -388,6 +395,7 @@ type socketVariableSpecs struct {
 	IndexMask         *ebpf.VariableSpec `ebpf:"index_mask"`
 	MaxFlows          *ebpf.VariableSpec `ebpf:"max_flows"`
 	NetnsCookie       *ebpf.VariableSpec `ebpf:"netns_cookie"`
+	NoteMask          *ebpf.VariableSpec `ebpf:"note_mask"`
 	Seed              *ebpf.VariableSpec `ebpf:"seed"`
 	UnusedCb          *ebpf.VariableSpec `ebpf:"unused_cb"`
 	UnusedChoice      *ebpf.VariableSpec `ebpf:"unused_choice"`
@@ -435,10 +443,12 @@ type socketMaps struct {
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	FreeSlots    *ebpf.Map `ebpf:"free_slots"`
 	Hops         *ebpf.Map `ebpf:"hops"`
+	Notes        *ebpf.Map `ebpf:"notes"`
 	Paths        *ebpf.Map `ebpf:"paths"`
 	RealCpus     *ebpf.Map `ebpf:"real_cpus"`
 	Reals        *ebpf.Map `ebpf:"reals"`
 	Reasons      *ebpf.Map `ebpf:"reasons"`
+	Recent       *ebpf.Map `ebpf:"recent"`
 	Rings        *ebpf.Map `ebpf:"rings"`
 	Rules        *ebpf.Map `ebpf:"rules"`
 	ServiceSlots *ebpf.Map `ebpf:"service_slots"`
@@ -460,10 +470,12 @@ func (m *socketMaps) Close() error {
 		m.Fragments,
 		m.FreeSlots,
 		m.Hops,
+		m.Notes,
 		m.Paths,
 		m.RealCpus,
 		m.Reals,
 		m.Reasons,
+		m.Recent,
 		m.Rings,
 		m.Rules,
 		m.ServiceSlots,
@@ -483,6 +495,7 @@ type socketVariables struct {
 	IndexMask         *ebpf.Variable `ebpf:"index_mask"`
 	MaxFlows          *ebpf.Variable `ebpf:"max_flows"`
 	NetnsCookie       *ebpf.Variable `ebpf:"netns_cookie"`
+	NoteMask          *ebpf.Variable `ebpf:"note_mask"`
 	Seed              *ebpf.Variable `ebpf:"seed"`
 	UnusedCb          *ebpf.Variable `ebpf:"unused_cb"`
 	UnusedChoice      *ebpf.Variable `ebpf:"unused_choice"`

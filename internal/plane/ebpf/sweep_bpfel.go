@@ -42,7 +42,9 @@ type sweepControl struct {
 	Watched     uint32
 	Narrowed    uint32
 	Seed        uint64
-	Reserved2   [4]uint32
+	WaitsUntil  uint32
+	NoRoom      uint32
+	Reserved2   [2]uint32
 }
 
 type sweepFlow struct {
@@ -257,10 +259,12 @@ const (
 	sweepMapFragments         = "fragments"
 	sweepMapFreeSlots         = "free_slots"
 	sweepMapHops              = "hops"
+	sweepMapNotes             = "notes"
 	sweepMapPaths             = "paths"
 	sweepMapRealCpus          = "real_cpus"
 	sweepMapReals             = "reals"
 	sweepMapReasons           = "reasons"
+	sweepMapRecent            = "recent"
 	sweepMapRings             = "rings"
 	sweepMapRules             = "rules"
 	sweepMapServiceSlots      = "service_slots"
@@ -273,6 +277,7 @@ const (
 	sweepVarHopMask           = "hop_mask"
 	sweepVarIndexMask         = "index_mask"
 	sweepVarMaxFlows          = "max_flows"
+	sweepVarNoteMask          = "note_mask"
 	sweepVarSeed              = "seed"
 	sweepVarTracing           = "tracing"
 	sweepVarUnusedCb          = "unused_cb"
@@ -350,10 +355,12 @@ type sweepMapSpecs struct {
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	FreeSlots    *ebpf.MapSpec `ebpf:"free_slots"`
 	Hops         *ebpf.MapSpec `ebpf:"hops"`
+	Notes        *ebpf.MapSpec `ebpf:"notes"`
 	Paths        *ebpf.MapSpec `ebpf:"paths"`
 	RealCpus     *ebpf.MapSpec `ebpf:"real_cpus"`
 	Reals        *ebpf.MapSpec `ebpf:"reals"`
 	Reasons      *ebpf.MapSpec `ebpf:"reasons"`
+	Recent       *ebpf.MapSpec `ebpf:"recent"`
 	Rings        *ebpf.MapSpec `ebpf:"rings"`
 	Rules        *ebpf.MapSpec `ebpf:"rules"`
 	ServiceSlots *ebpf.MapSpec `ebpf:"service_slots"`
@@ -371,6 +378,7 @@ type sweepVariableSpecs struct {
 	HopMask           *ebpf.VariableSpec `ebpf:"hop_mask"`
 	IndexMask         *ebpf.VariableSpec `ebpf:"index_mask"`
 	MaxFlows          *ebpf.VariableSpec `ebpf:"max_flows"`
+	NoteMask          *ebpf.VariableSpec `ebpf:"note_mask"`
 	Seed              *ebpf.VariableSpec `ebpf:"seed"`
 	Tracing           *ebpf.VariableSpec `ebpf:"tracing"`
 	UnusedCb          *ebpf.VariableSpec `ebpf:"unused_cb"`
@@ -419,10 +427,12 @@ type sweepMaps struct {
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	FreeSlots    *ebpf.Map `ebpf:"free_slots"`
 	Hops         *ebpf.Map `ebpf:"hops"`
+	Notes        *ebpf.Map `ebpf:"notes"`
 	Paths        *ebpf.Map `ebpf:"paths"`
 	RealCpus     *ebpf.Map `ebpf:"real_cpus"`
 	Reals        *ebpf.Map `ebpf:"reals"`
 	Reasons      *ebpf.Map `ebpf:"reasons"`
+	Recent       *ebpf.Map `ebpf:"recent"`
 	Rings        *ebpf.Map `ebpf:"rings"`
 	Rules        *ebpf.Map `ebpf:"rules"`
 	ServiceSlots *ebpf.Map `ebpf:"service_slots"`
@@ -444,10 +454,12 @@ func (m *sweepMaps) Close() error {
 		m.Fragments,
 		m.FreeSlots,
 		m.Hops,
+		m.Notes,
 		m.Paths,
 		m.RealCpus,
 		m.Reals,
 		m.Reasons,
+		m.Recent,
 		m.Rings,
 		m.Rules,
 		m.ServiceSlots,
@@ -466,6 +478,7 @@ type sweepVariables struct {
 	HopMask           *ebpf.Variable `ebpf:"hop_mask"`
 	IndexMask         *ebpf.Variable `ebpf:"index_mask"`
 	MaxFlows          *ebpf.Variable `ebpf:"max_flows"`
+	NoteMask          *ebpf.Variable `ebpf:"note_mask"`
 	Seed              *ebpf.Variable `ebpf:"seed"`
 	Tracing           *ebpf.Variable `ebpf:"tracing"`
 	UnusedCb          *ebpf.Variable `ebpf:"unused_cb"`

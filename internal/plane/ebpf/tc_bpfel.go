@@ -65,7 +65,9 @@ type tcControl struct {
 	Watched     uint32
 	Narrowed    uint32
 	Seed        uint64
-	Reserved2   [4]uint32
+	WaitsUntil  uint32
+	NoRoom      uint32
+	Reserved2   [2]uint32
 }
 
 type tcCounters struct {
@@ -242,7 +244,8 @@ const (
 	tcReasonREASON_NO_ROUTE      tcReason = 17
 	tcReasonREASON_STAYS_FULL    tcReason = 18
 	tcReasonREASON_MADE_ROOM     tcReason = 19
-	tcReasonREASONS              tcReason = 20
+	tcReasonREASON_WAITS         tcReason = 20
+	tcReasonREASONS              tcReason = 21
 )
 
 type tcRingEntry struct {
@@ -400,10 +403,12 @@ const (
 	tcMapFragments         = "fragments"
 	tcMapFreeSlots         = "free_slots"
 	tcMapHops              = "hops"
+	tcMapNotes             = "notes"
 	tcMapPaths             = "paths"
 	tcMapRealCpus          = "real_cpus"
 	tcMapReals             = "reals"
 	tcMapReasons           = "reasons"
+	tcMapRecent            = "recent"
 	tcMapRings             = "rings"
 	tcMapRules             = "rules"
 	tcMapScratch           = "scratch"
@@ -418,6 +423,7 @@ const (
 	tcVarHopMask           = "hop_mask"
 	tcVarIndexMask         = "index_mask"
 	tcVarMaxFlows          = "max_flows"
+	tcVarNoteMask          = "note_mask"
 	tcVarSeed              = "seed"
 	tcVarTracing           = "tracing"
 	tcVarUnusedCb          = "unused_cb"
@@ -496,10 +502,12 @@ type tcMapSpecs struct {
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	FreeSlots    *ebpf.MapSpec `ebpf:"free_slots"`
 	Hops         *ebpf.MapSpec `ebpf:"hops"`
+	Notes        *ebpf.MapSpec `ebpf:"notes"`
 	Paths        *ebpf.MapSpec `ebpf:"paths"`
 	RealCpus     *ebpf.MapSpec `ebpf:"real_cpus"`
 	Reals        *ebpf.MapSpec `ebpf:"reals"`
 	Reasons      *ebpf.MapSpec `ebpf:"reasons"`
+	Recent       *ebpf.MapSpec `ebpf:"recent"`
 	Rings        *ebpf.MapSpec `ebpf:"rings"`
 	Rules        *ebpf.MapSpec `ebpf:"rules"`
 	Scratch      *ebpf.MapSpec `ebpf:"scratch"`
@@ -518,6 +526,7 @@ type tcVariableSpecs struct {
 	HopMask           *ebpf.VariableSpec `ebpf:"hop_mask"`
 	IndexMask         *ebpf.VariableSpec `ebpf:"index_mask"`
 	MaxFlows          *ebpf.VariableSpec `ebpf:"max_flows"`
+	NoteMask          *ebpf.VariableSpec `ebpf:"note_mask"`
 	Seed              *ebpf.VariableSpec `ebpf:"seed"`
 	Tracing           *ebpf.VariableSpec `ebpf:"tracing"`
 	UnusedCb          *ebpf.VariableSpec `ebpf:"unused_cb"`
@@ -566,10 +575,12 @@ type tcMaps struct {
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	FreeSlots    *ebpf.Map `ebpf:"free_slots"`
 	Hops         *ebpf.Map `ebpf:"hops"`
+	Notes        *ebpf.Map `ebpf:"notes"`
 	Paths        *ebpf.Map `ebpf:"paths"`
 	RealCpus     *ebpf.Map `ebpf:"real_cpus"`
 	Reals        *ebpf.Map `ebpf:"reals"`
 	Reasons      *ebpf.Map `ebpf:"reasons"`
+	Recent       *ebpf.Map `ebpf:"recent"`
 	Rings        *ebpf.Map `ebpf:"rings"`
 	Rules        *ebpf.Map `ebpf:"rules"`
 	Scratch      *ebpf.Map `ebpf:"scratch"`
@@ -592,10 +603,12 @@ func (m *tcMaps) Close() error {
 		m.Fragments,
 		m.FreeSlots,
 		m.Hops,
+		m.Notes,
 		m.Paths,
 		m.RealCpus,
 		m.Reals,
 		m.Reasons,
+		m.Recent,
 		m.Rings,
 		m.Rules,
 		m.Scratch,
@@ -615,6 +628,7 @@ type tcVariables struct {
 	HopMask           *ebpf.Variable `ebpf:"hop_mask"`
 	IndexMask         *ebpf.Variable `ebpf:"index_mask"`
 	MaxFlows          *ebpf.Variable `ebpf:"max_flows"`
+	NoteMask          *ebpf.Variable `ebpf:"note_mask"`
 	Seed              *ebpf.Variable `ebpf:"seed"`
 	Tracing           *ebpf.Variable `ebpf:"tracing"`
 	UnusedCb          *ebpf.Variable `ebpf:"unused_cb"`

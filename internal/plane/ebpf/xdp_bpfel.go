@@ -42,7 +42,9 @@ type xdpControl struct {
 	Watched     uint32
 	Narrowed    uint32
 	Seed        uint64
-	Reserved2   [4]uint32
+	WaitsUntil  uint32
+	NoRoom      uint32
+	Reserved2   [2]uint32
 }
 
 type xdpFlow struct {
@@ -257,11 +259,13 @@ const (
 	xdpMapFragments         = "fragments"
 	xdpMapFreeSlots         = "free_slots"
 	xdpMapHops              = "hops"
+	xdpMapNotes             = "notes"
 	xdpMapPaths             = "paths"
 	xdpMapPorts             = "ports"
 	xdpMapRealCpus          = "real_cpus"
 	xdpMapReals             = "reals"
 	xdpMapReasons           = "reasons"
+	xdpMapRecent            = "recent"
 	xdpMapRings             = "rings"
 	xdpMapRules             = "rules"
 	xdpMapServiceSlots      = "service_slots"
@@ -275,6 +279,7 @@ const (
 	xdpVarHopMask           = "hop_mask"
 	xdpVarIndexMask         = "index_mask"
 	xdpVarMaxFlows          = "max_flows"
+	xdpVarNoteMask          = "note_mask"
 	xdpVarSeed              = "seed"
 	xdpVarUnusedCb          = "unused_cb"
 	xdpVarUnusedChoice      = "unused_choice"
@@ -351,11 +356,13 @@ type xdpMapSpecs struct {
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	FreeSlots    *ebpf.MapSpec `ebpf:"free_slots"`
 	Hops         *ebpf.MapSpec `ebpf:"hops"`
+	Notes        *ebpf.MapSpec `ebpf:"notes"`
 	Paths        *ebpf.MapSpec `ebpf:"paths"`
 	Ports        *ebpf.MapSpec `ebpf:"ports"`
 	RealCpus     *ebpf.MapSpec `ebpf:"real_cpus"`
 	Reals        *ebpf.MapSpec `ebpf:"reals"`
 	Reasons      *ebpf.MapSpec `ebpf:"reasons"`
+	Recent       *ebpf.MapSpec `ebpf:"recent"`
 	Rings        *ebpf.MapSpec `ebpf:"rings"`
 	Rules        *ebpf.MapSpec `ebpf:"rules"`
 	ServiceSlots *ebpf.MapSpec `ebpf:"service_slots"`
@@ -374,6 +381,7 @@ type xdpVariableSpecs struct {
 	HopMask           *ebpf.VariableSpec `ebpf:"hop_mask"`
 	IndexMask         *ebpf.VariableSpec `ebpf:"index_mask"`
 	MaxFlows          *ebpf.VariableSpec `ebpf:"max_flows"`
+	NoteMask          *ebpf.VariableSpec `ebpf:"note_mask"`
 	Seed              *ebpf.VariableSpec `ebpf:"seed"`
 	UnusedCb          *ebpf.VariableSpec `ebpf:"unused_cb"`
 	UnusedChoice      *ebpf.VariableSpec `ebpf:"unused_choice"`
@@ -421,11 +429,13 @@ type xdpMaps struct {
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	FreeSlots    *ebpf.Map `ebpf:"free_slots"`
 	Hops         *ebpf.Map `ebpf:"hops"`
+	Notes        *ebpf.Map `ebpf:"notes"`
 	Paths        *ebpf.Map `ebpf:"paths"`
 	Ports        *ebpf.Map `ebpf:"ports"`
 	RealCpus     *ebpf.Map `ebpf:"real_cpus"`
 	Reals        *ebpf.Map `ebpf:"reals"`
 	Reasons      *ebpf.Map `ebpf:"reasons"`
+	Recent       *ebpf.Map `ebpf:"recent"`
 	Rings        *ebpf.Map `ebpf:"rings"`
 	Rules        *ebpf.Map `ebpf:"rules"`
 	ServiceSlots *ebpf.Map `ebpf:"service_slots"`
@@ -448,11 +458,13 @@ func (m *xdpMaps) Close() error {
 		m.Fragments,
 		m.FreeSlots,
 		m.Hops,
+		m.Notes,
 		m.Paths,
 		m.Ports,
 		m.RealCpus,
 		m.Reals,
 		m.Reasons,
+		m.Recent,
 		m.Rings,
 		m.Rules,
 		m.ServiceSlots,
@@ -472,6 +484,7 @@ type xdpVariables struct {
 	HopMask           *ebpf.Variable `ebpf:"hop_mask"`
 	IndexMask         *ebpf.Variable `ebpf:"index_mask"`
 	MaxFlows          *ebpf.Variable `ebpf:"max_flows"`
+	NoteMask          *ebpf.Variable `ebpf:"note_mask"`
 	Seed              *ebpf.Variable `ebpf:"seed"`
 	UnusedCb          *ebpf.Variable `ebpf:"unused_cb"`
 	UnusedChoice      *ebpf.Variable `ebpf:"unused_choice"`
