@@ -405,6 +405,7 @@ enum trace_how {
 	TRACE_KNOWN,   /* of a connection in the table */
 	TRACE_NEW,     /* scheduled */
 	TRACE_STAYED,  /* scheduled to the real server that its client had before */
+	TRACE_WAITED,  /* of a connection that has had no record so far */
 };
 
 _Static_assert(sizeof(struct control) == 128, "control");

@@ -20,7 +20,7 @@ static __always_inline enum reason open_flow(CTX *ctx, const struct packet *p, s
 					     __u32 now, struct hit *h)
 {
 	struct control *c = get_control();
-	enum reason why = REASON_NO_REAL;
+	enum reason why;
 	struct flow *f;
 	enum place at;
 	__u64 hash = 0;
@@ -62,10 +62,12 @@ static __always_inline enum reason open_flow(CTX *ctx, const struct packet *p, s
 		}
 	}
 	if (waits) {
-		trace(ctx, TRACE_HOW, TRACE_STAYED);
+		trace(ctx, TRACE_HOW, TRACE_WAITED);
 		why = try_real(h->slot, waits - 1, now);
+		if (why != REASON_NONE && opens(p))
+			waits = 0;
 	}
-	if (why != REASON_NONE && (!waits || opens(p)))
+	if (!waits)
 		why = schedule(ctx, &p->t, s, h->slot, now);
 	h->word = f->word;
 	h->rc = real_on_this_cpu(f->real_slot);
@@ -119,7 +121,7 @@ static __always_inline enum balance balance(CTX *ctx, const struct packet *p, in
 	}
 	*s = find_service(&p->t, ifindex_of(ctx));
 	if (!*s)
-		return find_waiting(&p->t, h) ? BALANCE_CARRY : BALANCE_NOT;
+		return find_waiting(p, h) ? BALANCE_CARRY : BALANCE_NOT;
 fresh:
 	waits = waits_for(&p->t, *s);
 	*why = REASON_NO_FLOW;

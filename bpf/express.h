@@ -334,9 +334,9 @@ static __always_inline int opened(CTX *ctx, const struct fast *p, struct service
 		port = r->port ? r->port : t->dport;
 		delta = fold16(addr_delta(&t->dst, &to, p->v6));
 		keep_waiting(c, now);
-		make_note(hash, real, gen);
+		make_note(hash, TO_REAL, real, gen);
 		if (masq)
-			make_note(ends_hash(&to, &t->src, port, t->sport, IPPROTO_TCP), real, gen);
+			make_note(ends_hash(&to, &t->src, port, t->sport, IPPROTO_TCP), TO_CLIENT, real, gen);
 		count_quietly(REASON_WAITS);
 	} else {
 		rc->count.connections++;

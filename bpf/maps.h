@@ -15,7 +15,7 @@ const volatile __u32 cpus = 1;       /* possible processors */
 const volatile __u32 max_flows = 1;  /* records of the connection table; one more is for tracing */
 const volatile __u32 index_mask = 0; /* buckets of the index, a power of two, less one */
 const volatile __u32 hop_mask = 0;   /* likewise of next hops */
-const volatile __u32 note_mask = 0;  /* likewise of notes */
+const volatile __u32 note_mask = 0;  /* notes of one direction, a power of two, less one */
 const volatile __u64 seed = 1;       /* control.seed */
 #if defined(BATUTA_XDP) || defined(BATUTA_SOCKET)
 #define tracing 0

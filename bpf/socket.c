@@ -70,7 +70,8 @@ static __always_inline enum reason open_socket(const struct tuple *t, struct ser
 	if (!(__u32)READ_ONCE(s->ring))
 		return REASON_NO_REAL;
 	if (take_slot(&slot)) {
-		if (!make_room(now) || take_slot(&slot))
+		slot = make_room(now) - 1;
+		if (slot >= max_flows)
 			return REASON_TABLE_FULL;
 		count_reason(0, t, REASON_MADE_ROOM);
 	}

@@ -37,9 +37,11 @@ static __always_inline int may_wait(const struct service *s, __u8 proto)
 	return proto == IPPROTO_TCP && s->key.port && !(s->flags & SERVICE_STAYS);
 }
 
-static __always_inline __u64 *note_at(__u64 hash)
+/* note_at gives the place of a note: an even one for a client's packets, an odd one
+ * for a real server's, so that no connection's overwrite one another. */
+static __always_inline __u64 *note_at(__u64 hash, enum direction dir)
 {
-	__u32 at = (__u32)hash & note_mask;
+	__u32 at = ((__u32)hash & note_mask) << 1 | dir;
 
 	return bpf_map_lookup_elem(&notes, &at);
 }
@@ -52,14 +54,14 @@ static __always_inline int is_noted(__u64 note, __u64 hash)
 
 static __always_inline int has_note(__u64 hash)
 {
-	__u64 *at = note_at(hash);
+	__u64 *at = note_at(hash, TO_REAL);
 
 	return at && is_noted(READ_ONCE(*at), hash);
 }
 
-static __always_inline void make_note(__u64 hash, __u32 real, __u32 gen)
+static __always_inline void make_note(__u64 hash, enum direction dir, __u32 real, __u32 gen)
 {
-	__u64 *at = note_at(hash);
+	__u64 *at = note_at(hash, dir);
 
 	if (at)
 		WRITE_ONCE(*at, (hash >> 40) << 40 | (__u64)(__u16)gen << 24 | real);
@@ -74,9 +76,9 @@ static __always_inline void keep_waiting(struct control *c, __u32 now)
 
 /* noted gives the slot + 1 of the real server that a note tells, 0 if there is no
  * note or the real server has gone. */
-static __always_inline __u32 noted(__u64 hash)
+static __always_inline __u32 noted(__u64 hash, enum direction dir)
 {
-	__u64 *at = note_at(hash), note = at ? READ_ONCE(*at) : 0;
+	__u64 *at = note_at(hash, dir), note = at ? READ_ONCE(*at) : 0;
 	__u32 real = note & 0xffffff, gen;
 	struct real_cpu *rc;
 
@@ -98,7 +100,7 @@ SEPARATE __u32 waits_for(const struct tuple *t, const struct service *s)
 
 	if (!t || !s || !c || !any_waits(c, ticks_of(c)) || !may_wait(s, t->proto))
 		return 0;
-	real = noted(tuple_hash(t));
+	real = noted(tuple_hash(t), TO_REAL);
 	if (!real)
 		return 0;
 	at = real - 1;
@@ -119,9 +121,9 @@ SEPARATE int note_both(__u32 slot, __u32 now)
 	if (!f || !c)
 		return 0;
 	keep_waiting(c, now);
-	make_note(ends_hash(&f->client, &f->virt, f->cport, f->vport, IPPROTO_TCP), f->real_slot, f->real_gen);
+	make_note(ends_hash(&f->client, &f->virt, f->cport, f->vport, IPPROTO_TCP), TO_REAL, f->real_slot, f->real_gen);
 	if (FORWARD(f->word) == FORWARD_MASQ && !(f->word & FLOW_LOCAL))
-		make_note(ends_hash(&f->real, &f->client, f->rport, f->cport, IPPROTO_TCP), f->real_slot, f->real_gen);
+		make_note(ends_hash(&f->real, &f->client, f->rport, f->cport, IPPROTO_TCP), TO_CLIENT, f->real_slot, f->real_gen);
 	return 0;
 }
 
@@ -142,7 +144,7 @@ SEPARATE int answers_waiting(const struct tuple *t)
 	now = ticks_of(c);
 	if (!any_waits(c, now))
 		return 0;
-	real = noted(tuple_hash(t));
+	real = noted(tuple_hash(t), TO_CLIENT);
 	if (!real)
 		return 0;
 	real--;
@@ -166,10 +168,10 @@ SEPARATE int answers_waiting(const struct tuple *t)
 }
 
 /* find_waiting finds the connection that a real server's packet belongs to, if its
- * client waits for it. */
-static __always_inline int find_waiting(const struct tuple *t, struct hit *h)
+ * client waits for it. What would open a connection answers none. */
+static __always_inline int find_waiting(const struct packet *p, struct hit *h)
 {
-	if (!answers_waiting(t))
+	if (opens(p) || !answers_waiting(&p->t))
 		return 0;
 	h->slot = waiting_slot();
 	h->f = bpf_map_lookup_elem(&flows, &h->slot);

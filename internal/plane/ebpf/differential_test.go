@@ -3,6 +3,7 @@ package ebpf
 import (
 	"fmt"
 	"maps"
+	"math/bits"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -69,15 +70,17 @@ func number(name string, otherwise uint64) uint64 {
 
 // duel is one plane against one oracle.
 type duel struct {
-	t      *testing.T
-	seed   uint64
-	rand   *rand.Rand
-	plane  *Plane
-	oracle *oracle
-	before []uint64
-	opened map[[2]uint32]uint64 // connections of each real server so far, by slot and generation
-	keys   []model.ServiceKey   // of the oracle's services, sorted
-	last   []func() string
+	t         *testing.T
+	seed      uint64
+	rand      *rand.Rand
+	plane     *Plane
+	oracle    *oracle
+	notes     []uint64
+	before    []uint64
+	opened    map[[2]uint32]uint64 // connections of each real server so far, by slot and generation
+	keys      []model.ServiceKey   // of the oracle's services, sorted
+	protocols []model.Protocol     // of services
+	last      []func() string
 }
 
 func newDuel(t *testing.T, seed uint64) *duel {
@@ -89,9 +92,18 @@ func newDuel(t *testing.T, seed uint64) *duel {
 	o.MaxClients = 4096 // those of deleted services stay, since nothing is swept away
 	if seed%3 == 0 {
 		o.MaxFlows = 40 // which is soon full
+		o.notes = 128   // which overwrite one another
 	}
-	d := &duel{t: t, seed: seed, rand: rand.New(rand.NewPCG(seed, 6)), plane: open(t, o), oracle: newOracle(), opened: map[[2]uint32]uint64{}}
+	protocols := []model.Protocol{model.TCP, model.TCP, model.UDP, model.SCTP}
+	if seed%6 == 0 { // of full tables half are full of what may give way
+		protocols = protocols[:2]
+	}
+	d := &duel{t: t, seed: seed, rand: rand.New(rand.NewPCG(seed, 6)), plane: open(t, o), oracle: newOracle(), protocols: protocols, opened: map[[2]uint32]uint64{}}
 	d.plane.stop() // and nothing is swept away
+	var err error
+	if d.notes, err = mapArray[uint64](d.plane.t, d.plane.t.Notes); err != nil {
+		t.Fatal(err)
+	}
 	d.oracle.room, d.oracle.gone = o.MaxFlows, d.gone
 	for range d.rand.IntN(5) {
 		d.oracle.marks = append(d.oracle.marks, d.rule())
@@ -175,7 +187,7 @@ func (d *duel) key() model.ServiceKey {
 	if d.one(2) {
 		text = six(text)
 	}
-	return model.ServiceKey{Proto: pick(d, model.TCP, model.TCP, model.UDP, model.SCTP), Addr: netip.MustParseAddrPort(text)}
+	return model.ServiceKey{Proto: pick(d, d.protocols...), Addr: netip.MustParseAddrPort(text)}
 }
 
 func (d *duel) existing() (model.ServiceKey, bool) {
@@ -305,6 +317,13 @@ func (d *duel) packet() (hook, dev string, p packet) {
 			}
 		}
 	}
+	if e, back := d.anyNote(); e.proto != "" && p.proto == "tcp" && d.one(4) {
+		hook, dev, p.src, p.dst = "ingress", "outside", e.src, e.dst
+		p.flags = pick(d, "S", "A", "A", "PA", "FA", "R", "SA")
+		if back {
+			hook, dev = pick(d, "ingress", "ingress", "egress"), "inside0"
+		}
+	}
 	if p.src.Addr().Is6() {
 		p.df, p.nosum = false, false
 		p.id = 0
@@ -355,19 +374,46 @@ func (d *duel) anyFlow() *oFlow {
 	return nil
 }
 
+// anyNote picks one end of a connection that waits for its record, or for nothing
+// any more, and tells whether it is the real server's; its ends are empty if there is none.
+func (d *duel) anyNote() (e ends, back bool) {
+	all := d.oracle.waiting
+	if len(all) == 0 {
+		return ends{}, false
+	}
+	f := all[max(0, len(all)-1-d.rand.IntN(20))]
+	if f.back != (ends{}) && d.one(2) {
+		return f.back, true
+	}
+	return f.to, false
+}
+
 func (d *duel) step() {
 	if d.one(40) {
 		d.configure()
 	}
 	hook, dev, p := d.packet()
+	e := ends{p.proto, p.src, p.dst}
+	_, d.oracle.noted = d.noted(e)
 	code, out := testRun(d.t, d.plane, hook, dev, p.ip(), 1)
 	got, madeRoom := verdict{code: code}, false
-	got.reason, madeRoom = d.reason()
+	var waits bool
+	got.reason, madeRoom, waits = d.reason()
 	if code != dropped {
 		got.out = readPacket(out, false)
 	}
 	seen := d.learn()
-	d.oracle.opened, d.oracle.madeRoom = netip.AddrPort{}, false
+	if waits {
+		real, _ := d.noted(e)
+		for _, s := range d.plane.state.services {
+			for _, r := range s.reals {
+				if r.slot == real {
+					seen = r.Addr
+				}
+			}
+		}
+	}
+	d.oracle.opened, d.oracle.madeRoom, d.oracle.waits = netip.AddrPort{}, false, false
 	var want verdict
 	if hook == "egress" {
 		want = d.oracle.egress(p)
@@ -388,6 +434,9 @@ func (d *duel) step() {
 	}
 	if d.oracle.madeRoom != madeRoom {
 		d.fatal("%s %s %s: made room in the table: %v, want %v", hook, dev, p, madeRoom, d.oracle.madeRoom)
+	}
+	if d.oracle.waits != waits {
+		d.fatal("%s %s %s: opened a connection without a record: %v, want %v", hook, dev, p, waits, d.oracle.waits)
 	}
 	if want.String() != got.String() {
 		d.fatal("%s %s %s:\nwant %s\ngot  %s\n%s", hook, dev, p, want, got, d.oracle.describe(p))
@@ -423,18 +472,50 @@ func (v verdict) String() string {
 }
 
 // reason is what has been counted since the last packet.
-func (d *duel) reason() (r Reason, madeRoom bool) {
+func (d *duel) reason() (r Reason, madeRoom, waits bool) {
 	for i, n := range d.plane.t.reasons {
 		if n != d.before[i] {
 			d.before[i] = n
-			if why := Reason(i % reasonsLine); why == ReasonMadeRoom {
+			switch why := Reason(i % reasonsLine); why {
+			case ReasonMadeRoom:
 				madeRoom = true
-			} else {
+			case ReasonWaits:
+				waits = true
+			default:
 				r = why
 			}
 		}
 	}
-	return r, madeRoom
+	return r, madeRoom, waits
+}
+
+// noted gives the slot of the real server that a note about a packet's ends tells, and
+// whether there is one: of a real server's packet if the oracle knows it as such.
+func (d *duel) noted(e ends) (real uint32, ok bool) {
+	if e.proto != "tcp" {
+		return 0, false
+	}
+	hash := endsHash(d.plane.t.control.Seed, e)
+	at := uint32(hash) & uint32(len(d.notes)/2-1) << 1
+	if n := d.oracle.notes[e]; n.f != nil && n.f.back == e {
+		at++
+	}
+	note := d.notes[at]
+	return uint32(note & 0xffffff), note != 0 && (note^hash)>>40 == 0
+}
+
+// endsHash is ends_hash of bpf/table.h.
+func endsHash(seed uint64, e ends) uint64 {
+	mix := func(h, v uint64) uint64 {
+		h = (h ^ v) * 0x9e3779b97f4a7c15
+		return h ^ h>>32
+	}
+	src, dst := wireAddr(e.src.Addr()).D, wireAddr(e.dst.Addr()).D
+	h := mix(seed^bits.RotateLeft64(src[1], 32), dst[1])
+	if src[0]|dst[0] != 0 {
+		h = mix(mix(mix(h, src[1]), src[0]), dst[0])
+	}
+	return mix(mix(h, 6<<32|uint64(wirePort(e.dst.Port()))<<16|uint64(wirePort(e.src.Port()))), 0)
 }
 
 // compare holds connections and counters against each other.

@@ -34,6 +34,7 @@ var rewrite = flag.Bool("rewrite", false, "write testdata/packets anew; review t
 //	elsewhere udp 10.1.0.50:40000 > 10.1.0.100:53    a connection of another plane; without one: no more of them
 //	delete real 10.240.0.20:8000          ... or: delete service tcp 10.1.0.100:80
 //	mtu inside0 1400
+//	full                                  from now on no record is free; "full no": some are
 //	ingress outside PACKET                through the ingress program of an interface
 //	egress inside0 PACKET
 //	to PACKET                             in short: to which end it goes from outside
@@ -115,6 +116,7 @@ type story struct {
 	before   map[Reason]uint64
 	marks    []model.MarkRule
 	others   []model.Flow
+	nextSlot uint32 // while no record is free
 }
 
 func (s *story) run(command string) string {
@@ -208,6 +210,14 @@ func (s *story) run(command string) string {
 		n, _ := strconv.Atoi(f[1])
 		director.mtu(s.t, f[0], n)
 		s.plane.t.changed() // which the plane hears a moment later
+		return ""
+	case "full":
+		c := s.plane.t.control
+		if rest == "no" {
+			c.NextSlot = s.nextSlot
+		} else {
+			s.nextSlot, c.NextSlot, c.NoRoom = c.NextSlot, uint32(s.plane.t.maxFlows), 0
+		}
 		return ""
 	case "flows":
 		flows, err := s.plane.Flows(context.Background())

@@ -77,8 +77,8 @@ func TestFullTable(t *testing.T) {
 	})
 }
 
-// A flood of connections that are never completed fills the table: open
-// connections go on, and clients that answer are served all the same.
+// A flood of SYNs that nobody follows fills the table and goes on: it ends no open
+// connection and no half-open one, and clients that answer are served all the same.
 func TestFlood(t *testing.T) {
 	requireRoot(t)
 	o := testOptions()
@@ -89,40 +89,98 @@ func TestFlood(t *testing.T) {
 	apply(t, p, addService(model.TCP, to, "rr"), addReal(model.TCP, to, "10.240.0.20:8000", 1))
 	echoServer(t, rack0, "10.240.0.20:8000")
 	before := gather(t, 100, to)
-	next, refused := uint32(0), 0
-	flood := func(n int) {
+	next := uint32(0)
+	send := func(n uint32, flags string) uint32 {
+		in, err := parsePacket(fmt.Sprintf("tcp 10.%d.%d.%d:%d > 10.1.0.100:80 %s", 60+n>>16&63, n>>8&255, n&255, 1024+n%60000, flags))
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, _ := testRun(t, p, "ingress", "outside", in.ip(), 1)
+		return v
+	}
+	flood := func(n int) (refused int) {
 		for range n {
 			next++
-			in, err := parsePacket(fmt.Sprintf("tcp 10.%d.%d.%d:%d > 10.1.0.100:80 S", 60+next>>16&63, next>>8&255, next&255, 1024+next%60000))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if v, _ := testRun(t, p, "ingress", "outside", in.ip(), 1); v != redirected {
+			if send(next, "S") != redirected {
 				refused++
 			}
 		}
+		return refused
 	}
-	flood(3 * o.MaxFlows)
-	r, _ := p.Reasons(t.Context())
+	reasons := func() map[Reason]uint64 {
+		r, err := p.Reasons(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
 	// Places of the index are many, but not endless (bpf/table.h).
-	if r[ReasonMadeRoom] < uint64(o.MaxFlows) || refused > int(next)/50 {
-		t.Fatalf("%d of %d refused, reasons %v: want %v for what is more than %d", refused, next, r, ReasonMadeRoom, o.MaxFlows)
+	refused, r := flood(4*o.MaxFlows), map[Reason]uint64(nil)
+	if r = reasons(); r[ReasonWaits] < uint64(3*o.MaxFlows) || r[ReasonMadeRoom] != 0 || refused > int(next)/50 {
+		t.Fatalf("%d of %d refused, reasons %v: want %v for what is more than %d", refused, next, r, ReasonWaits, o.MaxFlows)
 	}
 	for range 10 {
 		flood(100)
 		gather(t, 1, to).leave()
 	}
-	before.survived("flood")
-
-	p.o.Timeouts.Young = time.Hour
-	p.setTimeouts()
-	r, _ = p.Reasons(t.Context())
-	flood(2 * o.MaxFlows)
-	now, _ := p.Reasons(t.Context())
-	if now[ReasonMadeRoom] != r[ReasonMadeRoom] || now[ReasonTableFull] == r[ReasonTableFull] {
-		t.Errorf("reasons %v, then %v: young connections gave way", r, now)
+	if r = reasons(); r[ReasonMadeRoom] == 0 {
+		t.Errorf("reasons %v: clients that answer have got no record", r)
 	}
 	before.survived("flood")
+
+	// Where none gives way who answers gets no record, and others' SYNs are refused
+	// rather than carried for nothing.
+	p.o.Timeouts.Young = time.Hour
+	p.setTimeouts()
+	flood(2 * o.MaxFlows)
+	r = reasons()
+	if v := send(next, "A"); v != dropped {
+		t.Errorf("an answer that no record is free for: verdict %d, want drop", v)
+	}
+	if refused := flood(10); refused != 10 {
+		t.Errorf("%d of 10 SYNs refused after it", refused)
+	}
+	now := reasons()
+	if now[ReasonMadeRoom] != r[ReasonMadeRoom] || now[ReasonTableFull] != r[ReasonTableFull]+11 {
+		t.Errorf("reasons %v, then %v: young connections gave way", r, now)
+	}
+	p.o.Timeouts.Young = time.Nanosecond
+	p.setTimeouts()
+	if refused := flood(10); refused != 0 {
+		t.Errorf("%d of 10 SYNs refused when there is room again", refused)
+	}
+	if then := reasons(); then[ReasonMadeRoom] != now[ReasonMadeRoom]+1 || then[ReasonWaits] != now[ReasonWaits]+9 {
+		t.Errorf("reasons %v, then %v: want that one made room and 9 waited", now, then)
+	}
+	before.survived("flood")
+}
+
+// One who goes on within the time-out of a half-open connection gets a record, how
+// long it was ago that the table was full; later it is nobody's.
+func TestWaitingEnds(t *testing.T) {
+	requireRoot(t)
+	o := testOptions()
+	o.MaxFlows = 16
+	p := open(t, o)
+	apply(t, p, addService(model.TCP, vip(0, 80), "rr"), addReal(model.TCP, vip(0, 80), "10.240.0.20:8000", 1))
+	send := func(port int, flags string) uint32 {
+		in, err := parsePacket(fmt.Sprintf("tcp 10.1.0.50:%d > 10.1.0.100:80 %s", port, flags))
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, _ := testRun(t, p, "ingress", "outside", in.ip(), 1)
+		return v
+	}
+	for i := range 20 {
+		send(40000+i, "S")
+	}
+	if v := send(40019, "R"); v != redirected {
+		t.Errorf("a reset of one who waits: verdict %d, want redirect", v)
+	}
+	p.t.control.WaitsUntil -= 1 << 16 // a minute later
+	if v := send(40019, "R"); v != pass {
+		t.Errorf("a reset after that: verdict %d, want pass", v)
+	}
 }
 
 func entries(t *testing.T, p *Plane) (n int) {

@@ -80,8 +80,8 @@ const hops = 4096
 func buckets(flows int) int { return 1 << bits.Len(uint(max(flows/2, 1)-1)) }
 
 // notes is how many notes of half-open connections there are (bpf/waiting.h), a power of
-// two: a megabyte. A masq connection has two, and its client 65536 others' SYNs of time
-// to answer until one of them is probably overwritten.
+// two, half of them for each direction: a megabyte. Of a client that answers after 10,000
+// SYNs of a flood both are still there with a probability of 3 in 4.
 const notes = 131072
 
 // passing is how many records lie behind those of the table (bpf/schedule.h,
@@ -103,7 +103,7 @@ func openTables(dir string, spec *ebpf.CollectionSpec, o Options, netns uint64) 
 		tcMapRules: maxRules, tcMapElsewhere: 1,
 		tcMapAddresses: o.MaxServices + o.MaxReals, tcMapStays: o.MaxClients, tcMapHops: hops, tcMapFragments: 8192, tcMapReasons: cpus * reasonsLine,
 		tcMapPaths: 1024, tcMapWatches: 1, tcMapEars: 1, tcMapEthers: maxInterfaces,
-		tcMapNotes: notes,
+		tcMapNotes: o.notes,
 	}
 	for name, n := range sizes {
 		spec.Maps[name].MaxEntries = uint32(n)
@@ -268,7 +268,7 @@ func (t *tables) variables(spec *ebpf.CollectionSpec, tracing bool) error {
 	}
 	for name, value := range map[string]any{
 		tcVarCpus: uint32(t.cpus), tcVarMaxFlows: uint32(t.maxFlows), tcVarIndexMask: t.FlowIndex.MaxEntries() - 1,
-		tcVarHopMask: t.Hops.MaxEntries() - 1, tcVarNoteMask: t.Notes.MaxEntries() - 1, tcVarSeed: t.control.Seed, tcVarTracing: trace,
+		tcVarHopMask: t.Hops.MaxEntries() - 1, tcVarNoteMask: t.Notes.MaxEntries()/2 - 1, tcVarSeed: t.control.Seed, tcVarTracing: trace,
 	} {
 		v := spec.Variables[name]
 		if v == nil {

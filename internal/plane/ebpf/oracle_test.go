@@ -3,6 +3,7 @@ package ebpf
 import (
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/batuta-ha/batuta/internal/model"
 	"github.com/batuta-ha/batuta/internal/plane"
@@ -22,6 +23,17 @@ type oracle struct {
 	room     int               // how many connections the table holds
 	gone     func(*oFlow) bool // whether the programs have let go of one, where the table's order decides which
 	madeRoom bool              // the last packet has ended another connection in a full table
+	noRoom   bool              // when it was last asked for, none gave way
+	notes    map[ends]note     // of half-open connections without a record, by both directions
+	waiting  []*oFlow          // those, in the order of opening
+	noted    bool              // whether the programs had a note of the packet's ends before it came
+	waits    bool              // the last packet has opened a connection without a record
+}
+
+// note tells which real server a half-open connection has that has no record.
+type note struct {
+	f       *oFlow // over: it is in no table
+	service model.ServiceKey
 }
 
 // ends are a packet's.
@@ -60,7 +72,7 @@ type oFlow struct {
 }
 
 func newOracle() *oracle {
-	return &oracle{services: map[model.ServiceKey]*oService{}, flows: map[ends]*oFlow{}, stays: map[stayKey]*oReal{}, paths: map[netip.Addr]int{}}
+	return &oracle{services: map[model.ServiceKey]*oService{}, flows: map[ends]*oFlow{}, stays: map[stayKey]*oReal{}, paths: map[netip.Addr]int{}, notes: map[ends]note{}}
 }
 
 // change carries out what the plane has accepted. local tells own addresses.
@@ -125,23 +137,28 @@ func (o *oracle) fits(r model.MarkRule, e ends) bool {
 		port >= r.First && (r.Last == 0 || port <= r.Last) && (r.Interface == "" || r.Interface == "outside")
 }
 
-// makeRoom finds a place for one more connection: in a full table the oldest
-// that is half-open or over gives way.
-func (o *oracle) makeRoom(client, seen netip.AddrPort) bool {
-	var live, eligible []*oFlow
+// full tells whether no record is free.
+func (o *oracle) full() bool {
+	live := 0
 	for _, f := range o.list {
 		if !f.over {
-			live = append(live, f)
-			if f.state == "SYN_RECV" || f.finished() {
-				eligible = append(eligible, f)
-			}
+			live++
 		}
 	}
-	if len(live) < o.room {
-		return true
+	return live >= o.room
+}
+
+// makeRoom finds a place in a full table: the oldest connection that is half-open or
+// over gives way.
+func (o *oracle) makeRoom(client, seen netip.AddrPort) bool {
+	var gone []*oFlow
+	for _, f := range o.list {
+		if !f.over && (f.state == "SYN_RECV" || f.finished()) && o.gone(f) {
+			gone = append(gone, f)
+		}
 	}
-	gone := slices.DeleteFunc(eligible, func(f *oFlow) bool { return !o.gone(f) })
-	if len(gone) == 0 {
+	o.noRoom = len(gone) == 0
+	if o.noRoom {
 		return false
 	}
 	// Another may have ended because its replies came from where the new one's do.
@@ -222,23 +239,72 @@ func (o *oracle) ingress(p packet, seen netip.AddrPort) verdict {
 	case s == nil && f != nil && f.real.dead:
 		return dropFor(ReasonDeadFlow)
 	case s == nil:
+		if w := o.answered(p, e); w != nil && f == nil {
+			return o.carry(p, w, 1)
+		}
 		return verdict{code: pass, out: p}
 	case f != nil:
 		o.end(f)
-	case !mayOpen(p):
+	}
+	home := o.waitsFor(s, e)
+	if home == nil && !mayOpen(p) {
 		return verdict{code: pass, reason: ReasonNoFlow, out: p}
 	}
-	if !s.OnePacket && len(ringOf(s)) > 0 && !o.makeRoom(e.src, replyEnd(seen, e)) {
-		return dropFor(ReasonTableFull)
+	waits := false
+	if !s.OnePacket && len(ringOf(s)) > 0 {
+		switch {
+		case home != nil && strings.Contains(p.flags, "R"):
+			waits = true
+		case !o.full():
+		case mayOpen(p) && s.mayWait(e) && !o.noRoom:
+			waits = true
+		case !o.makeRoom(e.src, replyEnd(seen, e)):
+			return dropFor(ReasonTableFull)
+		}
 	}
-	if s.chancy() && !seen.IsValid() && len(ringOf(s)) > 0 {
-		return dropFor(reasonAny) // which of its tries it tells of, the oracle cannot know
-	}
-	f, why := o.open(s, e, seen)
+	f, why := o.open(s, e, seen, opening{home: home, only: !mayOpen(p), waits: waits})
 	if f == nil {
 		return dropFor(why)
 	}
 	return o.carry(p, f, 0)
+}
+
+// mayWait tells whether a service's SYNs may do without a record.
+func (s *oService) mayWait(e ends) bool {
+	return e.proto == "tcp" && s.Key.Addr.Port() != 0 && !s.Persistence.Enabled
+}
+
+// noteOf is the note of a packet's ends, if it is there yet and its real server is.
+func (o *oracle) noteOf(e ends) (n note, ok bool) {
+	n, ok = o.notes[e]
+	if !ok {
+		return n, false
+	}
+	if !o.noted { // another's took its place
+		delete(o.notes, e)
+	}
+	return n, o.noted && !n.f.real.dead
+}
+
+// waitsFor is the real server that a client has had a SYN carried to without a record.
+func (o *oracle) waitsFor(s *oService, e ends) *oReal {
+	if n, ok := o.noteOf(e); ok && n.service == s.Key && n.f.to == e && s.mayWait(e) {
+		return n.f.real
+	}
+	return nil
+}
+
+// answered is the connection without a record that a real server's packet belongs to.
+func (o *oracle) answered(p packet, e ends) *oFlow {
+	n, ok := o.noteOf(e)
+	if !ok || n.f.back != e || mayOpen(p) {
+		return nil
+	}
+	s := o.services[n.service]
+	if r := n.f.real; s == nil || !s.mayWait(e) || r.Forward != model.Masq || r.local {
+		return nil
+	}
+	return &oFlow{to: n.f.to, back: e, real: n.f.real, forward: model.Masq, state: "SYN_RECV", over: true}
 }
 
 const reasonAny = Reason(1000)
@@ -247,8 +313,15 @@ func (s *oService) chancy() bool {
 	return slices.Contains([]string{"sh", "mh", "dh", "twos", "p2c"}, s.Scheduler)
 }
 
+// opening says how a connection is opened.
+type opening struct {
+	home  *oReal // the real server that the client had a SYN carried to
+	only  bool   // that one or none
+	waits bool   // without a record
+}
+
 // open schedules a connection.
-func (o *oracle) open(s *oService, e ends, seen netip.AddrPort) (*oFlow, Reason) {
+func (o *oracle) open(s *oService, e ends, seen netip.AddrPort, how opening) (*oFlow, Reason) {
 	var ring []*oReal
 	for _, i := range ringOf(s) {
 		ring = append(ring, s.reals[i])
@@ -256,7 +329,7 @@ func (o *oracle) open(s *oService, e ends, seen netip.AddrPort) (*oFlow, Reason)
 	if len(ring) == 0 {
 		return nil, ReasonNoReal
 	}
-	f := &oFlow{to: e, state: map[string]string{"udp": "UDP"}[e.proto]}
+	f := &oFlow{to: e, state: map[string]string{"udp": "UDP"}[e.proto], over: how.waits}
 	if f.state == "" {
 		f.state = "SYN_RECV"
 	}
@@ -265,7 +338,14 @@ func (o *oracle) open(s *oService, e ends, seen netip.AddrPort) (*oFlow, Reason)
 	if home := o.stays[key]; s.Persistence.Enabled && home != nil && !home.dead {
 		why = o.try(s, f, home)
 	}
-	if f.real == nil || why != ReasonNone {
+	if how.home != nil {
+		why = o.try(s, f, how.home)
+	}
+	if why != ReasonNone && !how.only {
+		how.home = nil
+		if s.chancy() && !seen.IsValid() {
+			return nil, reasonAny // which of its tries it tells of, the oracle cannot know
+		}
 		at := o.place(s, ring, seen)
 		why = ReasonNoReal
 		for i := -1; i < min(len(ring), 64); i++ { // its place, then those after it
@@ -287,6 +367,20 @@ func (o *oracle) open(s *oService, e ends, seen netip.AddrPort) (*oFlow, Reason)
 	}
 	if s.Persistence.Enabled {
 		o.stays[key] = f.real
+	}
+	if how.waits {
+		if !how.only {
+			o.waits = how.home == nil
+			o.waiting = append(o.waiting, f)
+			o.notes[f.to] = note{f, s.Key}
+			if f.forward == model.Masq && !f.local {
+				o.notes[f.back] = note{f, s.Key}
+			}
+		}
+		if o.waits {
+			o.opened = f.real.Addr
+		}
+		return f, ReasonNone
 	}
 	f.real.count.Connections++
 	o.opened = f.real.Addr
@@ -344,7 +438,9 @@ func (o *oracle) try(s *oService, f *oFlow, r *oReal) Reason {
 	if r.Forward == model.Masq {
 		back.src = replyEnd(r.Addr, f.to)
 	}
-	if (r.Forward == model.Masq || r.local) && !s.OnePacket {
+	if (r.Forward == model.Masq || r.local) && f.over {
+		f.back = back
+	} else if (r.Forward == model.Masq || r.local) && !s.OnePacket {
 		if old := o.flows[back]; old != nil {
 			if !old.finished() {
 				return ReasonCollision
@@ -567,7 +663,11 @@ func (o *oracle) egress(p packet) verdict {
 	if p.proto == "icmp" {
 		return o.fault(p, false)
 	}
-	f, dir := o.flow(ends{p.proto, p.src, p.dst})
+	e := ends{p.proto, p.src, p.dst}
+	f, dir := o.flow(e)
+	if f == nil {
+		f, dir = o.answered(p, e), 1
+	}
 	if f == nil || dir == 0 {
 		return verdict{code: pass, out: p}
 	}

@@ -52,6 +52,7 @@ type Options struct {
 	Sink model.Sink
 
 	asked sizes // before fill
+	notes int   // of half-open connections of a full table, a power of two; 0 is notes
 	// XDP is where the quick way before the stack is taken; see XDPMode.
 	XDP XDPMode
 	// Cgroup is the control group (version 2) whose processes are balanced as
@@ -196,6 +197,7 @@ func (o *Options) fill() {
 		o.Dir = DefaultDir
 	}
 	set(&o.MaxFlows, 262144)
+	set(&o.notes, notes)
 	set(&o.MaxServices, 4096)
 	set(&o.MaxReals, max(8192, min(65536, 1048576/runtime.NumCPU())))
 	set(&o.MaxTurns, 4<<20)

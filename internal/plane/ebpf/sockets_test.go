@@ -2,6 +2,7 @@ package ebpf
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -149,6 +150,33 @@ func TestClientOnTheDirector(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// In a full table a connection of the director's own takes the place of one that is
+// half-open, and gives its record back like any other.
+func TestClientOnTheDirectorInAFullTable(t *testing.T) {
+	requireGroup(t)
+	o := testOptions()
+	o.MaxFlows = 16
+	o.Timeouts.Young = time.Nanosecond
+	p := open(t, o)
+	virtual := vip(0, 80)
+	answering(t, rack0, netip.MustParseAddrPort("10.240.0.20:8000"))
+	apply(t, p, addService(model.TCP, virtual, "rr"), addReal(model.TCP, virtual, "10.240.0.20:8000", 1))
+	for i := range o.MaxFlows {
+		in, err := parsePacket(fmt.Sprintf("tcp 10.1.0.50:%d > 10.1.0.100:80 S", 40000+i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		testRun(t, p, "ingress", "outside", in.ip(), 1)
+	}
+	for range 2 * o.MaxFlows {
+		_, c := askOnce(t, "tcp", virtual)
+		_ = c.Close()
+	}
+	if flows, err := p.Flows(t.Context()); err != nil || len(flows) < o.MaxFlows-2 {
+		t.Errorf("%d connections, %v: want those of others", len(flows), err)
 	}
 }
 

@@ -362,6 +362,7 @@ const (
 	tcTraceHowTRACE_KNOWN   tcTraceHow = 1
 	tcTraceHowTRACE_NEW     tcTraceHow = 2
 	tcTraceHowTRACE_STAYED  tcTraceHow = 3
+	tcTraceHowTRACE_WAITED  tcTraceHow = 4
 )
 
 type tcTuple struct {

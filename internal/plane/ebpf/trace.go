@@ -63,6 +63,7 @@ var how = map[tcTraceHow]string{
 	tcTraceHowTRACE_KNOWN:   "it belongs to a connection in the table",
 	tcTraceHowTRACE_NEW:     "a new connection: the scheduler chooses (the next one may go elsewhere)",
 	tcTraceHowTRACE_STAYED:  "a new connection: its client is bound to this real server",
+	tcTraceHowTRACE_WAITED:  "its SYN found a full table and went to this real server; now it gets a record, if one is free",
 }
 
 // TraceTable asks the real program, on the table that is pinned in dir ("" is
