@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,6 +26,7 @@ func TestFullTable(t *testing.T) {
 		events []string
 	)
 	o.Sink = func(e model.Event) { mu.Lock(); defer mu.Unlock(); events = append(events, e.Kind) }
+	told := func() bool { mu.Lock(); defer mu.Unlock(); return slices.Contains(events, "table-full") }
 	p := open(t, o)
 	apply(t, p, addService(model.UDP, vip(0, 53), "rr"), addReal(model.UDP, vip(0, 53), udpReal, 1))
 	send := func(port int) uint32 {
@@ -60,13 +62,26 @@ func TestFullTable(t *testing.T) {
 		t.Errorf("%d entries in the index, want 32: no half connections", n)
 	}
 	eventually(t, func() string {
-		mu.Lock()
-		defer mu.Unlock()
-		if !slices.Contains(events, "table-full") {
+		if !told() {
 			return "nobody was told"
 		}
 		return ""
 	})
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	events = nil
+	p = open(t, o)
+	swept := atomic.LoadUint32(&p.t.control.Swept)
+	eventually(t, func() string {
+		if atomic.LoadUint32(&p.t.control.Swept) < swept+2 {
+			return "no sweep"
+		}
+		return ""
+	})
+	if told() {
+		t.Error("what the one before has refused is told again")
+	}
 	p.o.Timeouts.UDP = time.Millisecond
 	p.setTimeouts()
 	eventually(t, func() string {
@@ -84,6 +99,12 @@ func TestFlood(t *testing.T) {
 	o := testOptions()
 	o.MaxFlows = 256
 	o.Timeouts.Young = time.Nanosecond // the flood waits for the clients here
+	told := make(chan string, 100)
+	o.Sink = func(e model.Event) {
+		if e.Kind == "table-full" {
+			told <- e.Text
+		}
+	}
 	p := open(t, o)
 	to := vip(0, 80)
 	apply(t, p, addService(model.TCP, to, "rr"), addReal(model.TCP, to, "10.240.0.20:8000", 1))
@@ -126,6 +147,14 @@ func TestFlood(t *testing.T) {
 	if r = reasons(); r[ReasonMadeRoom] == 0 {
 		t.Errorf("reasons %v: clients that answer have got no record", r)
 	}
+	eventually(t, func() string {
+		for len(told) > 0 {
+			if strings.Contains(<-told, "without a record") {
+				return ""
+			}
+		}
+		return "nobody was told"
+	})
 	before.survived("flood")
 
 	// Where none gives way who answers gets no record, and others' SYNs are refused

@@ -53,7 +53,7 @@ func (p Packet) String() string {
 		fate = "to " + p.Real.String()
 	case p.Dropped:
 		fate = "dropped"
-	case p.Reason == ReasonStaysFull.String() || p.Reason == ReasonMadeRoom.String():
+	case p.Reason == ReasonStaysFull.String() || p.Reason == ReasonMadeRoom.String() || p.Reason == ReasonWaits.String():
 		fate = "carried"
 	}
 	return fmt.Sprintf("%s %s: %s %s > %s: %s, %s", p.At.Format("15:04:05.000000"), where, p.Proto, p.Source, p.Destination, p.Reason, fate)

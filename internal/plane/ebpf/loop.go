@@ -40,13 +40,14 @@ func (p *Plane) start(ctx context.Context) error {
 	if err := p.hooks.scan(); err != nil {
 		p.event(model.LevelWarning, "attach-failed", err.Error())
 	}
+	full := p.fullness() // a table that was adopted has counted before
 	p.done.Go(func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		defer func() { _ = ns.Close() }()
 		if err := netns.Set(ns); err != nil {
 			p.event(model.LevelError, "namespace", fmt.Sprintf("enter own network namespace: %v", err))
 		}
-		p.loop(ctx, ns, news)
+		p.loop(ctx, ns, news, full)
 	})
 	return nil
 }
@@ -128,11 +129,10 @@ func (k hardware) moved(u netlink.NeighUpdate) bool {
 	return ok && was != now
 }
 
-func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news) {
+func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news, full fullness) {
 	defer func() { n.stop() }()
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
-	full := uint64(0)
 	heard, listening, plain := hardware{}, true, isPlain()
 	p.t.changed() // before anybody listened, perhaps
 	p.t.heard(plain)
@@ -241,13 +241,30 @@ func (p *Plane) sweepOnce() {
 	}
 }
 
-// warnFull says once each time that the table has begun to refuse connections.
-func (p *Plane) warnFull(before uint64) uint64 {
-	now := p.t.count(ReasonTableFull)
-	if now > before {
+// fullness is what was counted of a full table when it was last looked at.
+type fullness struct {
+	refused, waits uint64
+	told           bool // that connections begin without a record
+}
+
+func (p *Plane) fullness() fullness {
+	return fullness{refused: p.t.count(ReasonTableFull), waits: p.t.count(ReasonWaits)}
+}
+
+// warnFull tells each second how many connections a full table has refused, and once
+// that connections begin without a record.
+func (p *Plane) warnFull(before fullness) fullness {
+	now := p.fullness()
+	now.told = now.waits > before.waits
+	if now.refused > before.refused {
 		p.event(model.LevelError, "table-full", fmt.Sprintf(
 			"connection table is full: %d new connections refused in the last second; open connections go on; give it room for more (batuta run --ebpf-table flows=N; now %d)",
-			now-before, p.t.maxFlows))
+			now.refused-before.refused, p.t.maxFlows))
+	}
+	if now.told && !before.told {
+		p.event(model.LevelWarning, "table-full", fmt.Sprintf(
+			"connection table is full: %d new connections in the last second without a record, which those get whose clients go on (a flood of SYNs?); open connections go on; if there are so many, give it room for more (batuta run --ebpf-table flows=N; now %d)",
+			now.waits-before.waits, p.t.maxFlows))
 	}
 	return now
 }
