@@ -121,9 +121,9 @@ static __always_inline enum balance balance(CTX *ctx, const struct packet *p, in
 	}
 	*s = find_service(&p->t, ifindex_of(ctx));
 	if (!*s)
-		return find_waiting(p, h) ? BALANCE_CARRY : BALANCE_NOT;
+		return find_waiting(p, h, now) ? BALANCE_CARRY : BALANCE_NOT;
 fresh:
-	waits = waits_for(&p->t, *s);
+	waits = waits_for(&p->t, *s, now);
 	*why = REASON_NO_FLOW;
 	if (!waits && !opens(p))
 		return BALANCE_PASS;

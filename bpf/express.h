@@ -92,11 +92,12 @@ static __always_inline int depart(CTX *ctx, const struct fast *p, enum direction
 {
 	__u16 *check = (__u16 *)(p->l4 + check_at(p));
 	__be16 *end = (__be16 *)(p->l4 + (dir == TO_REAL ? 2 : 0)), was;
+	void *frame = p->ip - ETH_HLEN;
 
 	if (!masq) {
 		if (hop_down(ctx, p->v6))
 			goto refused;
-		return leave(ctx, h);
+		return leave(ctx, frame, h->ifindex, h->dmac, h->smac);
 	}
 	was = *end;
 	*end = port;
@@ -106,7 +107,12 @@ static __always_inline int depart(CTX *ctx, const struct fast *p, enum direction
 		goto refused;
 	if (put_sum(ctx, check, ETH_HLEN + header_of(p) + check_at(p), p->proto, partial, p->v6, delta, was, port))
 		goto refused;
-	return leave(ctx, h);
+	if (OFFLOADS && partial) { /* the kernel has changed it, perhaps elsewhere */
+		frame = data_of(ctx);
+		if (frame + ETH_HLEN > end_of(ctx))
+			goto refused;
+	}
+	return leave(ctx, frame, h->ifindex, h->dmac, h->smac);
 refused:
 	count_quietly(REASON_REWRITE);
 	return DROP;
@@ -131,7 +137,10 @@ static __always_inline int along(CTX *ctx, const struct fast *p, struct flow *f,
 	struct hop *h;
 	__u32 delta;
 
-	if (!(gen & 1) || (word & LANE_WORD) != wanted)
+	if ((word & LANE_WORD) != wanted)
+		return LANE_OTHER;
+	asm volatile("" : "+r"(gen)); /* else both are made numbers first, to be tested at once */
+	if (!(gen & 1))
 		return LANE_OTHER;
 	masq = FORWARD(word) == FORWARD_MASQ;
 	if (!masq && FORWARD(word) != FORWARD_GATE)
@@ -355,18 +364,24 @@ undo:
  * the service there says whether it is the one. */
 static __always_inline struct service *service_at(const struct tuple *t)
 {
-	__u32 at = mix(mix(seed ^ t->dst.d[0], t->dst.d[1]), (__u32)t->proto << 16 | t->dport) & (RECENT - 1), *slot, *last;
 	struct service_key key = { .addr = t->dst, .port = t->dport, .proto = t->proto };
+	__u64 hash = mix(mix(seed ^ t->dst.d[0], t->dst.d[1]), (__u32)t->proto << 16 | t->dport), *last, had;
+	__u32 at = hash & (RECENT - 1), *slot;
 	struct service *s;
 
 	last = bpf_map_lookup_elem(&recent, &at);
-	s = last ? bpf_map_lookup_elem(&services, last) : 0;
-	if (s && s->used && s->key.port == key.port && s->key.proto == key.proto && same_addr(&s->key.addr, &key.addr))
-		return s;
+	had = last ? READ_ONCE(*last) : 0;
+	if (!((had ^ hash) >> 32)) {
+		at = had;
+		s = bpf_map_lookup_elem(&services, &at);
+		if (s && s->used && s->key.port == key.port && s->key.proto == key.proto &&
+		    same_addr(&s->key.addr, &key.addr))
+			return s;
+	}
 	slot = bpf_map_lookup_elem(&service_slots, &key);
 	s = slot ? bpf_map_lookup_elem(&services, slot) : 0;
 	if (s && last)
-		*last = *slot;
+		WRITE_ONCE(*last, hash >> 32 << 32 | *slot);
 	return s;
 }
 

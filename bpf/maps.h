@@ -58,14 +58,14 @@ ARRAY(flows, struct flow);
 ARRAY(flow_index, struct bucket);
 ARRAY(hops, struct hop);
 ARRAY(notes, __u64); /* bpf/waiting.h */
-/* Slots of services that were looked up, by a hash of their keys: a look-up in the
- * kernel's hash table takes four times as long. */
+/* Services that were looked up, by a hash of their keys: the upper half of it, and the
+ * slot. A look-up in the kernel's hash table takes four times as long. */
 #define RECENT 4096
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, RECENT);
 	__type(key, __u32);
-	__type(value, __u32);
+	__type(value, __u64);
 } recent SEC(".maps");
 ARRAY(watches, struct watch);
 /* By an interface's number: 1 if its frames have Ethernet headers. */

@@ -128,11 +128,15 @@ static __always_inline int put_addr(CTX *ctx, enum direction dir, const struct a
 }
 
 /* is_pseudo tells whether a field may hold the sum of the pseudo header; ends is
- * that of its addresses. */
+ * that of its addresses. It does if the difference is a multiple of 65535, which a
+ * number of 64 bits is if times its inverse (modulo 2^64) it is no more than as many of
+ * them as there are: two instructions where a sum is folded by twelve. */
 static __always_inline int is_pseudo(__u16 check, __u64 ends, __u8 proto, __u16 len)
 {
+	__u64 diff = ends + bpf_htons(proto) + bpf_htons(len) + 0xffff - check;
+
 	/* 0 and 0xffff are one number. */
-	return check == fold16(ends + bpf_htons(proto) + bpf_htons(len)) || (__u16)(check - 1) >= 0xfffe;
+	return (__u16)(check - 1) >= 0xfffe || diff * 0xfffefffefffeffffull <= ~0ull / 0xffff;
 }
 
 static __always_inline int is_partial(const struct packet *p, __u16 check)

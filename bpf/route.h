@@ -31,18 +31,14 @@ struct mac {
 	__u16 b;
 };
 
-static __always_inline int put_macs(CTX *ctx, __u64 dmac, __u64 smac)
+static __always_inline void put_macs(void *frame, __u64 dmac, __u64 smac)
 {
-	void *frame = data_of(ctx);
 	struct mac *dst = frame, *src = frame + ETH_ALEN;
 
-	if (frame + ETH_HLEN > end_of(ctx))
-		return -1;
 	dst->a = dmac;
 	dst->b = dmac >> 32;
 	src->a = smac;
 	src->b = smac >> 32;
-	return 0;
 }
 
 struct way {
@@ -147,24 +143,23 @@ static __always_inline int may_leave(struct __sk_buff *skb, const struct hop *h)
 	return h->dmac != 0;
 }
 
-static __always_inline int leave(struct __sk_buff *skb, const struct hop *h)
+/* leave sends a frame to a next hop's hardware address. */
+static __always_inline int leave(struct __sk_buff *skb, void *frame, __u32 ifindex, __u64 dmac, __u64 smac)
 {
-	if (put_macs(skb, h->dmac, h->smac))
-		return TC_ACT_SHOT;
+	put_macs(frame, dmac, smac);
 	skb->tc_index = DONE;
-	return bpf_redirect(h->ifindex, 0);
+	return bpf_redirect(ifindex, 0);
 }
 
 /* send sends a packet to hardware addresses that are known, else by the kernel's neighbor entry. */
 static __always_inline int send(struct __sk_buff *skb, const struct way *w)
 {
 	struct bpf_redir_neigh nh = {};
+	void *frame = data_of(skb);
 
 	trace(skb, TRACE_IFINDEX, w->ifindex);
-	if (w->dmac && !put_macs(skb, w->dmac, w->smac)) {
-		skb->tc_index = DONE;
-		return bpf_redirect(w->ifindex, 0);
-	}
+	if (w->dmac && frame + ETH_HLEN <= end_of(skb))
+		return leave(skb, frame, w->ifindex, w->dmac, w->smac);
 	skb->tc_index = DONE;
 	if (is4(&w->nexthop)) {
 		nh.nh_family = AF_INET;

@@ -247,7 +247,7 @@ static __attribute__((noinline)) int replies(struct __sk_buff *skb)
 	now = ticks_now();
 	switch (parse(skb, &p)) {
 	case PARSED_PORTS:
-		if (!find_flow(&p.t, &h) && !find_waiting(&p, &h)) {
+		if (!find_flow(&p.t, &h) && !find_waiting(&p, &h, now)) {
 			if (p.first)
 				note_first(&p, 0, 0, now);
 			return TC_ACT_UNSPEC;

@@ -91,14 +91,14 @@ static __always_inline __u32 noted(__u64 hash, enum direction dir)
 
 /* waits_for gives the slot + 1 of the real server that a client of service s waits
  * for, 0 for none. */
-SEPARATE __u32 waits_for(const struct tuple *t, const struct service *s)
+SEPARATE __u32 waits_for(const struct tuple *t, const struct service *s, __u32 now)
 {
 	struct control *c = get_control();
 	struct service *its;
 	struct real *r;
 	__u32 real, at;
 
-	if (!t || !s || !c || !any_waits(c, ticks_of(c)) || !may_wait(s, t->proto))
+	if (!t || !s || !c || !any_waits(c, now) || !may_wait(s, t->proto))
 		return 0;
 	real = noted(tuple_hash(t), TO_REAL);
 	if (!real)
@@ -129,20 +129,16 @@ SEPARATE int note_both(__u32 slot, __u32 now)
 
 /* answers_waiting tells whether a packet is a real server's to a client that waits
  * for it, and writes the record of such a connection: it is in no index. */
-SEPARATE int answers_waiting(const struct tuple *t)
+SEPARATE int answers_waiting(const struct tuple *t, __u32 now)
 {
-	__u32 slot = waiting_slot(), real, at, now;
-	struct control *c = get_control();
+	__u32 slot = waiting_slot(), real, at;
 	struct tuple to = {};
 	struct service *s;
 	struct real_cpu *rc;
 	struct flow *f;
 	struct real *r;
 
-	if (!t || !c || t->proto != IPPROTO_TCP)
-		return 0;
-	now = ticks_of(c);
-	if (!any_waits(c, now))
+	if (!t || t->proto != IPPROTO_TCP)
 		return 0;
 	real = noted(tuple_hash(t), TO_CLIENT);
 	if (!real)
@@ -169,9 +165,11 @@ SEPARATE int answers_waiting(const struct tuple *t)
 
 /* find_waiting finds the connection that a real server's packet belongs to, if its
  * client waits for it. What would open a connection answers none. */
-static __always_inline int find_waiting(const struct packet *p, struct hit *h)
+static __always_inline int find_waiting(const struct packet *p, struct hit *h, __u32 now)
 {
-	if (opens(p) || !answers_waiting(&p->t))
+	struct control *c = get_control();
+
+	if (!c || !any_waits(c, now) || opens(p) || !answers_waiting(&p->t, now))
 		return 0;
 	h->slot = waiting_slot();
 	h->f = bpf_map_lookup_elem(&flows, &h->slot);

@@ -61,9 +61,10 @@ static __always_inline int may_leave(struct xdp_md *ctx, const struct hop *h)
 	return may_send(ctx, h->ifindex, h->dmac);
 }
 
-static __always_inline int leave(struct xdp_md *ctx, const struct hop *h)
+static __always_inline int leave(struct xdp_md *ctx, void *frame, __u32 ifindex, __u64 dmac, __u64 smac)
 {
-	return put_macs(ctx, h->dmac, h->smac) ? XDP_DROP : XDP_REDIRECT;
+	put_macs(frame, dmac, smac);
+	return XDP_REDIRECT; /* to whom may_send has named */
 }
 
 #include "express.h"
@@ -91,6 +92,7 @@ static __attribute__((noinline)) int general(struct xdp_md *ctx, int may_be)
 	enum reason why;
 	__u32 now, room = 0;
 	__u16 delta;
+	void *frame;
 
 	if (parse(ctx, &p) != PARSED_PORTS || p.first || p.ttl <= 1)
 		return XDP_PASS;
@@ -125,9 +127,10 @@ static __attribute__((noinline)) int general(struct xdp_md *ctx, int may_be)
 	} else if (hop_down(ctx, p.v6) || (FORWARD(h.word) == FORWARD_IPIP && encapsulate(ctx, &p, &n.src, &n.dst))) {
 		return drop(ctx, &p, REASON_REWRITE);
 	}
-	if (put_macs(ctx, w.dmac, w.smac))
+	frame = data_of(ctx);
+	if (frame + ETH_HLEN > end_of(ctx))
 		return drop(ctx, &p, REASON_REWRITE);
-	return XDP_REDIRECT;
+	return leave(ctx, frame, w.ifindex, w.dmac, w.smac);
 }
 
 SEC("xdp")
