@@ -188,6 +188,61 @@ func TestMaglevStays(t *testing.T) {
 	}
 }
 
+// The same of tables that are drawn, of both sizes: equal weights and unequal
+// ones, up to the extremes, and real servers that take none at present.
+func TestDrawnTablesStay(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		weight func(int) int
+		want   uint64
+	}{
+		{"equal", func(int) int { return 1 }, 0xace948ca5b9855df},
+		{"equal and great", func(int) int { return maxWeight }, 0xace948ca5b9855df},
+		{"1 to 4", func(i int) int { return 1 + i%4 }, 0x98c08d33e1c4705},
+		{"4 to 1", func(i int) int { return 4 - i%4 }, 0xbebdebce1a5f3dc9},
+		{"1 and 10", func(i int) int { return 1 + 9*(i%2) }, 0x30aa1b44bd558fd5},
+		{"100 upwards", func(i int) int { return 100 + i }, 0x843eddfb55dec23a},
+		{"1 and the greatest", func(i int) int { return 1 + (maxWeight-1)*(i%2) }, 0xc0c9aa4c77c68658},
+		{"one of all", func(i int) int { return 1 + (maxWeight-1)/(i*i+1) }, 0x70479934b4b4e523},
+		{"equal, some 0", func(i int) int { return min(1, i%5) }, 0x596a2daf39f88dc4},
+		{"1 to 3, some 0", func(i int) int { return i % 4 }, 0x32efd63154688579},
+		{"all but one 0", func(i int) int { return max(0, 1-i) }, 0xb4ab8d191d9a2095},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := fnv.New64a()
+			sizes := map[int]bool{}
+			for n := 1; n <= 34; n++ {
+				var weights []int
+				for i := range n {
+					weights = append(weights, c.weight(i))
+				}
+				for rack := range byte(3) {
+					turns := ring("mh", inRack(rack, weights))
+					sizes[len(turns)] = true
+					fmt.Fprintln(h, turns)
+				}
+			}
+			if !sizes[8191] || !sizes[16381] || sizes[32749] {
+				t.Fatalf("tables of sizes %v, want 8191 and 16381", sizes)
+			}
+			if got := h.Sum64(); got != c.want {
+				t.Errorf("the tables' hash is %#x, want %#x", got, c.want)
+			}
+		})
+	}
+}
+
+// inRack makes real servers with these weights; each rack has other addresses.
+func inRack(rack byte, weights []int) []*real {
+	reals := realsOf(weights)
+	for _, r := range reals {
+		a := r.Addr.Addr().As4()
+		a[1] = rack
+		r.Addr = netip.AddrPortFrom(netip.AddrFrom4(a), r.Addr.Port())
+	}
+	return reals
+}
+
 // What becomes of the clients of all others when one of n real servers takes no
 // more connections, leaves, comes, or gets twice the weight; and how even the
 // shares are, before and with one that takes none. The table is in
@@ -274,12 +329,7 @@ func TestMaglevDisruptionWithWeights(t *testing.T) {
 				for i := range n {
 					weights = append(weights, weight(i))
 				}
-				all := realsOf(weights)
-				for _, r := range all {
-					a := r.Addr.Addr().As4()
-					a[1] = rack
-					r.Addr = netip.AddrPortFrom(netip.AddrFrom4(a), r.Addr.Port())
-				}
+				all := inRack(rack, weights)
 				before := slices.Clone(ring("mh", all))
 				for g := 0; g < n; g += max(1, n/4) {
 					then, moved := slices.Delete(slices.Clone(all), g, g+1), 0
