@@ -24,10 +24,12 @@ type ringMaker struct {
 	of      []turnsOf
 
 	// Those of byDraw.
-	lots     []lot
-	contests []contest
-	price    []float64
-	won      []int
+	lots      []lot
+	fours     []four
+	some      *somePlaces
+	contests  []contest
+	price     []float64
+	won, wins []int
 }
 
 // room is memory for n turns, with whatever was in it.

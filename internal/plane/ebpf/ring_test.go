@@ -232,6 +232,60 @@ func TestDrawnTablesStay(t *testing.T) {
 	}
 }
 
+// slowDraw is byDraw without any shortcut: all draw for each place, and each
+// round asks for each place again.
+func slowDraw(reals []*real, size int) []int {
+	weights, sum := []int{}, 0
+	for _, r := range reals {
+		weights = append(weights, r.Weight)
+		sum += r.Weight
+	}
+	var lots []lot
+	price := make([]float64, len(reals))
+	for i, r := range reals {
+		lots = append(lots, lot{nameHash(r.Addr), max(1, uint64(slices.Min(weights)<<19/weights[i])) << indexBits})
+		price[i] = 1
+	}
+	table, place := make([]int, size), uint64(0)
+	least, next := make([]uint64, size), make([]uint64, size)
+	for at := range table {
+		place += 0x9e3779b97f4a7c15
+		x := (place ^ place>>30) * 0xbf58476d1ce4e5b9
+		least[at], next[at] = draw(lots, curve(), x^x>>31)
+	}
+	for range 4 {
+		won := make([]int, len(reals))
+		for at := range table {
+			i, other := least[at]&0xff, next[at]&0xff
+			if float64(least[at])*price[i] > float64(next[at])*price[other] {
+				i = other
+			}
+			table[at] = int(i)
+			won[i]++
+		}
+		for i, won := range won {
+			fair := float64(size) * float64(weights[i]) / float64(sum)
+			price[i] *= 1 + float64(0.8*float64(float64(won)/fair-1))
+		}
+	}
+	return table
+}
+
+// The shortcuts change nothing, whatever the weights and whatever the maker has
+// made before.
+func TestDrawsAreSlowOnes(t *testing.T) {
+	var m ringMaker
+	rapid.Check(t, func(t *rapid.T) {
+		most := rapid.SampledFrom([]int{1, 2, 4, 100, maxWeight}).Draw(t, "most")
+		weights := rapid.SliceOfN(rapid.IntRange(1, most), 2, 34).Draw(t, "weights")
+		reals := inRack(rapid.Byte().Draw(t, "rack"), weights)
+		size := maglevSize(len(reals))
+		if !slices.Equal(slowDraw(reals, size), m.maglev(reals, size)) {
+			t.Fatal("the tables differ")
+		}
+	})
+}
+
 // inRack makes real servers with these weights; each rack has other addresses.
 func inRack(rack byte, weights []int) []*real {
 	reals := realsOf(weights)
