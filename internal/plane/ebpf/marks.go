@@ -2,6 +2,7 @@ package ebpf
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"net/netip"
 	"slices"
@@ -28,6 +29,11 @@ func (p *Plane) SetMarks(_ context.Context, rules []model.MarkRule) error {
 	case len(rules) > maxRules:
 		return lacks("room for %d rules of marks, but for %d", len(rules), maxRules)
 	}
+	return p.setMarks(rules)
+}
+
+// setMarks does so with p.mu held.
+func (p *Plane) setMarks(rules []model.MarkRule) error {
 	rows := make([]tcRule, len(rules))
 	for i, r := range rules {
 		rows[i] = wireRule(r)
@@ -46,13 +52,15 @@ func (p *Plane) SetMarks(_ context.Context, rules []model.MarkRule) error {
 	return p.state.tellRoles(p.t)
 }
 
-// resolveMarks does so again, after interfaces have changed.
+// resolveMarks sets them again, after interfaces have changed.
 func (p *Plane) resolveMarks() {
 	p.mu.Lock()
-	marks := slices.Clone(p.state.marks)
-	p.mu.Unlock()
-	if slices.ContainsFunc(marks, func(r model.MarkRule) bool { return r.Interface != "" }) {
-		_ = p.SetMarks(context.Background(), marks)
+	defer p.mu.Unlock()
+	if p.closed || !slices.ContainsFunc(p.state.marks, func(r model.MarkRule) bool { return r.Interface != "" }) {
+		return
+	}
+	if err := p.setMarks(p.state.marks); err != nil {
+		p.event(model.LevelWarning, "marks-failed", fmt.Sprintf("find the interfaces that rules of marks name: %v; it is tried again when interfaces change", err))
 	}
 }
 
