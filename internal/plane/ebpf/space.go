@@ -1,8 +1,11 @@
 package ebpf
 
 import (
+	"errors"
+	"os"
 	"slices"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,14 +26,46 @@ func newSpace(n uint32) *space {
 }
 
 // gracePeriod waits until every program that runs now has ended: programs run
-// under RCU, and MEMBARRIER_CMD_GLOBAL waits for it (membarrier(2)).
-func gracePeriod() error {
+// under RCU.
+func gracePeriod() error { return firstThatWorks(waitByBarrier, waitByMap) }
+
+func firstThatWorks(ways ...func() error) error {
+	var errs []error
+	for _, way := range ways {
+		err := way()
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// waitByBarrier has MEMBARRIER_CMD_GLOBAL wait, which kernels that were started
+// with nohz_full refuse (membarrier(2)).
+func waitByBarrier() error {
 	const cmdGlobal = 1
-	_, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, cmdGlobal, 0, 0)
-	if errno != 0 {
-		return errno
+	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, cmdGlobal, 0, 0); errno != 0 {
+		return os.NewSyscallError("membarrier", errno)
 	}
 	return nil
+}
+
+// waitByMap writes into a map of maps: before such a write returns the kernel
+// waits for all programs that may still have the map of before.
+func waitByMap() error {
+	inner := &ebpf.MapSpec{Name: "wait_inner", Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1}
+	m, err := ebpf.NewMap(inner)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = m.Close() }()
+	outer, err := ebpf.NewMap(&ebpf.MapSpec{Name: "wait", Type: ebpf.ArrayOfMaps, KeySize: 4, ValueSize: 4, MaxEntries: 1, InnerMap: inner})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = outer.Close() }()
+	return outer.Put(uint32(0), m)
 }
 
 // take gives n elements, false if there is no such piece.
