@@ -100,7 +100,7 @@ func (p *Plane) Bind(_ context.Context, bindings []model.Binding) (bound int, er
 	for some := range slices.Chunk(bindings, together) {
 		n, err := p.bind(some)
 		if bound += n; errors.Is(err, unix.E2BIG) {
-			return bound, fmt.Errorf("no room for more than %d clients of persistent services: %d of %d were taken over: raise the number of clients", p.o.MaxClients, bound, len(bindings))
+			return bound, fmt.Errorf("no room for more than %d clients of persistent services: %d of %d were taken over: batuta run --ebpf-table clients=N makes more", p.t.Stays.MaxEntries(), bound, len(bindings))
 		}
 		if err != nil {
 			return bound, fmt.Errorf("take over clients of persistent services: %w", err)
