@@ -96,11 +96,14 @@ func predecessors(p plane.Plane, sink model.Sink, directors []model.Director) []
 		}
 	}
 	old, err := openIPVS(p, sink, directors)
-	if old != nil {
-		found = append(found, old)
+	if old == nil {
+		unknown(err)
+		return found
 	}
-	unknown(err)
-	return found
+	if err != nil {
+		tellSwap(sink, model.LevelWarning, fmt.Sprintf("look at the connections of %s: %v; it is tried again and again", old, err))
+	}
+	return append(found, old)
 }
 
 // takeOver fills p before its predecessor lets go, and says what was done. What

@@ -31,7 +31,8 @@ const (
 	listedAtAll  = 200_000
 )
 
-// openIPVS is nil where IPVS is not the predecessor of p.
+// openIPVS is nil where IPVS is not the predecessor of p. One with an error is
+// one whose connections could not be looked at yet.
 func openIPVS(p plane.Plane, sink model.Sink, directors []model.Director) (predecessor, error) {
 	next, passes := plane.As[passer](p)
 	if !passes && p.Info().Name != "proxy" {
@@ -50,13 +51,14 @@ func openIPVS(p plane.Plane, sink model.Sink, directors []model.Director) (prede
 		return nil, errors.Join(err, old.Close())
 	}
 	if !passes {
-		return &endedIPVS{leftIPVS: *l, new: p}, nil
+		return &endedIPVS{leftIPVS: *l, new: p}, err
 	}
 	q := &quietIPVS{leftIPVS: *l, new: next, sink: sink}
-	return q, q.begin(ctx)
+	return q, errors.Join(err, q.begin(ctx))
 }
 
-// whatIsLeft is nil where the old plane has no service of the configuration or of the new one.
+// whatIsLeft is nil where the old plane has no service of the configuration or of the new one;
+// with an error besides, its connections could not be counted.
 func whatIsLeft(ctx context.Context, old, next plane.Plane, directors []model.Director) (*leftIPVS, error) {
 	have, err := old.Read(ctx)
 	if err != nil {
@@ -82,7 +84,9 @@ func whatIsLeft(ctx context.Context, old, next plane.Plane, directors []model.Di
 	if !found {
 		return nil, nil
 	}
-	_, err = l.countOpen(ctx)
+	if _, err = l.countOpen(ctx); err != nil {
+		l.count = listedAtOnce + 1 // perhaps: they are counted again before they are listed
+	}
 	return l, err
 }
 

@@ -31,6 +31,7 @@ type listPlane struct {
 	flows  []model.Flow
 	passed []model.Flow
 	active map[model.ServiceKey]uint64
+	broken error                      // of Counters
 	listed int                        // how often Flows was asked
 	refuse func([]model.Change) error // Apply; nil: nothing
 }
@@ -60,7 +61,7 @@ func (p *listPlane) Counters(context.Context) (out []model.ServiceCounters, err 
 	for k, n := range p.active {
 		out = append(out, model.ServiceCounters{Key: k, Reals: []model.RealCounters{{Active: n}}})
 	}
-	return out, nil
+	return out, p.broken
 }
 
 func tableOfText(t *testing.T, p plane.Plane) string {
@@ -366,6 +367,31 @@ func TestManyConnectionsAreListedLater(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What cannot be counted may be hundreds of thousands: nothing is listed before
+// it was counted.
+func TestUncountedConnectionsAreNotListed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t)
+		h.old.broken = errors.New("interrupted system call")
+		l, err := whatIsLeft(t.Context(), h.old, h.next, h.directors)
+		if l == nil || !errors.Is(err, h.old.broken) {
+			t.Fatalf("%v, %v; want the old plane, and why its connections are not counted", l, err)
+		}
+		q := &quietIPVS{leftIPVS: *l, new: h.next, sink: func(model.Event) {}}
+		h.asked(t, "not counted", 0, func() {
+			if err := q.begin(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if _, err := takeOver(t.Context(), h.next, q); !errors.Is(err, h.old.broken) {
+				t.Errorf("%v, want %v", err, h.old.broken)
+			}
+		})
+		h.old.broken = nil
+		time.Sleep(plane.Pace(0))
+		h.asked(t, "counted", 1, func() { h.release(t, q, left{open: 2}) })
+	})
 }
 
 // A client of a persistent service keeps its real server when planes change.
