@@ -31,7 +31,7 @@ func (p *Plane) start(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("own network namespace: %w", err)
 	}
-	news, err := subscribe(ctx, ns)
+	first, err := subscribe(ctx, ns)
 	if err != nil {
 		_ = ns.Close()
 		return err
@@ -47,7 +47,7 @@ func (p *Plane) start(ctx context.Context) error {
 		if err := netns.Set(ns); err != nil {
 			p.event(model.LevelError, "namespace", fmt.Sprintf("enter own network namespace: %v", err))
 		}
-		p.loop(ctx, ns, news, full)
+		p.loop(ctx, first, func() (news, error) { return subscribe(ctx, ns) }, full)
 	})
 	return nil
 }
@@ -129,7 +129,9 @@ func (k hardware) moved(u netlink.NeighUpdate) bool {
 	return ok && was != now
 }
 
-func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news, full fullness) {
+// loop is the goroutine; anew subscribes to news again, full is what was counted
+// of a full table before.
+func (p *Plane) loop(ctx context.Context, n news, anew func() (news, error), full fullness) {
 	defer func() { n.stop() }()
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
@@ -149,7 +151,10 @@ func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news, full fullne
 			p.endRetired()
 			full = p.warnFull(full)
 			p.t.hushed()
-			continue
+			if listening {
+				continue
+			}
+			lost = true
 		case _, ok := <-n.links:
 			lost = !ok
 			for len(n.links) > 0 { // one scan for all that came together
@@ -169,14 +174,21 @@ func (p *Plane) loop(ctx context.Context, ns netns.NsHandle, n news, full fullne
 		}
 		if lost && ctx.Err() == nil { // the socket overflowed: listen anew
 			n.stop()
-			fresh, err := subscribe(ctx, ns)
+			fresh, err := anew()
+			again := !listening
+			if err != nil && !again {
+				p.event(model.LevelError, "subscribe", err.Error()+"; it is tried again each second: until then interfaces are looked for as often, and routes asked for each half minute")
+			}
 			if err != nil {
-				p.event(model.LevelError, "subscribe", err.Error())
-				fresh = news{stop: func() {}} // routes are asked again each half minute
+				fresh = news{stop: func() {}}
 			}
 			n, heard, listening = fresh, hardware{}, err == nil
 			if err := p.hooks.scan(); err != nil {
 				p.event(model.LevelWarning, "attach-failed", err.Error())
+			}
+			p.resolveMarks()
+			if again && !listening {
+				continue
 			}
 		}
 		p.findSources()
