@@ -3,6 +3,8 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -14,6 +16,8 @@ import (
 
 	"github.com/batuta-ha/batuta/internal/api"
 	"github.com/batuta-ha/batuta/internal/model"
+	"github.com/batuta-ha/batuta/internal/plane"
+	"github.com/batuta-ha/batuta/internal/plane/proxy"
 )
 
 func TestOneDaemonForEachRunDirectory(t *testing.T) {
@@ -121,6 +125,41 @@ func TestAddressBookTellsTheWholeSet(t *testing.T) {
 	want := []string{"10.1.0.100", "10.0.0.1 10.1.0.100", "10.0.0.1 10.1.0.100", "10.0.0.1", "10.0.0.1"}
 	if diff := cmp.Diff(want, h.told); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// A service that cannot be served on one address keeps no other from being
+// started or stopped.
+func TestAddressBookTellsWhatConcernsTheAddress(t *testing.T) {
+	p := proxy.New(proxy.Options{})
+	defer func() { _ = p.Close() }()
+	one, other := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")
+	busy, err := net.Listen("tcp4", "127.0.0.2:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = busy.Close() }()
+	at := netip.MustParseAddrPort(busy.Addr().String())
+	v := model.VirtualService{Key: model.ServiceKey{Proto: model.TCP, Addr: at}, Scheduler: "rr"}
+	if err := p.Apply(t.Context(), []model.Change{{Op: model.ServiceAdd, Service: v}}); err != nil {
+		t.Fatal(err)
+	}
+	b := newAddressBook(p)
+	inTheWay := fmt.Sprintf("%s cannot be served: another program on this host listens on port %d", v.Key, at.Port())
+	for _, c := range []struct {
+		addr netip.Addr
+		hold bool
+		want string // the beginning of the error
+	}{{other, true, inTheWay}, {one, true, ""}, {one, false, ""}, {other, false, ""}} {
+		if err := b.set(t.Context(), c.addr, c.hold); (err == nil) != (c.want == "") || err != nil && !strings.HasPrefix(err.Error(), c.want) {
+			t.Errorf("%s, held %v: %v; want %q", c.addr, c.hold, err, c.want)
+		}
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.set(t.Context(), one, false); !errors.Is(err, plane.ErrClosed) {
+		t.Errorf("%v, want %v", err, plane.ErrClosed)
 	}
 }
 

@@ -240,7 +240,9 @@ func (b *addressBook) found(ctx context.Context, a netip.Addr) error {
 	return b.tell(ctx)
 }
 
-// set adds or removes one address and returns once the plane follows.
+// set adds or removes one address and returns once the plane follows. What the
+// plane cannot serve on other addresses is no reason to start or stop this one
+// late; neither is it on this one when it goes.
 func (b *addressBook) set(ctx context.Context, a netip.Addr, hold bool) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -250,7 +252,23 @@ func (b *addressBook) set(ctx context.Context, a netip.Addr, hold bool) error {
 	} else {
 		delete(b.held, a)
 	}
-	return b.tell(ctx)
+	return concerning(a, b.tell(ctx))
+}
+
+// concerning is what an error of SetAddresses says of one address.
+func concerning(a netip.Addr, err error) error {
+	all, joined := err.(interface{ Unwrap() []error })
+	if !joined {
+		return err
+	}
+	var errs []error
+	for _, e := range all.Unwrap() {
+		var of *plane.AddressError
+		if !errors.As(e, &of) || of.Addr == a {
+			errs = append(errs, e)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // tell gives the plane the whole set. mu is held.

@@ -57,9 +57,23 @@ type Plane interface {
 // they do not implement it.
 type AddressHolder interface {
 	// SetAddresses gives the whole set of held addresses. Letting go of one
-	// closes its listeners and connections before the call returns.
+	// closes its listeners and connections before the call returns. Services
+	// that cannot be served do not stop the others: the error joins one
+	// *AddressError for each of them. Any other error means that nothing is
+	// known to be done.
 	SetAddresses(ctx context.Context, held []netip.Addr) error
 }
+
+// AddressError says why a service cannot be served on an address that is held.
+type AddressError struct {
+	Addr netip.Addr
+	Err  error
+}
+
+func (e *AddressError) Error() string { return e.Err.Error() }
+
+// Unwrap gives the reason.
+func (e *AddressError) Unwrap() error { return e.Err }
 
 // ErrClosed is returned by every method after Close.
 var ErrClosed = errors.New("plane is closed")

@@ -169,9 +169,8 @@ func (p *Plane) Apply(ctx context.Context, changes []model.Change) error {
 	return errors.Join(rows...)
 }
 
-// SetAddresses gives the whole set of held addresses. The error joins the
-// services that cannot be served on them; the others are served, and those
-// are tried again with each change. With Options.HoldAll it does nothing.
+// SetAddresses gives the whole set of held addresses. Services that cannot be
+// served on them are tried again with each change. With Options.HoldAll it does nothing.
 func (p *Plane) SetAddresses(ctx context.Context, held []netip.Addr) error {
 	p.change.Lock()
 	defer p.change.Unlock()
@@ -205,7 +204,7 @@ func (p *Plane) listenAll() error {
 	for _, s := range p.snapshot() {
 		if p.holds(s) && s.listener == nil {
 			if err := p.listen(s); err != nil {
-				failed = append(failed, err)
+				failed = append(failed, &plane.AddressError{Addr: s.row.Key.Addr.Addr(), Err: err})
 			}
 		}
 	}
