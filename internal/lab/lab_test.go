@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"strings"
 	"testing"
@@ -78,10 +79,15 @@ func verb(name string, args []string) error {
 	return fmt.Errorf("no verb %s", name)
 }
 
-// requireRoot skips a test that needs namespaces; in CI that is a failure.
+// requireRoot skips a test that needs namespaces, and ping in them; in CI that is a failure.
 func requireRoot(t *testing.T) {
 	t.Helper()
 	err := lab.Available()
+	if err == nil {
+		if _, err = exec.LookPath("ping"); err != nil {
+			err = fmt.Errorf("%w: apt-get install iputils-ping", err)
+		}
+	}
 	switch {
 	case err == nil:
 	case os.Getenv("BATUTA_REQUIRE_ROOT") == "1":
