@@ -19,12 +19,14 @@ enum balance {
 static __always_inline enum reason open_flow(CTX *ctx, const struct packet *p, struct service *s, __u32 waits,
 					     __u32 now, struct hit *h)
 {
+	int answered = waits & WAITS_ANSWERED && !opens(p);
 	struct control *c = get_control();
 	enum reason why;
 	struct flow *f;
 	enum place at;
 	__u64 hash = 0;
 
+	waits &= ~WAITS_ANSWERED;
 	if (!c || !(__u32)READ_ONCE(s->ring))
 		return REASON_NO_REAL;
 	if (s->flags & SERVICE_ONE_PACKET) {
@@ -46,6 +48,8 @@ static __always_inline enum reason open_flow(CTX *ctx, const struct packet *p, s
 		return REASON_TABLE_FULL;
 
 	begin_flow(f, &p->t, p->v6, now);
+	if (answered)
+		f->word |= FLOW_ANSWERED;
 	h->f = f;
 	h->gen = f->gen + 1;
 	h->dir = TO_REAL;

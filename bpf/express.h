@@ -293,7 +293,7 @@ static __always_inline int opened(CTX *ctx, const struct fast *p, struct service
 	if (p->proto == IPPROTO_TCP && any_waits(c, now) && has_note(hash))
 		return LANE_NEW;
 	if (!alone && take_slot(&slot)) {
-		waits = p->proto == IPPROTO_TCP && !READ_ONCE(c->no_room);
+		waits = may_wait(s, p->proto) && !READ_ONCE(c->no_room);
 		if (!waits) { /* who gives way may be the one that the real server has too many */
 			slot = make_room(now) - 1;
 			if (slot >= max_flows)

@@ -5,11 +5,12 @@
  * notes, one for each direction, tell which real server it has; the connection
  * gets its record when its client goes on. So a flood of SYNs ends nobody's
  * connection, and a SYN of it costs no more than one packet. A note is
- * overwritten by the next one that falls on its place: loss is harmless here,
- * the client sends its SYN again.
+ * overwritten by the next one that falls on its place: whose it was has to begin
+ * anew.
  *
  * A note is the upper 24 bits of the hash of a packet's ends, the lower 16 of
- * its real server's generation (odd, so that no note is 0) and its slot. */
+ * its real server's generation, and its slot. Generations of those that are alive
+ * are odd: the lowest bit tells instead whether the real server has answered. */
 #pragma once
 
 #include "schedule.h"
@@ -17,6 +18,9 @@
 /* How long notes are looked for after the last was made: as long as a half-open
  * connection has. */
 #define WAIT_TICKS 0x10000
+
+#define NOTE_ANSWERED (1ull << 24)
+#define WAITS_ANSWERED (1u << 31) /* the same in what waits_for says */
 
 /* Behind the records of passing datagrams (passing_slot) are those of packets
  * that have a note, one for each processor. */
@@ -31,10 +35,12 @@ static __always_inline int any_waits(const struct control *c, __u32 now)
 }
 
 /* may_wait tells whether a service's SYNs may do with a note: what a note does not
- * tell, its service's address and port do. */
+ * tell, its service's address and port do. No real server's gauge counts it, so
+ * those that look for the least of half-open ones would give all to one. */
 static __always_inline int may_wait(const struct service *s, __u8 proto)
 {
-	return proto == IPPROTO_TCP && s->key.port && !(s->flags & SERVICE_STAYS);
+	return proto == IPPROTO_TCP && s->key.port && !(s->flags & SERVICE_STAYS) && s->choice != CHOOSE_LC &&
+	       s->choice != CHOOSE_WLC && s->choice != CHOOSE_TWO;
 }
 
 /* note_at gives the place of a note: an even one for a client's packets, an odd one
@@ -59,12 +65,17 @@ static __always_inline int has_note(__u64 hash)
 	return at && is_noted(READ_ONCE(*at), hash);
 }
 
+static __always_inline __u64 new_note(__u64 hash, __u32 real, __u32 gen)
+{
+	return (hash >> 40) << 40 | (__u64)(gen & 0xfffe) << 24 | real;
+}
+
 static __always_inline void make_note(__u64 hash, enum direction dir, __u32 real, __u32 gen)
 {
 	__u64 *at = note_at(hash, dir);
 
 	if (at)
-		WRITE_ONCE(*at, (hash >> 40) << 40 | (__u64)(__u16)gen << 24 | real);
+		WRITE_ONCE(*at, new_note(hash, real, gen));
 }
 
 /* keep_waiting has notes looked for, from now on. */
@@ -75,7 +86,7 @@ static __always_inline void keep_waiting(struct control *c, __u32 now)
 }
 
 /* noted gives the slot + 1 of the real server that a note tells, 0 if there is no
- * note or the real server has gone. */
+ * note or the real server has gone, with WAITS_ANSWERED if that has answered. */
 static __always_inline __u32 noted(__u64 hash, enum direction dir)
 {
 	__u64 *at = note_at(hash, dir), note = at ? READ_ONCE(*at) : 0;
@@ -86,11 +97,13 @@ static __always_inline __u32 noted(__u64 hash, enum direction dir)
 		return 0;
 	rc = real_on_this_cpu(real);
 	gen = rc ? READ_ONCE(rc->gen) : 0;
-	return (gen & 1) && (__u16)gen == (__u16)(note >> 24) ? real + 1 : 0;
+	if (!(gen & 1) || (__u16)gen != ((__u16)(note >> 24) | 1))
+		return 0;
+	return (real + 1) | (note & NOTE_ANSWERED ? WAITS_ANSWERED : 0);
 }
 
 /* waits_for gives the slot + 1 of the real server that a client of service s waits
- * for, 0 for none. */
+ * for, 0 for none, with WAITS_ANSWERED if that has answered. */
 SEPARATE __u32 waits_for(const struct tuple *t, const struct service *s, __u32 now)
 {
 	struct control *c = get_control();
@@ -103,7 +116,7 @@ SEPARATE __u32 waits_for(const struct tuple *t, const struct service *s, __u32 n
 	real = noted(tuple_hash(t), TO_REAL);
 	if (!real)
 		return 0;
-	at = real - 1;
+	at = (real & ~WAITS_ANSWERED) - 1;
 	r = bpf_map_lookup_elem(&reals, &at);
 	if (!r)
 		return 0;
@@ -133,6 +146,7 @@ SEPARATE int answers_waiting(const struct tuple *t, __u32 now)
 {
 	__u32 slot = waiting_slot(), real, at;
 	struct tuple to = {};
+	__u64 hash, *note;
 	struct service *s;
 	struct real_cpu *rc;
 	struct flow *f;
@@ -160,6 +174,10 @@ SEPARATE int answers_waiting(const struct tuple *t, __u32 now)
 	to.proto = IPPROTO_TCP;
 	begin_flow(f, &to, !is4(&to.dst), now);
 	lead_to(f, r, real, READ_ONCE(rc->gen));
+	hash = tuple_hash(&to);
+	note = note_at(hash, TO_REAL);
+	if (note && READ_ONCE(*note) == new_note(hash, real, f->real_gen))
+		WRITE_ONCE(*note, new_note(hash, real, f->real_gen) | NOTE_ANSWERED);
 	return 1;
 }
 

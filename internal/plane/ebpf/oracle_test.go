@@ -271,7 +271,7 @@ func (o *oracle) ingress(p packet, seen netip.AddrPort) verdict {
 
 // mayWait tells whether a service's SYNs may do without a record.
 func (s *oService) mayWait(e ends) bool {
-	return e.proto == "tcp" && s.Key.Addr.Port() != 0 && !s.Persistence.Enabled
+	return e.proto == "tcp" && s.Key.Addr.Port() != 0 && !s.Persistence.Enabled && !slices.Contains([]string{"lc", "wlc", "twos", "p2c"}, s.Scheduler)
 }
 
 // noteOf is the note of a packet's ends, if it is there yet and its real server is.
@@ -304,6 +304,9 @@ func (o *oracle) answered(p packet, e ends) *oFlow {
 	if r := n.f.real; s == nil || !s.mayWait(e) || r.Forward != model.Masq || r.local {
 		return nil
 	}
+	if o.notes[n.f.to].f == n.f {
+		n.f.answered = true
+	}
 	return &oFlow{to: n.f.to, back: e, real: n.f.real, forward: model.Masq, state: "SYN_RECV", over: true}
 }
 
@@ -329,7 +332,7 @@ func (o *oracle) open(s *oService, e ends, seen netip.AddrPort, how opening) (*o
 	if len(ring) == 0 {
 		return nil, ReasonNoReal
 	}
-	f := &oFlow{to: e, state: map[string]string{"udp": "UDP"}[e.proto], over: how.waits}
+	f := &oFlow{to: e, state: map[string]string{"udp": "UDP"}[e.proto], over: how.waits, answered: how.only && o.notes[e].f.answered}
 	if f.state == "" {
 		f.state = "SYN_RECV"
 	}

@@ -163,6 +163,12 @@ func openRows(dir string) (_ *Retired, err error) {
 		}
 		r.maps[name] = m
 	}
+	switch m, err := ebpf.LoadPinnedMap(filepath.Join(dir, tcMapRecent), nil); {
+	case err == nil:
+		r.maps[tcMapRecent] = m
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("open pinned map %s: %w", tcMapRecent, err)
+	}
 	spec, err := loadTc()
 	if err != nil {
 		return nil, err
@@ -322,7 +328,31 @@ func (r *Retired) Release(taken func(model.ServiceKey) bool) (left int, err erro
 			return left, fmt.Errorf("release the table in %s: %w", r.dir, err)
 		}
 	}
+	if len(let) > 0 {
+		if err := r.forgetRecent(); err != nil {
+			return left, fmt.Errorf("release the table in %s: %w", r.dir, err)
+		}
+	}
 	return left, nil
+}
+
+// forgetRecent has the programs look up services again: what they have found
+// lately is remembered by slot, whether its key is still there or not.
+func (r *Retired) forgetRecent() error {
+	m := r.maps[tcMapRecent]
+	if m == nil { // a version that remembers none
+		return nil
+	}
+	if err := gracePeriod(); err != nil { // of those that had looked before
+		return err
+	}
+	nothing := make([]byte, m.ValueSize())
+	for i := range m.MaxEntries() {
+		if err := m.Put(i, nothing); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Connections counts those that are still open: that were not silent for

@@ -378,3 +378,36 @@ func TestOtherSizes(t *testing.T) {
 		closed(p)
 	}
 }
+
+// A table that is released takes no new connection any more, not even of a service
+// that its programs have found a moment ago.
+func TestReleaseForgetsWhatWasFound(t *testing.T) {
+	requireRoot(t)
+	neighbors(t)
+	p := open(t, testOptions())
+	apply(t, p, addService(model.TCP, vip(0, 80), "rr"), addReal(model.TCP, vip(0, 80), "10.240.0.20:8000", 1))
+	send := func(port int) uint32 {
+		in, err := parsePacket(fmt.Sprintf("tcp 10.1.0.50:%d > 10.1.0.100:80 S", port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, _ := testRun(t, p, "ingress", "outside", in.ip(), 1)
+		return v
+	}
+	for i := range 3 { // by the lane, from the second on
+		if v := send(40000 + i); v != redirected {
+			t.Fatalf("SYN %d: verdict %d, want redirect", i, v)
+		}
+	}
+	r, err := openRows(filepath.Join(p.o.Dir, "maps"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if left, err := r.Release(nil); left != 0 || err != nil {
+		t.Fatalf("%d services left, %v", left, err)
+	}
+	if v := send(41000); v != pass {
+		t.Errorf("a SYN after it: verdict %d, want pass", int32(v))
+	}
+}
