@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -394,6 +395,12 @@ func TestReleaseForgetsWhatWasFound(t *testing.T) {
 		v, _ := testRun(t, p, "ingress", "outside", in.ip(), 1)
 		return v
 	}
+	eventually(t, func() string {
+		if atomic.LoadUint32(&p.t.control.PlainRoutes) == 0 {
+			return "the plane has not listened yet"
+		}
+		return ""
+	})
 	for i := range 3 { // by the lane, from the second on
 		if v := send(40000 + i); v != redirected {
 			t.Fatalf("SYN %d: verdict %d, want redirect", i, v)
