@@ -165,6 +165,12 @@ func (m *ringMaker) settle(table []int, sum int, apart float64) bool {
 	return true
 }
 
+// drawn is the number that the i-th lot draws for a place.
+func (l *lot) drawn(bend *[1024]uint64, place uint64, i int) uint64 {
+	n := (l.name ^ place) * drawTimes >> 32
+	return (n+bend[n>>22])*l.times | uint64(i)
+}
+
 // draw gives the two least numbers that are drawn for a place, with who drew
 // them. It is by itself to have few enough variables for the registers.
 //
@@ -172,9 +178,7 @@ func (m *ringMaker) settle(table []int, sum int, apart float64) bool {
 func draw(lots []lot, bend *[1024]uint64, place uint64) (least, next uint64) {
 	least, next = 1<<64-1, 1<<64-1
 	for i := range lots {
-		l := &lots[i]
-		n := (l.name ^ place) * drawTimes >> 32
-		n = (n+bend[n>>22])*l.times | uint64(i)
+		n := lots[i].drawn(bend, place, i)
 		more := max(least, n)
 		least = min(least, n)
 		next = min(next, more)

@@ -290,6 +290,18 @@ func (s *story) send(hook, dev, text string) string {
 	return answer + " " + readPacket(out, false).String() + "\n" + hexLines(out)
 }
 
+// sendOne puts a packet from outside through the ingress program; its text is a
+// format. It gives the verdict.
+func sendOne(t *testing.T, p *Plane, format string, args ...any) uint32 {
+	t.Helper()
+	in, err := parsePacket(fmt.Sprintf(format, args...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, _ := testRun(t, p, "ingress", "outside", in.ip(), 1)
+	return v
+}
+
 // ethernet is the header before an IP packet.
 func ethernet(to net.HardwareAddr, ip []byte) []byte {
 	typ := []byte{0x08, 0x00}

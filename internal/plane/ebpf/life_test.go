@@ -30,12 +30,7 @@ func TestFullTable(t *testing.T) {
 	p := open(t, o)
 	apply(t, p, addService(model.UDP, vip(0, 53), "rr"), addReal(model.UDP, vip(0, 53), udpReal, 1))
 	send := func(port int) uint32 {
-		in, err := parsePacket(fmt.Sprintf("udp 10.1.0.50:%d > 10.1.0.100:53 len=5", port))
-		if err != nil {
-			t.Fatal(err)
-		}
-		v, _ := testRun(t, p, "ingress", "outside", in.ip(), 1)
-		return v
+		return sendOne(t, p, "udp 10.1.0.50:%d > 10.1.0.100:53 len=5", port)
 	}
 	for i := range 16 {
 		if v := send(40000 + i); v != 7 {
@@ -112,12 +107,7 @@ func TestFlood(t *testing.T) {
 	before := gather(t, 100, to)
 	next := uint32(0)
 	send := func(n uint32, flags string) uint32 {
-		in, err := parsePacket(fmt.Sprintf("tcp 10.%d.%d.%d:%d > 10.1.0.100:80 %s", 60+n>>16&63, n>>8&255, n&255, 1024+n%60000, flags))
-		if err != nil {
-			t.Fatal(err)
-		}
-		v, _ := testRun(t, p, "ingress", "outside", in.ip(), 1)
-		return v
+		return sendOne(t, p, "tcp 10.%d.%d.%d:%d > 10.1.0.100:80 %s", 60+n>>16&63, n>>8&255, n&255, 1024+n%60000, flags)
 	}
 	flood := func(n int) (refused int) {
 		for range n {
@@ -193,12 +183,7 @@ func TestWaitingEnds(t *testing.T) {
 	p := open(t, o)
 	apply(t, p, addService(model.TCP, vip(0, 80), "rr"), addReal(model.TCP, vip(0, 80), "10.240.0.20:8000", 1))
 	send := func(port int, flags string) uint32 {
-		in, err := parsePacket(fmt.Sprintf("tcp 10.1.0.50:%d > 10.1.0.100:80 %s", port, flags))
-		if err != nil {
-			t.Fatal(err)
-		}
-		v, _ := testRun(t, p, "ingress", "outside", in.ip(), 1)
-		return v
+		return sendOne(t, p, "tcp 10.1.0.50:%d > 10.1.0.100:80 %s", port, flags)
 	}
 	for i := range 20 {
 		send(40000+i, "S")
@@ -243,11 +228,7 @@ func TestExpiry(t *testing.T) {
 		addService(model.UDP, vip(0, 53), "rr"), addReal(model.UDP, vip(0, 53), udpReal, 1))
 	for i := range 100 {
 		for _, s := range []string{"tcp 10.1.0.50:%d > 10.1.0.100:80 S", "udp 10.1.0.50:%d > 10.1.0.100:53"} {
-			in, err := parsePacket(fmt.Sprintf(s, 40000+i))
-			if err != nil {
-				t.Fatal(err)
-			}
-			testRun(t, p, "ingress", "outside", in.ip(), 1)
+			sendOne(t, p, s, 40000+i)
 		}
 	}
 	eventually(t, func() string {
@@ -275,9 +256,7 @@ func TestCollision(t *testing.T) {
 	apply(t, p, addService(model.UDP, vip(0, 53), "rr"), addReal(model.UDP, vip(0, 53), udpReal, 1),
 		addService(model.UDP, vip(1, 53), "rr"), addReal(model.UDP, vip(1, 53), udpReal, 1))
 	send := func(to int) uint32 {
-		in, _ := parsePacket(fmt.Sprintf("udp 10.1.0.50:40000 > 10.1.0.%d:53", to))
-		v, _ := testRun(t, p, "ingress", "outside", in.ip(), 1)
-		return v
+		return sendOne(t, p, "udp 10.1.0.50:40000 > 10.1.0.%d:53", to)
 	}
 	if v := send(100); v != 7 {
 		t.Fatalf("first: verdict %d", v)

@@ -388,12 +388,7 @@ func TestReleaseForgetsWhatWasFound(t *testing.T) {
 	p := open(t, testOptions())
 	apply(t, p, addService(model.TCP, vip(0, 80), "rr"), addReal(model.TCP, vip(0, 80), "10.240.0.20:8000", 1))
 	send := func(port int) uint32 {
-		in, err := parsePacket(fmt.Sprintf("tcp 10.1.0.50:%d > 10.1.0.100:80 S", port))
-		if err != nil {
-			t.Fatal(err)
-		}
-		v, _ := testRun(t, p, "ingress", "outside", in.ip(), 1)
-		return v
+		return sendOne(t, p, "tcp 10.1.0.50:%d > 10.1.0.100:80 S", port)
 	}
 	eventually(t, func() string {
 		if atomic.LoadUint32(&p.t.control.PlainRoutes) == 0 {

@@ -108,9 +108,7 @@ func drawLeft(lots []lot, bend *[1024]uint64, place, left uint64) (least, next u
 	for left != 0 {
 		i := bits.TrailingZeros64(left)
 		left &= left - 1
-		l := &lots[i]
-		n := (l.name ^ place) * drawTimes >> 32
-		n = (n+bend[n>>22])*l.times | uint64(i)
+		n := lots[i].drawn(bend, place, i)
 		more := max(least, n)
 		least = min(least, n)
 		next = min(next, more)

@@ -2,7 +2,6 @@ package ebpf
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -165,11 +164,7 @@ func TestClientOnTheDirectorInAFullTable(t *testing.T) {
 	answering(t, rack0, netip.MustParseAddrPort("10.240.0.20:8000"))
 	apply(t, p, addService(model.TCP, virtual, "rr"), addReal(model.TCP, virtual, "10.240.0.20:8000", 1))
 	for i := range o.MaxFlows {
-		in, err := parsePacket(fmt.Sprintf("tcp 10.1.0.50:%d > 10.1.0.100:80 S", 40000+i))
-		if err != nil {
-			t.Fatal(err)
-		}
-		testRun(t, p, "ingress", "outside", in.ip(), 1)
+		sendOne(t, p, "tcp 10.1.0.50:%d > 10.1.0.100:80 S", 40000+i)
 	}
 	for range 2 * o.MaxFlows {
 		_, c := askOnce(t, "tcp", virtual)
